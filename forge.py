@@ -1,0 +1,3866 @@
+"""forge: a git forge in one file, for one small server and people who love Nix.
+
+The way of a push
+-----------------
+1. ``git push`` → the repo's ``hooks/post-receive`` posts the lines git gave it to ``/hooks/post-receive``.
+2. ``Engine.submit`` reads the refs from the repo (what the hook said is only a hint), and ``notice`` (pure) turns
+   what is new into events: ``job.queued`` for a head, ``base.moved`` plus a post-merge job for base.
+3. ``Engine.dispatch`` gives free places to pending jobs, oldest first. ``Engine.launch`` makes the candidate (the merge
+   commit that would become base), brings a checkout to it, and starts the supervisor, a few lines of sh that outlive us.
+4. The watcher thread sees the supervisor end (pidfd), and ``Engine.finish`` writes ``job.finished``.
+5. ``Engine.step`` asks ``decide`` (pure) what follows: ``Merge`` moves base and removes the branch in one ref transaction,
+   ``Queue`` tests the head again on the base that is there now. Moved base starts again at 2, as a post-merge job.
+
+A hook can be lost; the same ``submit`` therefore runs for every repo at start and every ``SCAN_SECONDS``.
+
+The data directory
+------------------
+::
+
+    repos/<name>.git            bare repos, the only truth about refs
+    jobs.jsonl merges.jsonl     the journal: append-only, one JSON object a line; seq counts over both
+    logs/<repo>/<id>.log        a job's bytes as it wrote them
+    work/<repo>/<n>/tree        a checkout with a .git of its own; beside it its index, which no job sees
+    home/<repo>/<kind>          HOME of the jobs
+    running/<id>/               what a supervisor keeps: pid, command, exit
+    incoming/                   what hooks could not deliver
+    trash/                      what is being removed
+    bin/forge                   the command, for hooks and jobs
+    token hook-token hook-header address sessions.json session-key lock
+
+Events
+------
+``jobs.jsonl``:   repo.found repo.gone base.moved branch.gone job.queued job.started job.stopping job.finished
+``merges.jsonl``: merge.asked, merge.begun → merged | merge.abandoned, branch.deleting → branch.deleted | branch.kept
+
+An effect on refs is written as an intent (begun, deleting), done, and written as an outcome. After a crash
+``Engine.recover`` compares each open intent with git.
+
+Threads and the lock
+--------------------
+One lock, ``Engine.lock`` (a Condition), guards the ledger (journal, state, indexes), the table of running jobs and the
+turns. It is held for memory and the journal's one write, never for git, a checkout or a process. What needs a quiet
+repo (reading refs and acting on them) takes the repo's turn; turns are marked under the lock and held without it.
+
+==========  =========================================================================================
+watcher     one; waits on the pidfds of the jobs, measures and stops them, starts a scan when due
+workers     ``WORKERS``; take repos from ``Engine.todo`` and step them
+launchers   one for each job that is being started; gone when its process runs
+janitor     one; empties ``trash/``
+web         waitress's; they submit, ask, and read
+==========  =========================================================================================
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import platform
+import re
+import secrets
+import select
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import unicodedata
+import zlib
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime, timezone
+from functools import partial
+from heapq import merge as merge_sorted
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode, urlsplit
+
+import bottle
+import psutil
+
+__version__ = "0.1.0"
+
+###############################################################################
+# config: every setting is parsed and checked once
+###############################################################################
+
+
+class WrongSetting(ValueError):
+    """A setting that cannot be used; the message names the variable."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings, as README.md lists them. Sizes are bytes, durations seconds."""
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 3030
+    url: str | None = None
+    password_file: Path | None = None
+    password: str | None = None
+    max_jobs: int = 1
+    job_timeout: int = 3600
+    log_limit: int = 1 << 30
+    job_memory: int | None = None
+    job_processes: int | None = None
+    secrets_dir: Path | None = None
+    private: bool = False
+
+    @property
+    def repos(self) -> Path:
+        return self.data_dir / "repos"
+
+    def repo(self, name: str) -> Path:
+        """Where the bare repo `name` lies."""
+        return self.repos / f"{name}.git"
+
+    def log(self, repo: str, job_id: int) -> Path:
+        """Where the log of a job lies."""
+        return self.data_dir / "logs" / repo / f"{job_id}.log"
+
+    def listen_url(self, port: int | None = None) -> str:
+        """The address of the server for who is on this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{port or self.port}"
+
+
+def load_config(environ: Mapping[str, str]) -> Config:
+    """Read the ``FORGE_*`` variables. Raises WrongSetting with one line that names the variable."""
+
+    def number(name: str, default: int | None, least: int = 1, most: int = 1 << 62) -> int | None:
+        text = environ.get(name, "").strip()
+        if not text:
+            return default
+        if not re.fullmatch(r"[0-9]{1,19}", text) or not least <= int(text) <= most:
+            upper = f" to {most}" if most < 1 << 62 else " or more"
+            raise WrongSetting(f"{name} is {text!r}, but must be a whole number, {least}{upper}")
+        return int(text)
+
+    def path(name: str) -> Path | None:
+        text = environ.get(name, "")
+        return Path(text).absolute() if text else None
+
+    def choice(name: str, default: str, known: tuple[str, ...]) -> str:
+        text = environ.get(name, "") or default
+        if text not in known:
+            raise WrongSetting(f"{name} is {text!r}, but must be one of {', '.join(known)}")
+        return text
+
+    url = environ.get("FORGE_URL", "").rstrip("/") or None
+    if url is not None and not is_http_url(url):
+        raise WrongSetting(f"FORGE_URL is {url!r}, but must look like https://forge.example.org")
+    password_file = path("FORGE_MERGE_PASSWORD_FILE")
+    credentials = path("CREDENTIALS_DIRECTORY")
+    if password_file is None and credentials and (credentials / "merge-password").exists():
+        password_file = credentials / "merge-password"
+    sandbox = choice("FORGE_SANDBOX", "auto", ("auto", "none", "bwrap"))
+    if sandbox == "bwrap":
+        raise WrongSetting("FORGE_SANDBOX is 'bwrap', but this version has no sandbox yet: say 'auto' or 'none'")
+    data_dir = environ.get("FORGE_DATA_DIR") or "/var/lib/forge"
+    if "\n" in data_dir:
+        raise WrongSetting("FORGE_DATA_DIR must not contain a line break")
+    return Config(
+        data_dir=Path(os.path.realpath(data_dir)),
+        host=environ.get("FORGE_HOST") or "127.0.0.1",
+        port=number("FORGE_PORT", 3030, 0, 65535) or 0,
+        url=url,
+        password_file=password_file,
+        password=environ.get("FORGE_MERGE_PASSWORD") or None,
+        max_jobs=number("FORGE_MAX_JOBS", os.cpu_count() or 1, 1, 1000) or 1,
+        job_timeout=number("FORGE_JOB_TIMEOUT", 3600) or 3600,
+        log_limit=number("FORGE_LOG_LIMIT", 1 << 30) or 1 << 30,
+        job_memory=number("FORGE_JOB_MEMORY", None),
+        job_processes=number("FORGE_JOB_PROCESSES", None),
+        secrets_dir=path("FORGE_SECRETS_DIR"),
+        private=choice("FORGE_PRIVATE", "0", ("0", "1")) == "1",
+    )
+
+
+def is_http_url(text: str) -> bool:
+    """Whether `text` is an http(s) URL with a host and nothing after the path."""
+    try:
+        parts = urlsplit(text)
+        return bool(parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment)
+    except ValueError:
+        return False
+
+
+###############################################################################
+# values: the domain, and the two exceptions
+###############################################################################
+
+PRE, POST = "pre-merge", "post-merge"
+LIVE = ("pending", "running")
+FINAL = ("passed", "failed", "canceled", "timeout", "superseded", "skipped")
+REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+OBJECT_ID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+
+
+class Refused(Exception):
+    """The user's fault: an HTTP status and one sentence that names the thing and says what to do."""
+
+    def __init__(self, status: int, text: str, **extra: Any):
+        super().__init__(text)
+        self.status, self.text, self.extra = status, text, extra
+
+
+class GitError(Exception):
+    """Git's fault (or its repo's): what was run and the last thing git said."""
+
+    def __init__(self, args: tuple[str, ...], code: int, stderr: str):
+        lines = [line for line in stderr.splitlines() if line.strip()]
+        said = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1] if lines else "nothing")
+        super().__init__(f"git {args[0]} ended with {code}: {said}")
+        self.code, self.stderr = code, stderr
+
+
+@dataclass
+class Job:
+    """One run of pre-merge or post-merge, as the journal keeps it. Times are RFC 3339 in UTC, `duration` is seconds."""
+
+    id: int
+    repo: str
+    branch: str
+    kind: str
+    commit: str
+    heads: list[dict[str, str]]
+    created_at: str
+    status: str = "pending"
+    cause: str = "push"  # push, retest (base moved), rerun (interrupted), retry
+    command: str | None = None
+    base: str | None = None
+    tested: str | None = None
+    tree: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    duration: float | None = None
+    exit_code: int | None = None
+    reason: str | None = None
+    retry_of: int | None = None
+    reused_from: int | None = None
+    digest: Any = None
+    log_size: int | None = None
+    checkout: int | None = None
+    timeout: int | None = None
+    stopping: list[str] | None = None  # [status, reason] once it has been told to stop
+
+    @property
+    def live(self) -> bool:
+        return self.status in LIVE
+
+    @property
+    def stoppable(self) -> bool:
+        return self.live and not self.stopping
+
+    @property
+    def interrupted(self) -> bool:
+        return self.status == "failed" and (self.reason or "").startswith("interrupted")
+
+
+JOB_FIELDS = tuple(f.name for f in fields(Job))
+
+
+def job_of(record: Mapping[str, Any]) -> Job:
+    """The job in a journal record; what this version does not know is left out."""
+    return Job(**{name: record[name] for name in JOB_FIELDS if name in record})
+
+
+@dataclass
+class Branch:
+    """What is known of a branch beside base: the head that has a job, that job, and whether a merge was asked for."""
+
+    head: str
+    job: int | None = None
+    asked: str | None = None  # "auto" (-o merge) or "manual", for this head
+
+
+@dataclass
+class Repo:
+    """What is known of a repo: `tip` is the commit of base that post-merge has been told of."""
+
+    base: str | None = None
+    tip: str | None = None
+    branches: dict[str, Branch] = field(default_factory=dict)
+
+
+class Refs(NamedTuple):
+    """The branches of a repo at one moment. `ahead` names those that have commits base lacks."""
+
+    base: str | None  # what HEAD names, whether it exists or not
+    heads: dict[str, str]
+    ahead: frozenset[str] = frozenset()
+
+    @property
+    def tip(self) -> str | None:
+        return self.heads.get(self.base) if self.base is not None else None
+
+
+class Update(NamedTuple):
+    """A line that git gives its hooks."""
+
+    old: str
+    new: str
+    ref: str
+
+    @property
+    def branch(self) -> str | None:
+        return self.ref[11:] if self.ref.startswith("refs/heads/") else None
+
+
+class Push(NamedTuple):
+    """What a hook says of a push. `at` is when it was said, RFC 3339."""
+
+    updates: tuple[Update, ...] = ()
+    options: tuple[str, ...] = ()
+    at: str = ""
+
+
+class CommitFacts(NamedTuple):
+    """What a commit says of itself."""
+
+    subject: str
+    body: str
+    author: str
+    authored_at: str
+    auto_merge: bool
+
+
+class Merged(NamedTuple):
+    """What git makes of base and a head: the tree, the paths in conflict, or why there is no merge at all."""
+
+    tree: str | None
+    conflicts: tuple[str, ...] = ()
+    unrelated: bool = False
+
+    @property
+    def clean(self) -> bool:
+        return not self.conflicts and not self.unrelated
+
+
+def is_null(object_id: str) -> bool:
+    """Whether git means "there is none" by this id."""
+    return not object_id.strip("0")
+
+
+def is_repo_name(name: object) -> bool:
+    """The rule for repo names of README.md."""
+    return isinstance(name, str) and bool(REPO_NAME.fullmatch(name)) and not name.endswith((".git", ".lock"))
+
+
+def why_name_refused(ref: str) -> str | None:
+    """Why a pushed ref is not accepted, or None. `ref` may hold surrogates where it is no UTF-8.
+
+    hooks/pre-receive judges ASCII names by the same rules, without us.
+    """
+    if not ref.startswith(("refs/heads/", "refs/tags/")):
+        return "only branches (refs/heads/) and tags (refs/tags/) can be pushed"
+    name = ref.split("/", 2)[2]
+    try:
+        size = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "the name is not valid UTF-8"
+    if size > 200:
+        return f"the name has {size} bytes, at most 200 are allowed"
+    if name.startswith("-"):
+        return "the name begins with '-'"
+    if name in ("HEAD", "@"):
+        return f"{name} means something else to git"
+    if OBJECT_ID.fullmatch(name.lower()):
+        return "the name looks like an object id"
+    if any(unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") for char in name):
+        return "the name has a control, format or line-separator character"
+    return None
+
+
+def now() -> str:
+    """The time as the journal writes it: RFC 3339, UTC, milliseconds."""
+    return at_time(time.time())
+
+
+def at_time(seconds: float) -> str:
+    """A time in seconds since the epoch, as the journal writes it."""
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def log(text: str) -> None:
+    """One line in the server's log, which is its standard error."""
+    print(f"forge: {text}", file=sys.stderr, flush=True)
+
+
+###############################################################################
+# journal: two append-only files, and where in them the old jobs are
+###############################################################################
+
+Event = tuple[str, dict[str, Any]]
+MERGE_EVENTS = frozenset(
+    ("merge.asked", "merge.begun", "merged", "merge.abandoned", "branch.deleting", "branch.deleted", "branch.kept")
+)
+
+
+class Journal:
+    """jobs.jsonl and merges.jsonl. A record is one line, written with one write and fsynced before `append` returns."""
+
+    def __init__(self, directory: Path):
+        self.seq = 0
+        self.files: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}
+        for name in ("jobs", "merges"):
+            path = directory / f"{name}.jsonl"
+            self.files[name] = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self.sizes[name] = self._cut_torn_tail(path, self.files[name])
+
+    @staticmethod
+    def _cut_torn_tail(path: Path, file: int) -> int:
+        """Move what follows the last line break (a write that a power cut tore) to a file beside, and say so."""
+        size = end = os.fstat(file).st_size
+        tail = b""
+        while end and b"\n" not in tail:
+            start = max(0, end - 65536)
+            tail = os.pread(file, end - start, start) + tail
+            end = start
+        torn = tail[tail.rfind(b"\n") + 1 :]
+        if torn:
+            beside = path.with_name(f"{path.name}.torn-{int(time.time())}")
+            beside.write_bytes(torn)
+            os.ftruncate(file, size - len(torn))
+            os.fsync(file)
+            log(f"{path} ended within a line; these {len(torn)} bytes are now in {beside}")
+        return size - len(torn)
+
+    def replay(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        """Yield (file, place, record) of both files in the order of `seq`. A line that is no record is told and passed over."""
+        for record, name, place in merge_sorted(*map(self._lines, self.files), key=lambda item: item[0]["seq"]):
+            self.seq = max(self.seq, record["seq"])
+            yield name, place, record
+
+    def _lines(self, name: str) -> Iterator[tuple[dict[str, Any], str, int]]:
+        with open(os.dup(self.files[name]), "rb") as stream:
+            stream.seek(0)
+            place = 0
+            for number, line in enumerate(stream, 1):
+                try:
+                    record = json.loads(line)
+                    if not isinstance(record["seq"], int) or not isinstance(record["event"], str):
+                        raise ValueError("seq or event is odd")
+                    yield record, name, place
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                    log(f"{name}.jsonl, line {number} is no record and is passed over ({error})")
+                place += len(line)
+
+    def append(self, events: Iterable[Event]) -> list[tuple[str, int, dict[str, Any]]]:
+        """Write the events, all or none. Returns what `replay` would. Raises OSError when the disk does not take them."""
+        written: list[tuple[str, int, dict[str, Any]]] = []
+        lines: dict[str, bytes] = {"jobs": b"", "merges": b""}
+        at = now()
+        for number, (event, values) in enumerate(events, self.seq + 1):
+            record = {"seq": number, "at": at, "event": event, **values}
+            name = "merges" if event in MERGE_EVENTS else "jobs"
+            written.append((name, self.sizes[name] + len(lines[name]), record))
+            lines[name] += json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        try:
+            for name, text in lines.items():
+                if text and os.write(self.files[name], text) != len(text):
+                    raise OSError(28, f"no room left for a whole record in {name}.jsonl")
+            for name, text in lines.items():
+                if text:
+                    os.fsync(self.files[name])
+        except OSError:
+            for name, size in self.sizes.items():
+                os.ftruncate(self.files[name], size)
+            raise
+        for name, text in lines.items():
+            self.sizes[name] += len(text)
+        self.seq += len(written)
+        return written
+
+    def read(self, name: str, place: int) -> dict[str, Any]:
+        """The record that begins at byte `place`."""
+        line, step = b"", 4096
+        while not line.endswith(b"\n"):
+            chunk = os.pread(self.files[name], step, place + len(line))
+            if not chunk:
+                break
+            line, _, rest = (line + chunk).partition(b"\n")
+            line += b"\n" if rest or chunk.endswith(b"\n") else b""
+            step *= 4
+        record: dict[str, Any] = json.loads(line)
+        return record
+
+    def close(self) -> None:
+        for file in self.files.values():
+            os.close(file)
+
+
+class JobIndex:
+    """Where each finished job stands in jobs.jsonl, by id, with what the filters of /jobs ask for.
+
+    Columns instead of objects: 100,000 jobs take 2 MB. It holds nothing that is not in the journal.
+    """
+
+    def __init__(self) -> None:
+        self.places = array("q", [-1])
+        self.branches = array("I", [0])  # crc32 of "repo NUL branch": a hint, the record is compared as well
+        self.kinds = array("H", [0])  # the number of (repo, kind, status)
+        self.numbers: dict[tuple[str, str, str], int] = {}
+
+    def add(self, record: Mapping[str, Any], place: int) -> None:
+        missing = record["id"] - len(self.places) + 1
+        if missing > 0:
+            self.places.extend([-1] * missing)
+            self.branches.extend([0] * missing)
+            self.kinds.extend([0] * missing)
+        key = (record["repo"], record["kind"], record["status"])
+        self.places[record["id"]] = place
+        self.branches[record["id"]] = branch_hash(record["repo"], record["branch"])
+        self.kinds[record["id"]] = self.numbers.setdefault(key, len(self.numbers) + 1)
+
+    def place(self, job_id: int) -> int | None:
+        """The place of a finished job's record, or None."""
+        return self.places[job_id] if 0 < job_id < len(self.places) and self.places[job_id] >= 0 else None
+
+    def search(self, before: int, repo: str | None, branch: str | None, kind: str | None, status: str | None) -> Iterator[int]:
+        """Ids of finished jobs below `before` that fit, newest first."""
+        wanted = {
+            number
+            for (its_repo, its_kind, its_status), number in self.numbers.items()
+            if repo in (None, its_repo) and kind in (None, its_kind) and status in (None, its_status)
+        }
+        hashes = None if branch is None else {branch_hash(key[0], branch) for key in self.numbers}
+        for job_id in range(min(before, len(self.places)) - 1, 0, -1):
+            if self.kinds[job_id] in wanted and (hashes is None or self.branches[job_id] in hashes):
+                yield job_id
+
+
+class MergeIndex:
+    """Where each repo's finished merges stand in merges.jsonl, oldest first."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, array[int]] = {}
+        self.branches: dict[str, array[int]] = {}
+
+    def add(self, record: Mapping[str, Any], place: int) -> None:
+        self.places.setdefault(record["repo"], array("q")).append(place)
+        self.branches.setdefault(record["repo"], array("I")).append(branch_hash(record["repo"], record["branch"]))
+
+    def newest(self, repo: str, branch: str | None = None) -> Iterator[int]:
+        """Places of the merges of a repo (of a branch), newest first."""
+        wanted = None if branch is None else branch_hash(repo, branch)
+        hashes = self.branches.get(repo, ())
+        for number, place in enumerate(reversed(self.places.get(repo, ())), 1):
+            if wanted is None or hashes[-number] == wanted:
+                yield place
+
+
+def branch_hash(repo: str, branch: str) -> int:
+    """A number for a branch of a repo, for columns."""
+    return zlib.crc32(f"{repo}\0{branch}".encode("utf-8", "surrogateescape"))
+
+
+###############################################################################
+# state: fold an event into what is known (pure)
+###############################################################################
+
+
+@dataclass
+class State:
+    """What the journal says, as far as it is of use now: no finished job but the newest of each open branch."""
+
+    last_job: int = 0
+    repos: dict[str, Repo] = field(default_factory=dict)
+    jobs: dict[int, Job] = field(default_factory=dict)
+    intents: dict[int, dict[str, Any]] = field(default_factory=dict)  # by seq: begun, and not yet done or given up
+
+    def live_jobs(self, repo: str | None = None) -> list[Job]:
+        """Pending and running jobs, oldest first."""
+        return [job for _, job in sorted(self.jobs.items()) if job.live and repo in (None, job.repo)]
+
+
+def fold(state: State, record: Mapping[str, Any]) -> None:
+    """Bring `state` up to date with one record of the journal. Events of a newer version change nothing."""
+    handler = FOLDS.get(record["event"])
+    if handler:
+        handler(state, record)
+
+
+def _fold_repo_found(state: State, record: Mapping[str, Any]) -> None:
+    state.repos[record["repo"]] = Repo(record["base"], record["tip"])
+
+
+def _fold_repo_gone(state: State, record: Mapping[str, Any]) -> None:
+    state.repos.pop(record["repo"], None)
+    state.jobs = {key: job for key, job in state.jobs.items() if job.live or job.repo != record["repo"]}
+
+
+def _fold_base_moved(state: State, record: Mapping[str, Any]) -> None:
+    repo = state.repos.setdefault(record["repo"], Repo())
+    repo.base, repo.tip = record["branch"], record["new"]
+    _forget_branch(state, record["repo"], record["branch"])
+
+
+def _fold_branch_gone(state: State, record: Mapping[str, Any]) -> None:
+    _forget_branch(state, record["repo"], record["branch"])
+
+
+def _fold_job_queued(state: State, record: Mapping[str, Any]) -> None:
+    job = job_of(record)
+    state.jobs[job.id] = job
+    state.last_job = max(state.last_job, job.id)
+    if job.kind == PRE:
+        repo = state.repos.setdefault(job.repo, Repo())
+        known = repo.branches.get(job.branch)
+        asked = known.asked if known and known.head == job.commit else None
+        _forget_branch(state, job.repo, job.branch)
+        repo.branches[job.branch] = Branch(job.commit, job.id, asked)
+
+
+def _fold_job_changed(state: State, record: Mapping[str, Any]) -> None:
+    job = state.jobs.get(record["id"])
+    if job:
+        for name in JOB_FIELDS:
+            if name in record:
+                setattr(job, name, record[name])
+        if record["event"] == "job.started":
+            job.status = "running"
+        if not job.live and not _is_newest(state, job):
+            del state.jobs[job.id]
+
+
+def _fold_job_stopping(state: State, record: Mapping[str, Any]) -> None:
+    job = state.jobs.get(record["id"])
+    if job and not job.stopping:
+        job.stopping = [record["status"], record["reason"]]
+
+
+def _fold_merge_asked(state: State, record: Mapping[str, Any]) -> None:
+    repo = state.repos.setdefault(record["repo"], Repo())
+    branch = repo.branches.get(record["branch"])
+    if branch and branch.head == record["head"]:
+        branch.asked = record["how"]
+
+
+def _fold_intent(state: State, record: Mapping[str, Any]) -> None:
+    state.intents[record["seq"]] = dict(record)
+
+
+def _fold_outcome(state: State, record: Mapping[str, Any]) -> None:
+    intent = state.intents.get(record["begun"], {})
+    if record["event"] in ("merged", "branch.deleted"):
+        _forget_branch(state, record["repo"], record["branch"])
+    if record["event"] == "merged":
+        intent["merges"] = [merge for merge in intent.get("merges", []) if merge["branch"] != record["branch"]]
+    if not intent.get("merges") or record["event"] == "merge.abandoned":
+        state.intents.pop(record["begun"], None)
+
+
+def _is_newest(state: State, job: Job) -> bool:
+    repo = state.repos.get(job.repo)
+    branch = repo.branches.get(job.branch) if repo else None
+    return bool(branch and branch.job == job.id)
+
+
+def _forget_branch(state: State, repo: str, name: str) -> None:
+    branch = state.repos[repo].branches.pop(name, None) if repo in state.repos else None
+    job = state.jobs.get(branch.job) if branch and branch.job else None
+    if job and not job.live:
+        del state.jobs[job.id]
+
+
+FOLDS: dict[str, Callable[[State, Mapping[str, Any]], None]] = {
+    "repo.found": _fold_repo_found,
+    "repo.gone": _fold_repo_gone,
+    "base.moved": _fold_base_moved,
+    "branch.gone": _fold_branch_gone,
+    "job.queued": _fold_job_queued,
+    "job.started": _fold_job_changed,
+    "job.stopping": _fold_job_stopping,
+    "job.finished": _fold_job_changed,
+    "merge.asked": _fold_merge_asked,
+    "merge.begun": _fold_intent,
+    "merged": _fold_outcome,
+    "merge.abandoned": _fold_outcome,
+    "branch.deleting": _fold_intent,
+    "branch.deleted": _fold_outcome,
+    "branch.kept": _fold_outcome,
+}
+
+
+class Ledger:
+    """The journal with the state and the indexes that follow from it. Whoever calls it holds the engine's lock."""
+
+    def __init__(self, directory: Path):
+        self.journal = Journal(directory)
+        self.state = State()
+        self.finished = JobIndex()
+        self.merges = MergeIndex()
+        self.read_lately: OrderedDict[int, Job] = OrderedDict()
+        for name, place, record in self.journal.replay():
+            self._take(name, place, record)
+
+    def record(self, *events: Event) -> list[dict[str, Any]]:
+        """Write events to the journal and fold them. Raises OSError, and then nothing has changed."""
+        taken = self.journal.append(events)
+        for name, place, record in taken:
+            self._take(name, place, record)
+        return [record for _, _, record in taken]
+
+    def _take(self, name: str, place: int, record: dict[str, Any]) -> None:
+        try:
+            fold(self.state, record)
+            if record["event"] == "job.finished":
+                self.finished.add(record, place)
+            elif record["event"] == "merged":
+                self.merges.add(record, place)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            log(f"{name}.jsonl, record {record['seq']} ({record['event']}) is not understood: {error!r}")
+
+    def job(self, job_id: int) -> Job | None:
+        """A job by its id, live or finished."""
+        job = self.state.jobs.get(job_id) or self.read_lately.get(job_id)
+        place = self.finished.place(job_id)
+        if job or place is None:
+            return job
+        job = self.read_lately[job_id] = job_of(self.journal.read("jobs", place))
+        if len(self.read_lately) > 1000:
+            self.read_lately.popitem(last=False)
+        return job
+
+    def search(
+        self,
+        limit: int,
+        before: int | None = None,
+        repo: str | None = None,
+        branch: str | None = None,
+        kind: str | None = None,
+        status: str | None = None,
+    ) -> list[Job]:
+        """At most `limit` jobs that fit, newest first; only ids below `before`."""
+        before = before if before is not None else self.state.last_job + 1
+        live = [job for job in reversed(self.state.live_jobs(repo)) if job.id < before]
+        ids = merge_sorted((job.id for job in live), self.finished.search(before, repo, branch, kind, status), reverse=True)
+        found: list[Job] = []
+        for job_id in ids:
+            job = self.job(job_id)
+            if job and branch in (None, job.branch) and kind in (None, job.kind) and status in (None, job.status):
+                found.append(job)
+                if len(found) >= limit:
+                    break
+        return found
+
+    def merges_of(self, repo: str, branch: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """The newest merges of a repo (of one branch of it), newest first, as the journal has them."""
+        found: list[dict[str, Any]] = []
+        for place in self.merges.newest(repo, branch):
+            if len(found) >= limit:
+                break
+            record = self.journal.read("merges", place)
+            if branch in (None, record["branch"]):
+                found.append(record)
+        return found
+
+
+###############################################################################
+# git: one function that runs it, small verbs on top
+###############################################################################
+
+# Neither what a push brought, nor the machine's or a user's configuration decides what our git runs.
+GIT_ENVIRONMENT = {
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_SYSTEM": os.devnull,
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_AUTHOR_NAME": "forge",
+    "GIT_AUTHOR_EMAIL": "forge@localhost",
+    "GIT_COMMITTER_NAME": "forge",
+    "GIT_COMMITTER_EMAIL": "forge@localhost",
+    "LC_ALL": "C",
+    "HOME": "/nonexistent",
+}
+GIT_SETTINGS = {
+    "core.hooksPath": os.devnull,
+    "core.fsmonitor": "false",
+    "core.attributesFile": os.devnull,
+    "submodule.recurse": "false",
+    "gc.auto": "0",
+    "i18n.logOutputEncoding": "UTF-8",
+}
+for _number, (_key, _value) in enumerate(GIT_SETTINGS.items()):
+    GIT_ENVIRONMENT |= {f"GIT_CONFIG_KEY_{_number}": _key, f"GIT_CONFIG_VALUE_{_number}": _value}
+GIT_ENVIRONMENT["GIT_CONFIG_COUNT"] = str(len(GIT_SETTINGS))
+
+
+def git_process(repo: Path, args: tuple[str, ...], **environ: str) -> subprocess.Popen[bytes]:
+    """Start git in the bare repo `repo`, with pipes. `environ` adds to its environment."""
+    env = {"PATH": os.environ.get("PATH", os.defpath), "GIT_DIR": str(repo), **GIT_ENVIRONMENT, **environ}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(["git", *args], cwd=repo, env=env, stdin=pipe, stdout=pipe, stderr=pipe)
+
+
+def git(repo: Path, *args: str, text: str = "", ok: tuple[int, ...] = (0,), **environ: str) -> str:
+    """Run git in the bare repo `repo` and return its output; bytes that are no UTF-8 become surrogates.
+
+    Raises GitError when it ends with a code that is not in `ok`.
+    """
+    return git_output(git_process(repo, args, **environ), args, text, ok)
+
+
+def git_output(process: subprocess.Popen[bytes], args: tuple[str, ...], text: str = "", ok: tuple[int, ...] = (0,)) -> str:
+    """What a started git prints. Raises GitError as `git` does."""
+    out, err = process.communicate(text.encode("utf-8", "surrogateescape"))
+    if process.returncode not in ok:
+        raise GitError(args, process.returncode, err.decode("utf-8", "replace"))
+    return out.decode("utf-8", "surrogateescape")
+
+
+def why_unusable(repo: Path, name: str) -> str | None:
+    """Why the server cannot work with a repo, with the command that mends it, or None."""
+    try:
+        for part in (repo, repo / "HEAD", repo / "objects", repo / "refs"):
+            facts = os.stat(part)
+            if facts.st_uid != os.geteuid():
+                return (
+                    f"{name} belongs to another user (uid {facts.st_uid}), so git will not work in it; "
+                    f"as root: chown -R {os.geteuid()}:{os.getegid()} {repo}"
+                )
+            if not os.access(part, os.W_OK):
+                return f"the server cannot write to {part}; run: chmod -R u+rwX {repo}"
+    except FileNotFoundError as error:
+        return f"{repo} is not a bare git repository: {error.filename} is missing; restore it, or remove the directory"
+    except OSError as error:
+        return f"{repo} cannot be read: {error.strerror}; run: chmod -R u+rwX {repo}"
+    return None
+
+
+def read_refs(repo: Path) -> Refs:
+    """The branches of a repo, and which of them base does not contain."""
+    listing = ("for-each-ref", "--format=%(objectname) %(HEAD) %(refname)", "refs/heads/")
+    unmerged = ("for-each-ref", "--no-merged=HEAD", "--format=%(objectname) %(HEAD) %(refname)", "refs/heads/")
+    # two at a time: this is what a pusher waits for
+    first, second = git_process(repo, listing), git_process(repo, unmerged)
+    try:
+        heads, base = _parse_heads(git_output(first, listing))
+    finally:
+        ahead_text, _ = second.communicate()
+    if base is None:
+        named = git(repo, "symbolic-ref", "-q", "HEAD", ok=(0, 1)).strip()
+        return Refs(named[11:] if named.startswith("refs/heads/") else None, heads)
+    ahead, _ = _parse_heads(ahead_text.decode("utf-8", "surrogateescape"))
+    # a ref that moved between the two is left for the next look
+    return Refs(base, heads, frozenset(name for name, head in ahead.items() if heads.get(name) == head and name != base))
+
+
+def _parse_heads(text: str) -> tuple[dict[str, str], str | None]:
+    heads, base = {}, None
+    for line in text.split("\n")[:-1]:
+        object_id, _, rest = line.partition(" ")
+        name = rest[2:].removeprefix("refs/heads/")
+        heads[name] = object_id
+        if rest[0] == "*":
+            base = name
+    return heads, base
+
+
+def merge_tree(repo: Path, base: str, head: str) -> Merged:
+    """Merge two commits without a checkout. Raises GitError when git cannot read one of them."""
+    try:
+        out = git(repo, "merge-tree", "--write-tree", "-z", "--name-only", "--no-messages", base, head, ok=(0, 1))
+    except GitError as error:
+        if "unrelated histories" in error.stderr:
+            return Merged(None, unrelated=True)
+        raise
+    tree, *paths = out.rstrip("\0").split("\0")
+    return Merged(tree, tuple(dict.fromkeys(path for path in paths if path)))
+
+
+def commit_tree(repo: Path, tree: str, parents: Iterable[str], message: str) -> str:
+    """Write a commit object and return its id."""
+    named = [word for parent in parents for word in ("-p", parent)]
+    return git(repo, "commit-tree", tree, *named, text=message).strip()
+
+
+def merge_message(branch: str, head: str, job_id: int) -> str:
+    """The message of a merge commit, as README.md promises it."""
+    return f"Forge Merge: {branch}\n\nForge-Branch: {branch}\nForge-Head: {head}\nForge-Job: {job_id}\n"
+
+
+def move_refs(repo: Path, moves: Iterable[tuple[str, str, str]]) -> None:
+    """Move refs in one transaction: (full name, old id, new id); a null `new` removes. One differs: nothing moves, GitError."""
+    commands = ["start"]
+    for ref, old, new in moves:
+        if "\0" in ref or "\n" in ref:
+            raise ValueError(f"{ref!r} is no ref name")
+        commands.append(f"delete {ref}\0{old}" if is_null(new) else f"update {ref}\0{new}\0{old}")
+    commands += ["prepare", "commit"]
+    git(repo, "update-ref", "-z", "--stdin", text="".join(f"{command}\0" for command in commands))
+
+
+def read_commit(repo: Path, commit: str) -> CommitFacts:
+    """What a commit says; a merge trailer counts where git's own %(trailers) sees it: in the last paragraph only."""
+    form = "%an%x00%aI%x00%s%x00%B%x00%(trailers:only=true,unfold=true)"
+    out = git(repo, "log", "-1", "--no-show-signature", f"--format={form}", "--end-of-options", commit)
+    author, authored_at, subject, body, trailers = (out.rstrip("\n").split("\0") + [""] * 5)[:5]
+    return CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers))
+
+
+def asks_for_merge(trailers: str) -> bool:
+    """Whether one of the trailers, a line each, asks for an automatic merge."""
+    for line in trailers.split("\n"):
+        key, _, value = line.partition(":")
+        if key.strip().lower() in ("auto-merge", "forge-auto-merge") and value.strip().lower() in ("yes", "true"):
+            return True
+    return False
+
+
+def tree_of(repo: Path, commit: str) -> str:
+    """The tree of a commit."""
+    return git(repo, "rev-parse", "--verify", "--end-of-options", f"{commit}^{{tree}}").strip()
+
+
+def count_commits(repo: Path, base: str, head: str) -> tuple[str | None, int, int]:
+    """The merge base of two commits, and how many commits `head` has that `base` lacks, and the other way round."""
+    merge_base = git(repo, "merge-base", base, head, ok=(0, 1)).strip() or None
+    behind, ahead = git(repo, "rev-list", "--count", "--left-right", f"{base}...{head}").split()
+    return merge_base, int(ahead), int(behind)
+
+
+def read_diff(repo: Path, base: str, head: str, limit: int) -> tuple[str, bool]:
+    """What `head` changes against `base`, at most `limit` bytes of it, and whether that was cut."""
+    args = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--find-renames", "--submodule=short", base, head, "--")
+    process = git_process(repo, args)
+    assert process.stdin and process.stdout and process.stderr
+    process.stdin.close()
+    with process.stdout as out, process.stderr:
+        found = out.read(limit + 1)
+    process.wait()
+    return found[:limit].decode("utf-8", "replace"), len(found) > limit
+
+
+def repo_settings(repo: Path) -> dict[str, str]:
+    """The ``forge.*`` settings of the repo's own config, keys in small letters."""
+    out = git(repo, "config", "--local", "-z", "--get-regexp", r"^forge\.", ok=(0, 1))
+    return {key.lower(): value for key, _, value in (item.partition("\n") for item in out.split("\0") if item)}
+
+
+# What a repo needs in its config so that pushes reach us; set where it differs.
+REPO_CONFIG = {"core.hooksPath": "hooks", "receive.advertisePushOptions": "true"}
+HOOK_MARK = "# forge's hook"
+
+
+def create_repo(config: Config, name: str, base: str) -> Path:
+    """Make an empty bare repo. Raises Refused when the name is odd or taken."""
+    if not is_repo_name(name):
+        raise Refused(400, f"{name!r} is no name for a repo: letters, digits and ._- only, at most 100, not ending in .git")
+    reason = why_name_refused(f"refs/heads/{base}")
+    path = config.repo(name)
+    if reason:
+        raise Refused(400, f"{base!r} cannot be a branch: {reason}")
+    if path.exists():
+        raise Refused(409, f"there is a repo {name} already, in {path}")
+    config.repos.mkdir(parents=True, exist_ok=True)
+    new = config.repos / f".new-{secrets.token_hex(4)}"
+    try:
+        new.mkdir()
+        git(new, "init", "--quiet", "--bare", "--template=")
+        git(new, "symbolic-ref", "HEAD", f"refs/heads/{base}")
+        complete_repo(new)
+        new.rename(path)
+    except GitError:
+        raise Refused(400, f"{base!r} is no name that git takes for a branch") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return path
+
+
+def complete_repo(repo: Path) -> None:
+    """Give a repo our hooks and config. A hook that was there is kept as ``<hook>.local``, which ours calls."""
+    hooks = repo / "hooks"
+    hooks.mkdir(exist_ok=True)
+    for source in sorted(asset("hooks").iterdir()):
+        ours, target = source.read_bytes(), hooks / source.name
+        theirs = target.read_bytes() if target.exists() else None
+        if theirs == ours and os.access(target, os.X_OK):
+            continue
+        if theirs is not None and HOOK_MARK.encode() not in theirs:
+            target.rename(hooks / f"{source.name}.local")
+        new = hooks / f".{source.name}.new"
+        new.write_bytes(ours)
+        new.chmod(0o755)
+        new.replace(target)
+    present = git(repo, "config", "--local", "-z", "--list", ok=(0, 1)).split("\0")
+    for key, value in REPO_CONFIG.items():
+        if f"{key.lower()}\n{value}" not in present:
+            git(repo, "config", "--local", key, value)
+
+
+def asset(name: str) -> Path:
+    """Where `views` or `hooks` lie: beside this file, or where an installation put them (``share/forge``)."""
+    here = Path(__file__).resolve()
+    for place in (here.parent, *(parent / "share" / "forge" for parent in here.parents)):
+        if (place / name).is_dir():
+            return place / name
+    raise FileNotFoundError(f"the directory {name!r} of forge is missing beside {here}")
+
+
+###############################################################################
+# checkouts: a clean tree for each job, kept for the next
+###############################################################################
+
+
+class Surprise(Exception):
+    """A checkout is in a state that is not worth mending; it is thrown away as a whole."""
+
+
+def prepare_checkout(slot: Path, trash: Path, repo: Path, commit: str) -> Path:
+    """Bring the checkout in `slot` to `commit` and return its tree. Nothing of what a job left there stays.
+
+    The tree is `slot`/tree; the index, by whose stat data git knows what is unchanged, is `slot`/index, where no job
+    reaches it. Git runs with the bare repo's own directory and this index, so nothing a job wrote is read as
+    configuration. Raises GitError or OSError when not even a new checkout can be made.
+    """
+    tree, index = slot / "tree", slot / "index"
+    git_dir = tree / ".git"
+    try:
+        if not index.exists():
+            raise Surprise("there is no checkout yet")
+        discard(git_dir, trash)
+        sweep_tree(tree, tracked_paths(repo, index), trash)
+        read_tree(repo, tree, index, commit)
+    except (Surprise, GitError, OSError):
+        discard(slot, trash)
+        tree.mkdir(parents=True)
+        read_tree(repo, tree, index, commit)
+    write_git_dir(git_dir, repo, commit, index)
+    return tree
+
+
+def read_tree(repo: Path, tree: Path, index: Path, commit: str) -> None:
+    """Make the files in `tree` those of `commit`, rewriting only what differs from `index`."""
+    git(repo, "read-tree", "-u", "--reset", commit, GIT_WORK_TREE=str(tree), GIT_INDEX_FILE=str(index))
+
+
+def tracked_paths(repo: Path, index: Path) -> set[str]:
+    """The paths in an index."""
+    return set(git(repo, "ls-files", "-z", GIT_INDEX_FILE=str(index)).split("\0")[:-1])
+
+
+def sweep_tree(tree: Path, tracked: set[str], trash: Path) -> None:
+    """Throw away everything in `tree` that is not in `tracked`. Raises Surprise for what should not be mended.
+
+    Our own walk, since git passes over every name that is `.git`, and gives up on very deep paths.
+    """
+    folders = {""}
+    for path in tracked:
+        parent = path.rpartition("/")[0]
+        while parent not in folders:
+            folders.add(parent)
+            parent = parent.rpartition("/")[0]
+    mode = stat.S_IMODE(os.lstat(tree).st_mode)
+    todo = [""]
+    while todo:
+        folder = todo.pop()
+        where = f"{tree}/{folder}"
+        facts = os.lstat(where)
+        if stat.S_IMODE(facts.st_mode) != mode or os.listxattr(where, follow_symlinks=False):
+            raise Surprise(f"the mode of {folder} was changed")
+        prefix = folder and f"{folder}/"
+        with os.scandir(where) as entries:
+            for entry in entries:
+                path = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    if path in folders:
+                        todo.append(path)
+                    else:
+                        discard(Path(entry.path), trash)
+                elif path not in tracked:
+                    discard(Path(entry.path), trash)
+
+
+def write_git_dir(git_dir: Path, repo: Path, commit: str, index: Path) -> None:
+    """Give a checkout a repository of its own: HEAD detached at `commit`, objects borrowed from `repo`."""
+    for folder in ("objects/info", "objects/pack", "refs/heads", "refs/tags"):
+        (git_dir / folder).mkdir(parents=True)
+    version = "1\n[extensions]\n\tobjectFormat = sha256\n[core]" if len(commit) == 64 else "0"
+    (git_dir / "config").write_text(f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n")
+    (git_dir / "objects/info/alternates").write_text(f"{repo}/objects\n")
+    (git_dir / "HEAD").write_text(f"{commit}\n")
+    shutil.copy2(index, git_dir / "index")  # with its mtime, by which git knows which entries may be stale
+
+
+def discard(path: Path, trash: Path) -> None:
+    """Take a file or a directory out of the way at once; the janitor removes it. What is not there is fine."""
+    try:
+        facts = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(facts.st_mode):
+        os.chmod(path, 0o700)  # a directory without write permission cannot be moved
+    os.rename(path, trash / f"{time.time_ns()}-{secrets.token_hex(4)}")
+
+
+def empty_trash(trash: Path) -> None:
+    """Remove all in `trash`, however deep, wide or locked. Directories are brought to the top first, so paths stay short."""
+    stuck: set[str] = set()
+    while True:
+        with os.scandir(trash) as scan:
+            entries = [entry for entry in scan if entry.name not in stuck]
+        if not entries:
+            return
+        for entry in entries:
+            try:
+                _remove_or_flatten(entry, trash)
+            except OSError as error:
+                stuck.add(entry.name)
+                log(f"cannot remove {entry.path}: {error.strerror}")
+
+
+def _remove_or_flatten(entry: os.DirEntry[str], trash: Path) -> None:
+    if not entry.is_dir(follow_symlinks=False):
+        os.unlink(entry.path)
+        return
+    os.chmod(entry.path, 0o700)
+    with os.scandir(entry.path) as inside:
+        for child in inside:
+            if child.is_dir(follow_symlinks=False):
+                discard(Path(child.path), trash)
+            else:
+                os.unlink(child.path)
+    os.rmdir(entry.path)
+
+
+###############################################################################
+# processes: start, adopt, measure, stop
+###############################################################################
+
+# The supervisor of one job: sh, in a session of its own, so that a job costs no Python and outlives the server. It is a
+# subreaper (see start_job), so whatever the job leaves behind becomes its child and is killed when the job's own
+# process has ended. It owns three files in its directory: pid (with start ticks and boot id), command (which the finder
+# writes), exit (code, and the uptime when it ended; made beforehand, so that a full disk takes it, renamed into place).
+SUPERVISOR = r"""
+run=$1 log=$2
+shift 2
+trap : HUP INT TERM
+read -r boot </proc/sys/kernel/random/boot_id
+read -r stat </proc/$$/stat
+note() { shift 19; printf '%s %s %s\n' "$$" "$1" "$boot" >"$run/pid"; }
+note ${stat##*) }
+"$@" >>"$log" 2>&1 3>>"$run/command"
+code=$?
+tries=0
+while { read -r kids || :; } <"/proc/$$/task/$$/children" && [ -n "$kids" ] && [ $tries -lt 100 ]; do
+    kill -9 $kids
+    tries=$((tries + 1))
+    [ $tries -lt 20 ] || sleep 0.02
+done
+read -r up rest </proc/uptime
+printf '%-4s%s\n' "$code" "$up" 1<>"$run/exit.new" && mv "$run/exit.new" "$run/exit"
+"""
+
+# What runs in the checkout: find the job's command, tell it on descriptor 3, become it.
+# The usual flake is run without a look first (each start of nix costs); only when that fails is the reason looked at.
+FINDER = r"""
+kind=$1 system=$2 setting=$3 configured=$4
+tell() { printf '%s\n' "$*" >&3; }
+become() { exec 3>&- 4>&-; exec "$@"; }
+flake() { command nix --extra-experimental-features 'nix-command flakes' "$@"; }
+app() {
+    answer=$(flake eval --raw ".#apps.$system" --apply "apps: if apps ? \"$kind\" then \"yes\" else \"no\"" 2>&1 3>&-)
+    code=$?
+    case $code,$answer in
+    0,*yes) app=there ;;
+    0,*no) app=missing ;;
+    *"does not provide attribute"*) app=missing ;;
+    *) app=broken ;;
+    esac
+}
+
+if [ -n "$configured" ]; then
+    tell "run $configured"
+    become sh -c "$configured"
+fi
+
+for file in [jJ][uU][sS][tT][fF][iI][lL][eE] .[jJ][uU][sS][tT][fF][iI][lL][eE]; do
+    if [ -f "$file" ] && command -v just >/dev/null; then
+        if just --show "$kind" >/dev/null 2>&1 3>&- || ! just --summary >/dev/null 2>&1 3>&-; then
+            tell "run just $kind"
+            become just "$kind"
+        fi
+        break
+    fi
+done
+
+why="there is no justfile with the recipe $kind, no flake.nix with apps.$system.$kind, no executable .forge/$kind; \
+add one, or set a command: git config $setting '…'"
+if [ -f flake.nix ] && ! command -v nix >/dev/null; then
+    why="there is a flake.nix, but no nix on the PATH of the server"
+elif [ -f flake.nix ]; then
+    if grep -q "$kind" flake.nix && grep -q apps flake.nix; then
+        tell "run nix run .#$kind"
+        exec 4>&2 2>/dev/null
+        flake run ".#$kind" 2>&4 3>&- 4>&-
+        code=$?
+        exec 2>&4
+        [ $code -ne 0 ] || exit 0
+        ran=$code
+    fi
+    app
+    if [ $app = there ] && [ -z "$ran" ]; then
+        tell "run nix run .#$kind"
+        become nix --extra-experimental-features 'nix-command flakes' run ".#$kind"
+    fi
+    [ -z "$ran" ] || [ $app = missing ] || exit "$ran"
+    if [ $app = broken ]; then
+        tell "run nix run .#$kind"
+        printf '%s\n' "$answer" >&2
+        exit "$code"
+    fi
+fi
+
+if [ -f ".forge/$kind" ] && [ -x ".forge/$kind" ]; then
+    tell "run .forge/$kind"
+    become "./.forge/$kind"
+fi
+[ ! -f ".forge/$kind" ] || why=".forge/$kind is not executable; run: git update-index --chmod=+x .forge/$kind"
+tell "skip $why"
+"""
+
+COMMAND_SETTING = {PRE: "forge.preMerge", POST: "forge.postMerge"}
+PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Everything one job is started from: what it is, where it runs, what it may see."""
+
+    kind: str
+    tree: Path
+    run: Path
+    log: Path
+    environ: Mapping[str, str]
+    command: str = ""  # from the repo's config; empty: the finder looks
+
+
+@dataclass
+class Running:
+    """The processes of a running job. Clocks are seconds since boot, so that no wall clock moves a deadline."""
+
+    job_id: int
+    pid: int
+    pidfd: int
+    run: Path
+    log: Path
+    began: float
+    deadline: float
+    process: subprocess.Popen[bytes] | None = None  # None: started by a server before us
+    stop_at: float | None = None  # when SIGTERM was sent
+    cpu_seconds: float = 0.0
+    measured_at: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)  # cpu_percent rss_bytes processes
+
+
+def start_job(launch: Launch) -> subprocess.Popen[bytes]:
+    """Start a job under its supervisor. Raises OSError when that is not possible."""
+    launch.run.mkdir(parents=True)
+    (launch.run / "exit.new").write_bytes(b" " * 32)
+    launch.log.parent.mkdir(parents=True, exist_ok=True)
+    launch.log.touch(exist_ok=False)
+    finder = ["sh", "-c", FINDER, "forge-job", launch.kind, nix_system(), COMMAND_SETTING[launch.kind], launch.command]
+    return subprocess.Popen(
+        ["sh", "-c", SUPERVISOR, "forge-supervisor", str(launch.run), str(launch.log), *finder],
+        cwd=launch.tree,
+        env=dict(launch.environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_become_subreaper,
+    )
+
+
+def _become_subreaper() -> None:
+    """Between fork and exec: one system call and no lock, so safe beside threads. It is kept over exec (prctl(2))."""
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def nix_system() -> str:
+    """What Nix calls this machine."""
+    machine = platform.machine()
+    return f"{'aarch64' if machine == 'arm64' else machine}-{platform.system().lower()}"
+
+
+def boot_clock() -> float:
+    """Seconds since boot, counting sleep; what process start times are measured in."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def process_began(pid: int) -> float | None:
+    """When a process started, in seconds since boot, or None when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return int(stream.read().rpartition(b") ")[2].split()[19]) / CLOCK_TICKS
+    except (OSError, IndexError):
+        return None
+
+
+def adopt(run: Path) -> tuple[int, int, float] | None:
+    """(pid, pidfd, start) of the supervisor that keeps `run`, or None when it is gone."""
+    try:
+        pid_text, ticks, boot = (run / "pid").read_text().split()
+        if boot != Path("/proc/sys/kernel/random/boot_id").read_text().strip():
+            return None
+        pid, began = int(pid_text), int(ticks) / CLOCK_TICKS
+        pidfd = os.pidfd_open(pid)
+    except (OSError, ValueError):
+        return None
+    if process_began(pid) != began:
+        os.close(pidfd)
+        return None
+    return pid, pidfd, began
+
+
+def read_exit(run: Path) -> tuple[int, float] | None:
+    """(exit code, seconds since boot when it ended) as the supervisor left them, or None."""
+    try:
+        code, up = (run / "exit").read_text().split()
+        return int(code), float(up)
+    except (OSError, ValueError):
+        return None
+
+
+def read_command(run: Path) -> tuple[str | None, str | None]:
+    """(command, why nothing was run) as the finder told them; the last word counts."""
+    try:
+        word, _, rest = (run / "command").read_text("utf-8", "replace").rstrip("\n").rpartition("\n")[2].partition(" ")
+    except OSError:
+        return None, None
+    return (rest, None) if word == "run" else (None, rest or None)
+
+
+def job_processes(pid: int) -> list[psutil.Process]:
+    """The process tree under a supervisor, without itself. What called setsid or was orphaned is still below it."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def signal_job(pid: int, number: int) -> None:
+    """Send a signal to the whole process tree under a supervisor."""
+    for process in job_processes(pid):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            process.send_signal(number)
+
+
+def measure(running: Running) -> None:
+    """Bring the live figures of a job up to date."""
+    cpu = rss = count = 0.0
+    for process in job_processes(running.pid):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied), process.oneshot():
+            times = process.cpu_times()
+            cpu += times.user + times.system
+            rss += process.memory_info().rss
+            count += 1
+    moment = boot_clock()
+    spent = max(0.0, cpu - running.cpu_seconds) / max(0.05, moment - running.measured_at)
+    running.figures = {"cpu_percent": round(100 * spent, 1), "rss_bytes": int(rss), "processes": int(count)}
+    running.cpu_seconds, running.measured_at = cpu, moment
+
+
+def kill_leftovers(home: str, job_id: int) -> None:
+    """Kill what a job whose supervisor was killed left behind, known by the job's own variables in its environment."""
+    marks = {f"FORGE_JOB_ID={job_id}".encode(), f"HOME={home}".encode()}
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):
+            if marks <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+                os.kill(pid, signal.SIGKILL)
+
+
+def exit_reason(code: int, command: str | None) -> str | None:
+    """An exit code in words; None for 0."""
+    if code == 0:
+        return None
+    if code in (126, 127):
+        what = "cannot be executed" if code == 126 else "was not found"
+        return f"exit code {code}: the command, or one it calls, {what} ({command or 'no command'})"
+    if 128 < code < 128 + signal.NSIG:
+        with contextlib.suppress(ValueError):
+            return f"ended by signal {code - 128} ({signal.Signals(code - 128).name})"
+    return f"exit code {code}"
+
+
+###############################################################################
+# gate: what is new, what is to be done, what keeps a branch from merging (pure)
+###############################################################################
+
+
+class Queue(NamedTuple):
+    """Test a head again: on the base that is there now (retest), or since its job was interrupted (rerun)."""
+
+    branch: str
+    head: str
+    cause: str
+    retry_of: int | None = None
+
+
+class Merge(NamedTuple):
+    """Move base to the candidate that a job tested, and remove the branch."""
+
+    branch: str
+    head: str
+    job: Job
+    how: str
+
+
+class Facts(NamedTuple):
+    """What the gate has to know of a head beside the journal: does it ask for a merge, how does it merge with base."""
+
+    auto_merge: bool
+    merged: Merged
+
+
+def choose_base(refs: Refs, push: Push) -> str | None:
+    """Which branch becomes base while the one that HEAD names does not exist: the only one, or main or master."""
+    candidates = {u.branch for u in push.updates if u.branch in refs.heads} or set(refs.heads)
+    if len(candidates) == 1:
+        return candidates.pop()
+    return next((name for name in ("main", "master") if name in candidates), None)
+
+
+def notice(name: str, state: State, refs: Refs, push: Push, first_id: int) -> list[Event]:
+    """What is new in a repo: the events that bring the journal level with its refs. A head gets one job, whoever saw it.
+
+    New jobs are numbered from `first_id` on.
+    """
+    known = state.repos.get(name)
+    events: list[Event] = []
+    if known is None:
+        events.append(("repo.found", {"repo": name, "base": refs.base, "tip": refs.tip}))
+        known = Repo(refs.base, refs.tip)
+    fresh = iter(range(first_id, first_id + len(refs.heads) + 1))
+    if (known.base, known.tip) != (refs.base, refs.tip):
+        events += _notice_base(name, state, known, refs, fresh)
+    deleted = {u.branch for u in push.updates if is_null(u.new)}
+    for branch, head in refs.heads.items():
+        seen = known.branches.get(branch)
+        job = state.jobs.get(seen.job) if seen and seen.job else None
+        over = job is not None and job.stoppable
+        if branch == refs.base:
+            events += [end_job(job, "canceled", f"{branch} is base now")] if over else []
+        elif branch in refs.ahead:
+            again = branch in deleted and (job is None or job.created_at < push.at)
+            if seen is None or seen.head != head or again:
+                events += [end_job(job, "superseded", f"a newer push to {branch}")] if over else []
+                events.append(queue_job(next(fresh), name, branch, PRE, head, "push"))
+        elif refs.tip is not None:
+            reason = f"nothing to merge any more: {refs.base} contains {branch}"
+            events += [end_job(job, "canceled", reason)] if over else []
+    for branch, seen in known.branches.items():
+        if branch not in refs.heads:
+            job = state.jobs.get(seen.job) if seen.job else None
+            if job and job.stoppable:
+                events.append(end_job(job, "canceled", f"{branch} was deleted"))
+            events.append(("branch.gone", {"repo": name, "branch": branch, "head": seen.head}))
+    if "merge" in push.options:
+        for update in push.updates:
+            branch = update.branch
+            if branch in refs.ahead and refs.heads[branch] == update.new:
+                asked = {"repo": name, "branch": branch, "head": update.new, "how": "auto"}
+                events.append(("merge.asked", asked))
+    return events
+
+
+def _notice_base(name: str, state: State, known: Repo, refs: Refs, fresh: Iterator[int]) -> list[Event]:
+    moved = {"repo": name, "branch": refs.base, "old": known.tip, "new": refs.tip}
+    events: list[Event] = [("base.moved", moved)]
+    if refs.tip is not None and refs.base is not None and refs.tip != known.tip:
+        before = known.tip
+        for job in state.live_jobs(name):
+            if job.kind == POST and job.status == "pending" and not job.stopping:
+                events.append(end_job(job, "superseded", f"{refs.base} moved on before this was deployed"))
+                before = job.base
+        events.append(queue_job(next(fresh), name, refs.base, POST, refs.tip, "push", base=before))
+    return events
+
+
+def queue_job(
+    job_id: int, repo: str, branch: str, kind: str, commit: str, cause: str, base: str | None = None, retry_of: int | None = None
+) -> Event:
+    """The event that makes a job."""
+    heads = [{"branch": branch, "commit": commit}]
+    job = Job(job_id, repo, branch, kind, commit, heads, now(), cause=cause, base=base, retry_of=retry_of)
+    return "job.queued", asdict(job)
+
+
+def end_job(job: Job, status: str, reason: str) -> Event:
+    """The event that ends a job before its time: at once if it is pending, by stopping it if it runs."""
+    if job.status == "running":
+        return "job.stopping", {"id": job.id, "status": status, "reason": reason}
+    return "job.finished", asdict(replace(job, status=status, reason=reason, finished_at=now(), stopping=None))
+
+
+def wish_of(branch: Branch, facts: Facts) -> str | None:
+    """How a branch would merge now: "manual" when somebody asked, "auto" by push option or trailer, None."""
+    return branch.asked or ("auto" if facts.auto_merge else None)
+
+
+def decide(known: Repo, refs: Refs, jobs: Mapping[int, Job], facts: Mapping[str, Facts]) -> Queue | Merge | None:
+    """The next thing to do in a repo, or None. `facts` holds every open head whose newest job has ended, by head."""
+    for name, branch in sorted(known.branches.items(), key=lambda item: item[1].job or 0):
+        job = jobs.get(branch.job or 0)
+        if job is None or job.live or name not in refs.ahead or refs.heads.get(name) != branch.head:
+            continue
+        if job.interrupted and job.cause != "rerun":
+            return Queue(name, branch.head, "rerun", job.id)
+        about = facts.get(branch.head)
+        if job.status != "passed" or about is None or not about.merged.clean:
+            continue
+        how = wish_of(branch, about)
+        if how and job.base == refs.tip and job.tested != branch.head:
+            return Merge(name, branch.head, job, how)
+        if how:
+            return Queue(name, branch.head, "retest")
+    return None
+
+
+def why_blocked(name: str, refs: Refs, branch: Branch | None, job: Job | None, merged: Merged | None) -> list[str]:
+    """What keeps a branch from being merged into base when somebody asks for it, in words; [] when nothing does."""
+    if refs.tip is None:
+        return [f"there is no base: HEAD names {refs.base or 'no branch'}, which does not exist"]
+    if name not in refs.ahead:
+        return [f"nothing to merge: {refs.base} contains all of {name}"]
+    blockers = []
+    if job is None or branch is None or branch.head != refs.heads.get(name):
+        blockers.append("it has not been tested yet")
+    elif job.status != "passed":
+        blockers.append(_job_blocker(job))
+    if merged and merged.unrelated:
+        blockers.append(f"it has no common history with {refs.base}; rebase it onto {refs.base} and push again")
+    elif merged and merged.conflicts:
+        paths = ", ".join(merged.conflicts[:5]) + (f" and {len(merged.conflicts) - 5} more" if len(merged.conflicts) > 5 else "")
+        blockers.append(f"it conflicts with {refs.base} in {paths}; merge or rebase onto {refs.base} and push again")
+    return blockers
+
+
+def _job_blocker(job: Job) -> str:
+    """Why the newest job of a head is no reason to merge."""
+    if job.status == "pending":
+        return f"job {job.id} waits for its turn"
+    if job.status == "running":
+        return f"job {job.id} is running"
+    if job.status == "skipped":
+        return f"job {job.id} was skipped, nothing was tested: {job.reason}"
+    said = f" ({job.reason})" if job.reason else ""
+    return f"job {job.id} ended as {job.status}{said}; push a fix, or retry it"
+
+
+def explain(blockers: list[str], how: str | None, stale: bool) -> str:
+    """The gate's verdict on an open branch in one sentence."""
+    if blockers:
+        return "; ".join(blockers)
+    if how:
+        return (
+            "it passed and is about to be merged"
+            if not stale
+            else "it passed on an older base and is about to be tested on the new one"
+        )
+    again = ", after another test, since base has moved on" if stale else ""
+    return f"nothing keeps it: it passed, and merges when somebody asks{again} (it has no trailer Auto-Merge: yes)"
+
+
+###############################################################################
+# engine: the only threads and the only lock
+###############################################################################
+
+WORKERS = 2
+SCAN_SECONDS = 45.0
+TICK_SECONDS = 1.0
+GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
+
+
+class AlreadyServed(Exception):
+    """Another server holds the data directory."""
+
+
+class Engine:
+    """Takes pushes and wishes, runs jobs, merges. Methods that name no thread may be called from any."""
+
+    def __init__(self, config: Config, url: str | None = None):
+        """Open the data directory. Raises AlreadyServed when another server has it, OSError when it cannot be written."""
+        self.config = config
+        self.url = (config.url or url or config.listen_url()).rstrip("/")
+        self.files = prepare_data_dir(config)
+        self.lock = threading.Condition()
+        self.ledger = Ledger(config.data_dir)
+        self.running: dict[int, Running] = {}
+        self.starting: set[int] = set()
+        self.slots: dict[tuple[str, int], int] = {}  # (repo, number of the checkout): the job in it
+        self.turns: set[str] = set()
+        self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
+        self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
+        self.unspoken: set[int] = set()  # jobs whose verdict is not in the log yet
+        self.closing = False
+        self.threads: list[threading.Thread] = []
+        self.wake_out, self.wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.littered = threading.Event()
+        self._commits: OrderedDict[Any, CommitFacts] = OrderedDict()
+        self._merges: OrderedDict[Any, Merged] = OrderedDict()
+
+    @property
+    def state(self) -> State:
+        return self.ledger.state
+
+    @property
+    def trash(self) -> Path:
+        return self.config.data_dir / "trash"
+
+    # -- life ---------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take over what the server before left, then let the threads go."""
+        self.recover()
+        self.todo[""] = None
+        targets = [self._watch, self._clean, *[self._work] * WORKERS]
+        self.threads = [threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True) for target in targets]
+        for thread in self.threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Begin nothing new, let go of the jobs (they live on), close the journal."""
+        with self.lock:
+            self.closing = True
+            self.lock.notify_all()
+        self.wake()
+        self.littered.set()
+        for thread in self.threads:
+            thread.join(timeout=4)
+        with self.lock:
+            self.ledger.journal.close()
+        for running in self.running.values():
+            os.close(running.pidfd)
+        for file in (self.wake_in, self.wake_out, *self.files):
+            os.close(file)
+
+    def recover(self) -> None:
+        """Compare what the journal says was going on with what is: running jobs are taken over or found interrupted."""
+        runs = self.config.data_dir / "running"
+        for job in self.state.live_jobs():
+            if job.status != "running":
+                continue
+            run = runs / str(job.id)
+            if job.checkout is not None:
+                self.slots[job.repo, job.checkout] = job.id
+            found = adopt(run)
+            if found:
+                pid, pidfd, began = found
+                deadline = began + (job.timeout or self.config.job_timeout)
+                log_file = self.config.log(job.repo, job.id)
+                self.running[job.id] = Running(job.id, pid, pidfd, run, log_file, began, deadline)
+                log(f"job {job.id} still runs (pid {pid}) and is taken over")
+            else:
+                self._end(job.id)
+        for run in runs.iterdir():
+            if not run.name.isdigit() or int(run.name) not in self.running:
+                discard(run, self.trash)
+        self.littered.set()
+
+    def wake(self) -> None:
+        """Let the watcher look now."""
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self.wake_in, b".")
+
+    def poke(self, name: str) -> None:
+        """Let a worker step a repo soon; "" for a scan."""
+        with self.lock:
+            self.todo.setdefault(name)
+            self.lock.notify_all()
+
+    @contextlib.contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """Have a repo's refs for oneself, as far as this server goes."""
+        with self.lock:
+            while name in self.turns:
+                self.lock.wait()
+            self.turns.add(name)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.turns.discard(name)
+                self.lock.notify_all()
+
+    def record(self, *events: Event) -> list[dict[str, Any]]:
+        """Write events; the lock is held. Raises Refused(507) when the disk does not take them."""
+        try:
+            return self.ledger.record(*events)
+        except OSError as error:
+            raise Refused(507, f"the journal cannot be written ({error.strerror}); make room, nothing is lost") from error
+        finally:
+            self.wake()
+
+    # -- looking at repos ---------------------------------------------------
+
+    def repo_names(self) -> list[str]:
+        """The repos that are there, by name."""
+        with os.scandir(self.config.repos) as entries:
+            return sorted(e.name[:-4] for e in entries if e.name.endswith(".git") and is_repo_name(e.name[:-4]) and e.is_dir())
+
+    def usable(self, name: str) -> Path:
+        """The path of a repo. Raises Refused when there is none, or the server cannot work with it."""
+        path = self.config.repo(name) if is_repo_name(name) else None
+        if path is None or not path.is_dir():
+            raise Refused(404, f"there is no repo {name!r}")
+        trouble = why_unusable(path, name)
+        if trouble:
+            self.troubles[name] = trouble
+            raise Refused(409, trouble)
+        return path
+
+    def submit(self, name: str, push: Push = Push()) -> Refs:
+        """Look at a repo now and journal what is new; jobs start and merges follow by themselves.
+
+        Raises Refused, GitError.
+        """
+        with self.turn(name):
+            refs = self.look(name, push)
+        self.dispatch()
+        self.poke(name)
+        return refs
+
+    def look(self, name: str, push: Push = Push()) -> Refs:
+        """Read a repo's refs and journal what is new. The repo's turn is held."""
+        path = self.usable(name)
+        try:
+            refs = read_refs(path)
+            if refs.tip is None and refs.heads:
+                base = choose_base(refs, push)
+                if base is not None:
+                    git(path, "symbolic-ref", "HEAD", f"refs/heads/{base}")
+                    refs = read_refs(path)
+        except GitError as error:
+            self.troubles[name] = f"git cannot read {name}: {error}"
+            raise
+        with self.lock:
+            events = notice(name, self.state, refs, push, self.state.last_job + 1)
+            if events:
+                self.record(*events)
+            self.troubles.pop(name, None)
+        return refs
+
+    def scan(self) -> None:
+        """Look at everything: undelivered pushes, all repos, those that are gone. A worker runs it."""
+        self._deliver()
+        names = self.repo_names()
+        with self.lock:
+            gone = [name for name in self.state.repos if name not in names]
+        for name in gone:
+            self._forget(name)
+        for name in names:
+            try:
+                complete_repo(self.usable(name))
+                self.settle(name)
+                self.submit(name)
+            except (Refused, GitError, OSError) as error:
+                self.troubles.setdefault(name, str(error))
+                log(f"{name}: {error}")
+        for parent in ("work", "home"):
+            for folder in (self.config.data_dir / parent).iterdir():
+                if folder.name not in names and not any(key[0] == folder.name for key in self.slots):
+                    discard(folder, self.trash)
+                    self.littered.set()
+
+    def _deliver(self) -> None:
+        """Take what hooks could not deliver. What names no repo of ours is put aside, and told."""
+        for path in sorted((self.config.data_dir / "incoming").iterdir()):
+            if path.suffix in (".new", ".odd"):
+                continue
+            try:
+                said = path.read_text("utf-8", "surrogateescape")
+                first, _, rest = said.partition("\n")
+                push = parse_hook_lines(rest, at_time(path.stat().st_mtime))
+                self.submit(first.removeprefix("repo "), push)
+                path.unlink()
+            except Refused as error:
+                if error.status >= 500:
+                    raise
+                log(f"{path}: {error}; kept as {path.name}.odd")
+                path.rename(f"{path}.odd")
+
+    def _forget(self, name: str) -> None:
+        """A repo was removed: end its jobs."""
+        with self.turn(name), self.lock:
+            if self.config.repo(name).is_dir():
+                return
+            events = [
+                end_job(job, "canceled", f"the repo {name} was removed") for job in self.state.live_jobs(name) if job.stoppable
+            ]
+            self.record(*events, ("repo.gone", {"repo": name}))
+            log(f"{name} is gone")
+
+    # -- what a commit says; never changes, so it is kept -----------------------
+
+    def commit(self, name: str, commit: str) -> CommitFacts:
+        """What a commit of a repo says."""
+        return self._kept(self._commits, (name, commit), lambda: read_commit(self.config.repo(name), commit))
+
+    def merged(self, name: str, base: str, head: str) -> Merged:
+        """How two commits of a repo merge."""
+        return self._kept(self._merges, (name, base, head), lambda: merge_tree(self.config.repo(name), base, head))
+
+    def _kept(self, cache: OrderedDict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+        with self.lock:
+            if key in cache:
+                return cache[key]
+        value = make()
+        with self.lock:
+            cache[key] = value
+            if len(cache) > 5000:
+                cache.popitem(last=False)
+        return value
+
+    # -- jobs ---------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Start the jobs there is a place for: pre-merge jobs oldest first, post-merge jobs one a repo beside them."""
+        with self.lock:
+            if self.closing:
+                return
+            live = self.state.live_jobs()
+            busy = [job for job in live if job.status == "running" or job.id in self.starting]
+            free = self.config.max_jobs - sum(job.kind == PRE for job in busy)
+            deploying = {job.repo for job in busy if job.kind == POST}
+            for job in live:
+                if job.status != "pending" or job.id in self.starting:
+                    continue
+                if job.kind == POST and job.repo not in deploying:
+                    deploying.add(job.repo)
+                elif job.kind == PRE and free > 0:
+                    free -= 1
+                else:
+                    continue
+                self.starting.add(job.id)
+                threading.Thread(target=self._launch, args=(job,), name=f"launch-{job.id}", daemon=True).start()
+
+    def _launch(self, job: Job) -> None:
+        """Start one job; a launcher thread runs this and ends with it."""
+        try:
+            launch = self._prepare(job)
+            if launch is None:
+                return
+            try:
+                process = start_job(launch)
+            except OSError as error:
+                self._end(job.id, f"its processes could not be started: {error}")
+                return
+            began = process_began(process.pid) or boot_clock()
+            pidfd = os.pidfd_open(process.pid)
+            deadline = began + (job.timeout or self.config.job_timeout)
+            with self.lock:
+                self.running[job.id] = Running(job.id, process.pid, pidfd, launch.run, launch.log, began, deadline, process)
+            self.commit(job.repo, job.commit)  # the gate will ask
+        except (Refused, GitError, OSError) as error:
+            log(f"job {job.id}: {error}")
+        except Exception:
+            log(f"job {job.id}: {traceback.format_exc()}")
+        finally:
+            with self.lock:
+                self.starting.discard(job.id)
+                self._free_slot(job)
+            self.wake()
+
+    def _prepare(self, job: Job) -> Launch | None:
+        """Make the candidate and the checkout, and journal the start. None when the job is not wanted any more."""
+        path = self.config.repo(job.repo)
+        with self.lock:
+            known = self.state.repos.get(job.repo, Repo())
+            numbers = (n for n in range(1, self.config.max_jobs + 2) if (job.repo, n) not in self.slots)
+            number = next(numbers, self.config.max_jobs + 2)
+            self.slots[job.repo, number] = job.id
+        try:
+            settings = repo_settings(path)
+            facts = self._candidate(path, job, known.tip)
+            slot = self.config.data_dir / "work" / job.repo / str(number)
+            slot.parent.mkdir(parents=True, exist_ok=True)
+            tree = prepare_checkout(slot, self.trash, path, facts["tested"])
+            self.littered.set()
+        except (GitError, OSError) as error:
+            self._end(job.id, f"the checkout failed: {error}")
+            return None
+        home = self.config.data_dir / "home" / job.repo / job.kind
+        home.mkdir(parents=True, exist_ok=True)
+        timeout = settings.get("forge.timeout", "")
+        started = {
+            "id": job.id,
+            "started_at": now(),
+            "checkout": number,
+            "timeout": int(timeout) if re.fullmatch("[1-9][0-9]{0,8}", timeout) else self.config.job_timeout,
+            **facts,
+        }
+        with self.lock:
+            if job.status != "pending" or self.closing:
+                return None
+            self.record(("job.started", started))
+            environ = job_environ(self.config, self.url, job, home)
+        return Launch(
+            kind=job.kind,
+            tree=tree,
+            run=self.config.data_dir / "running" / str(job.id),
+            log=self.config.log(job.repo, job.id),
+            environ=environ,
+            command=settings.get(COMMAND_SETTING[job.kind].lower(), ""),
+        )
+
+    def _candidate(self, path: Path, job: Job, tip: str | None) -> dict[str, str | None]:
+        """The commit that a job tests: the merge that would become base; the head itself with conflicts or after a merge."""
+        if job.kind == PRE and tip is not None:
+            merged = self.merged(job.repo, tip, job.commit)
+            if merged.clean and merged.tree:
+                message = merge_message(job.branch, job.commit, job.id)
+                tested = commit_tree(path, merged.tree, (tip, job.commit), message)
+                return {"base": tip, "tested": tested, "tree": merged.tree}
+        base = tip if job.kind == PRE else job.base
+        return {"base": base, "tested": job.commit, "tree": tree_of(path, job.commit)}
+
+    def _free_slot(self, job: Job) -> None:
+        """Give back a job's checkout unless it runs; the lock is held."""
+        if job.status != "running" or job.id not in self.running:
+            for key in [key for key, job_id in self.slots.items() if job_id == job.id]:
+                del self.slots[key]
+
+    def _end(self, job_id: int, trouble: str | None = None) -> None:
+        """Journal how a job ended, from what its supervisor left; `trouble` is why it never ran. Raises Refused(507)."""
+        run = self.config.data_dir / "running" / str(job_id)
+        left, (command, skipped) = read_exit(run), read_command(run)
+        with self.lock:
+            job, running = self.state.jobs.get(job_id), self.running.get(job_id)
+            if job is None or not job.live:
+                return
+            code = left[0] if left else None
+            if job.stopping:
+                status, reason = job.stopping
+            elif trouble:
+                status, reason = "failed", trouble
+            elif code is None:
+                status, reason = (
+                    "failed",
+                    "interrupted: its processes are gone without a verdict (a reboot, or something killed them)",
+                )
+            elif skipped and code == 0:
+                status, reason = "skipped", skipped
+            else:
+                status, reason = ("failed" if code else "passed"), exit_reason(code, command)
+            ended = replace(job, status=status, reason=reason, exit_code=code, command=command, stopping=None)
+            clock = boot_clock()
+            up = left[1] if left else clock
+            ended.finished_at = at_time(time.time() - max(0.0, clock - up))
+            if running:
+                ended.duration = round(max(0.0, up - running.began), 3)
+            elif job.started_at and left:
+                began = datetime.fromisoformat(job.started_at.replace("Z", "+00:00")).timestamp()
+                ended.duration = round(max(0.0, time.time() - max(0.0, clock - up) - began), 3)
+            with contextlib.suppress(OSError):
+                ended.log_size = self.config.log(job.repo, job_id).stat().st_size
+            self.record(("job.finished", asdict(ended)))
+            if running:
+                os.close(running.pidfd)
+                del self.running[job_id]
+            self._free_slot(ended)
+            if job.kind == PRE:
+                self.unspoken.add(job_id)
+            self.lock.notify_all()
+        if code is None and not trouble:
+            kill_leftovers(str(self.config.data_dir / "home" / ended.repo / ended.kind), job_id)
+        discard(run, self.trash)
+        self.littered.set()
+        log(f"job {job_id} ({ended.repo}/{ended.branch}, {ended.kind}) {status}{f': {reason}' if reason else ''}")
+        self.dispatch()
+        self.poke(ended.repo)
+
+    # -- the watcher ----------------------------------------------------------
+
+    def _watch(self) -> None:
+        """The watcher thread: see jobs end, stop those that must, measure, and start a scan when one is due."""
+        tick = scan = time.monotonic()
+        scan += SCAN_SECONDS
+        while not self.closing:
+            try:
+                self._wait_for_jobs(0.1 if self._enforce() else max(0.05, tick - time.monotonic()))
+                if time.monotonic() >= tick:
+                    tick = time.monotonic() + TICK_SECONDS
+                    self._check_jobs()
+                    self.dispatch()
+                if time.monotonic() >= scan:
+                    scan = time.monotonic() + SCAN_SECONDS
+                    self.poke("")
+            except Exception:
+                log(f"the watcher stumbled and goes on: {traceback.format_exc()}")
+                time.sleep(0.5)
+
+    def _wait_for_jobs(self, seconds: float) -> None:
+        poll = select.poll()
+        poll.register(self.wake_out, select.POLLIN)
+        with self.lock:
+            running = {run.pidfd: run for run in self.running.values()}
+        for pidfd in running:
+            poll.register(pidfd, select.POLLIN)
+        for file, _ in poll.poll(seconds * 1000):
+            if file == self.wake_out:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(file, 4096)
+            else:
+                run = running[file]
+                if run.process:
+                    run.process.wait()
+                try:
+                    self._end(run.job_id)
+                except Refused as error:
+                    log(f"job {run.job_id} has ended, but {error}")
+                    time.sleep(0.5)
+
+    def _enforce(self) -> bool:
+        """Stop the jobs that are told to: SIGTERM, then SIGKILL after the grace. Returns whether any is on the way."""
+        with self.lock:
+            jobs = [(run, self.state.jobs[run.job_id]) for run in self.running.values()]
+            doomed = [run for run, job in jobs if job.stopping]
+        for run in doomed:
+            if run.stop_at is None:
+                run.stop_at = boot_clock()
+                signal_job(run.pid, signal.SIGTERM)
+            elif boot_clock() - run.stop_at > GRACE_SECONDS:
+                signal_job(run.pid, signal.SIGKILL)
+                if boot_clock() - run.stop_at > 2 * GRACE_SECONDS:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(run.pidfd, signal.SIGKILL)
+        return bool(doomed)
+
+    def _check_jobs(self) -> None:
+        """Measure the running jobs and hold them to their limits; end those that were lost."""
+        with self.lock:
+            runs = list(self.running.values())
+            lost = [
+                j.id
+                for j in self.state.live_jobs()
+                if j.status == "running" and j.id not in self.running and j.id not in self.starting
+            ]
+        for job_id in lost:
+            self._end(job_id)
+        for run in runs:
+            measure(run)
+            verdict = self._over_limit(run)
+            if verdict:
+                with self.lock:
+                    job = self.state.jobs.get(run.job_id)
+                    if job and job.stoppable:
+                        self.record(("job.stopping", {"id": job.id, "status": verdict[0], "reason": verdict[1]}))
+
+    def _over_limit(self, run: Running) -> tuple[str, str] | None:
+        """(status, reason) for a job that has had more than it may, or None."""
+        config = self.config
+        if boot_clock() > run.deadline:
+            return "timeout", f"it ran longer than {round(run.deadline - run.began)} seconds"
+        with contextlib.suppress(FileNotFoundError):
+            if run.log.stat().st_size > config.log_limit:
+                return "failed", f"its log grew over {config.log_limit} bytes (FORGE_LOG_LIMIT)"
+        if config.job_memory and run.figures["rss_bytes"] > config.job_memory:
+            return "failed", f"it used more than {config.job_memory} bytes of memory (FORGE_JOB_MEMORY)"
+        if config.job_processes and run.figures["processes"] > config.job_processes:
+            return "failed", f"it had more than {config.job_processes} processes (FORGE_JOB_PROCESSES)"
+        return None
+
+    def _clean(self) -> None:
+        """The janitor thread: empty the trash whenever something was put there."""
+        while not self.closing:
+            self.littered.wait()
+            self.littered.clear()
+            try:
+                empty_trash(self.trash)
+            except OSError as error:
+                log(f"{self.trash}: {error}")
+
+    # -- the gate, performed ----------------------------------------------------
+
+    def _work(self) -> None:
+        """A worker thread: step the repos that are to be stepped."""
+        while True:
+            with self.lock:
+                while not self.todo and not self.closing:
+                    self.lock.wait()
+                if self.closing:
+                    return
+                name, _ = self.todo.popitem(last=False)
+            try:
+                if name:
+                    self.step(name)
+                else:
+                    self.scan()
+            except (Refused, GitError, OSError) as error:
+                log(f"{name or 'scan'}: {error}")
+            except Exception:
+                log(f"{name or 'scan'}: {traceback.format_exc()}")
+
+    def step(self, name: str) -> None:
+        """Do what the gate wants done in a repo until it wants nothing more. Raises Refused, GitError."""
+        going = True
+        while going and not self.closing:
+            with self.turn(name):
+                refs = self.look(name)
+                facts = self.gather(name, refs)
+                with self.lock:
+                    action = decide(self.state.repos[name], refs, self.state.jobs, facts)
+                    if isinstance(action, Queue):
+                        values = (name, action.branch, PRE, action.head, action.cause)
+                        self.record(queue_job(self.state.last_job + 1, *values, retry_of=action.retry_of))
+                going = self._merge(name, refs, action) if isinstance(action, Merge) else action is not None
+                if not going:
+                    self._announce(name, refs, facts)
+            self.dispatch()
+
+    def gather(self, name: str, refs: Refs) -> dict[str, Facts]:
+        """What the gate needs to know of the heads whose newest job has ended. The repo's turn is held."""
+        with self.lock:
+            known = self.state.repos.get(name, Repo())
+            heads = []
+            for branch_name, branch in known.branches.items():
+                job = self.state.jobs.get(branch.job or 0)
+                if job and job.status == "passed" and branch_name in refs.ahead and refs.heads[branch_name] == branch.head:
+                    heads.append(branch.head)
+        if refs.tip is None:
+            return {}
+        return {head: Facts(self.commit(name, head).auto_merge, self.merged(name, refs.tip, head)) for head in heads}
+
+    def _merge(self, name: str, refs: Refs, action: Merge) -> bool:
+        """Move base to the tested candidate and remove the branch: intent, act, outcome. The repo's turn is held."""
+        job = action.job
+        merge = {
+            "repo": name,
+            "branch": action.branch,
+            "head": action.head,
+            "merge_commit": job.tested,
+            "parent": refs.tip,
+            "tree": job.tree,
+            "job": job.id,
+            "how": action.how,
+        }
+        assert refs.tip and job.tested
+        moves = (
+            (f"refs/heads/{refs.base}", refs.tip, job.tested),
+            (f"refs/heads/{action.branch}", action.head, "0" * len(action.head)),
+        )
+        with self.lock:
+            (intent,) = self.record(("merge.begun", {"repo": name, "base": refs.base, "merges": [merge]}))
+        try:
+            move_refs(self.config.repo(name), moves)
+        except GitError as error:
+            with self.lock:
+                self.record(("merge.abandoned", {**merge, "begun": intent["seq"], "reason": str(error)}))
+                self.troubles[name] = f"{action.branch} could not be merged: {error}"
+            log(f"auto-merge not attempted for {name}/{action.branch}: {error}")
+            return False
+        with self.lock:
+            self.record(("merged", {**merge, "begun": intent["seq"], "merged_at": now()}))
+            self.unspoken.discard(job.id)
+            self.lock.notify_all()
+        log(f"merged {name}/{action.branch}: {job.tested}")
+        return True
+
+    def settle(self, name: str) -> None:
+        """Finish or give up what was begun on a repo's refs and has no outcome, by what git says. Raises Refused, GitError."""
+        with self.lock:
+            intents = [intent for intent in self.state.intents.values() if intent["repo"] == name]
+        for intent in intents:
+            with self.turn(name):
+                if intent["seq"] in self.state.intents:
+                    outcome = self._settled(name, self.usable(name), intent)
+                    with self.lock:
+                        self.record(*outcome)
+                    log(f"{name}: what was begun before ({intent['event']}) is settled: {', '.join(e for e, _ in outcome)}")
+
+    def _settled(self, name: str, path: Path, intent: dict[str, Any]) -> list[Event]:
+        heads = read_refs(path).heads
+        if intent["event"] == "branch.deleting":
+            gone = heads.get(intent["branch"]) is None
+            return [("branch.deleted" if gone else "branch.kept", {**_about(intent), "begun": intent["seq"]})]
+        events: list[Event] = []
+        tip = heads.get(intent["base"])
+        for merge in intent["merges"]:
+            if tip and is_ancestor(path, merge["merge_commit"], tip):
+                if heads.get(merge["branch"]) == merge["head"]:
+                    move_refs(path, [(f"refs/heads/{merge['branch']}", merge["head"], "0" * len(merge["head"]))])
+                events.append(("merged", {**merge, "begun": intent["seq"], "merged_at": intent["at"]}))
+            else:
+                reason = "the server ended before base was moved"
+                events.append(("merge.abandoned", {**merge, "begun": intent["seq"], "reason": reason}))
+        return events
+
+    def _announce(self, name: str, refs: Refs, facts: Mapping[str, Facts]) -> None:
+        """Say in the log why the branches whose jobs have just ended are not merged: one line a verdict."""
+        with self.lock:
+            spoken = [job for job in map(self.ledger.job, sorted(self.unspoken)) if job and job.repo == name]
+            self.unspoken -= {job.id for job in spoken}
+            branches = dict(self.state.repos.get(name, Repo()).branches)
+        for job in spoken:
+            branch = branches.get(job.branch)
+            about = facts.get(job.commit)
+            newest = self.ledger.job(branch.job) if branch and branch.job else None
+            if branch is None or branch.head != job.commit or newest is None:
+                reason = job.reason or "the branch has moved on"
+            elif newest.id != job.id:
+                reason = f"{'base has moved on' if newest.cause == 'retest' else job.reason}; job {newest.id} tests it again"
+            else:
+                merged = about.merged if about else None
+                how = wish_of(branch, about) if about else None
+                reason = explain(why_blocked(job.branch, refs, branch, job, merged), how, job.base != refs.tip)
+            log(f"auto-merge not attempted for {name}/{job.branch}: {reason}")
+
+    # -- what people ask for ------------------------------------------------------
+
+    def ask_merge(self, name: str, branch: str, head: str | None = None) -> dict[str, Any]:
+        """Merge a branch, or have it merged as soon as it may be.
+
+        Returns the merge's record, or {"status": "queued", "job": Job}. Raises Refused with the gate's reason.
+        """
+        with self.turn(name):
+            refs = self.look(name)
+            head = self._open_head(name, refs, branch, head)
+            merged = self.merged(name, refs.tip, head) if refs.tip else None
+            with self.lock:
+                known = self.state.repos[name].branches.get(branch)
+                job = self.state.jobs.get(known.job or 0) if known else None
+                blockers = why_blocked(branch, refs, known, job, merged)
+                if job and job.live:
+                    blockers.remove(_job_blocker(job))
+                if blockers:
+                    raise Refused(409, f"{branch} cannot be merged: {'; '.join(blockers)}")
+                self.record(("merge.asked", {"repo": name, "branch": branch, "head": head, "how": "manual"}))
+        self.step(name)
+        with self.lock:
+            done = self.ledger.merges_of(name, branch, 1)
+            if done and done[0]["head"] == head:
+                return done[0]
+            known = self.state.repos[name].branches.get(branch)
+            job = self.state.jobs.get(known.job or 0) if known and known.head == head else None
+            if job is None or not job.live:
+                raise Refused(409, f"{branch} was not merged: {self.troubles.get(name, 'it has changed meanwhile; look again')}")
+            return {"status": "queued", "job": job}
+
+    def _open_head(self, name: str, refs: Refs, branch: str, head: str | None) -> str:
+        """The head of an open branch. Raises Refused when there is none, it is base, or it is not `head`."""
+        there = refs.heads.get(branch)
+        if there is None:
+            with self.lock:
+                done = self.ledger.merges_of(name, branch, 1)
+            said = f"; it was merged as {done[0]['merge_commit']}" if done else ""
+            raise Refused(404, f"{name} has no branch {branch}{said}")
+        if branch == refs.base:
+            raise Refused(409, f"{branch} is the base of {name}")
+        if head is not None and head != there:
+            raise Refused(409, f"{branch} is at {there} now, not at {head}; look at it again")
+        return there
+
+    def delete_branch(self, name: str, branch: str, head: str | None = None) -> dict[str, Any]:
+        """Delete a branch, if it is still where it was seen. Raises Refused."""
+        with self.turn(name):
+            refs = self.look(name)
+            head = self._open_head(name, refs, branch, head)
+            about = {"repo": name, "branch": branch, "head": head}
+            with self.lock:
+                (intent,) = self.record(("branch.deleting", about))
+            try:
+                move_refs(self.config.repo(name), [(f"refs/heads/{branch}", head, "0" * len(head))])
+                outcome = "branch.deleted"
+            except GitError as error:
+                outcome, reason = "branch.kept", str(error)
+            with self.lock:
+                known = self.state.repos[name].branches.get(branch)
+                job = self.state.jobs.get(known.job or 0) if known else None
+                ends = (
+                    [end_job(job, "canceled", f"{branch} was deleted")]
+                    if job and job.stoppable and outcome == "branch.deleted"
+                    else []
+                )
+                self.record(*ends, (outcome, {**about, "begun": intent["seq"]}))
+            if outcome == "branch.kept":
+                raise Refused(409, f"{branch} was not deleted: {reason}")
+        self.poke(name)
+        return about
+
+    def cancel(self, job_id: int) -> Job:
+        """End a pending or running job. Raises Refused when there is none, or it has ended."""
+        with self.lock:
+            job = self.ledger.job(job_id)
+            if job is None:
+                raise Refused(404, f"there is no job {job_id}")
+            if not job.live:
+                raise Refused(409, f"job {job_id} has ended already: {job.status}")
+            if not job.stopping:
+                self.record(end_job(job, "canceled", "somebody canceled it"))
+        self.dispatch()
+        self.poke(job.repo)
+        return job
+
+    def retry(self, job_id: int) -> Job:
+        """Run a job again: the same head on the present base, or a deployment whose commit is still base. Raises Refused."""
+        with self.lock:
+            old = self.ledger.job(job_id)
+        if old is None:
+            raise Refused(404, f"there is no job {job_id}")
+        if old.live:
+            raise Refused(409, f"job {job_id} has not ended yet: {old.status}")
+        with self.turn(old.repo):
+            refs = self.look(old.repo)
+            if old.kind == POST and refs.tip != old.commit:
+                raise Refused(
+                    409,
+                    f"job {job_id} deployed {old.commit[:12]}, but base is at {(refs.tip or 'nothing')[:12]} now; use rollback to go back",
+                )
+            if old.kind == PRE and (refs.heads.get(old.branch) != old.commit or old.branch not in refs.ahead):
+                where = refs.heads.get(old.branch)
+                now_at = (
+                    f"is at {where[:12]} now" if where and where != old.commit else "has nothing to merge" if where else "is gone"
+                )
+                raise Refused(
+                    409, f"job {job_id} tested {old.commit[:12]}, but {old.branch} {now_at}; push again to have it tested"
+                )
+            with self.lock:
+                for job in self.state.live_jobs(old.repo):
+                    if job.kind == old.kind and job.branch == old.branch:
+                        raise Refused(
+                            409, f"job {job.id} is {job.status} for this {'deployment' if old.kind == POST else 'head'} already"
+                        )
+                event = queue_job(
+                    self.state.last_job + 1,
+                    old.repo,
+                    old.branch,
+                    old.kind,
+                    old.commit,
+                    "retry",
+                    base=old.base if old.kind == POST else None,
+                    retry_of=job_id,
+                )
+                self.record(event)
+                job = self.state.jobs[event[1]["id"]]
+        self.dispatch()
+        return job
+
+
+def _about(intent: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: intent[name] for name in ("repo", "branch", "head")}
+
+
+def is_ancestor(repo: Path, commit: str, of: str) -> bool:
+    """Whether `of` contains `commit`."""
+    process = git_process(repo, ("merge-base", "--is-ancestor", commit, of))
+    process.communicate()
+    return process.returncode == 0
+
+
+def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str]:
+    """The whole environment of a job: nothing else of the server's reaches it."""
+    inherited = {name: value for name, value in os.environ.items() if name.startswith("NIX_")}
+    environ = {
+        **inherited,
+        "PATH": f"{config.data_dir / 'bin'}:{os.environ.get('PATH', os.defpath)}",
+        "HOME": str(home),
+        "USER": user_name(),
+        "LANG": os.environ.get("LANG") or "C.UTF-8",
+        "TZ": os.environ.get("TZ") or "UTC",
+        "CI": "true",
+        "CLICOLOR_FORCE": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        "FORGE_URL": url,
+        "FORGE_REPO": job.repo,
+        "FORGE_BRANCH": job.branch,
+        "FORGE_KIND": job.kind,
+        "FORGE_JOB_ID": str(job.id),
+        "FORGE_COMMIT": job.commit,
+        "FORGE_BASE": job.base or "",
+        "FORGE_TESTED": job.tested or "",
+    }
+    if job.kind == POST and config.secrets_dir:
+        environ["FORGE_SECRETS_DIR"] = str(config.secrets_dir)
+    return environ
+
+
+def user_name() -> str:
+    """The name of the user the server runs as, or its number."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def prepare_data_dir(config: Config) -> list[int]:
+    """Make what is missing in the data directory and take its lock. Returns the descriptors that hold the lock.
+
+    Raises AlreadyServed with the pid of the server that has it, OSError when it cannot be written.
+    """
+    root = config.data_dir
+    for folder in ("repos", "logs", "work", "home", "running", "incoming", "trash", "bin"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pid = os.read(lock, 64).decode().strip() or "unknown"
+        os.close(lock)
+        raise AlreadyServed(f"{root} is served already, by the process with pid {pid}; stop it first") from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    for name in ("token", "hook-token", "session-key"):
+        if not (root / name).exists():
+            write_private(root / name, secrets.token_urlsafe(32) + "\n")
+    hook_token = (root / "hook-token").read_text().strip()
+    write_private(root / "hook-header", f"Authorization: Bearer {hook_token}\n")
+    write_command(root / "bin" / "forge")
+    return [lock]
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only the server's user can read, whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        new.unlink()
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as stream:
+        stream.write(text)
+    new.replace(path)
+
+
+def write_command(path: Path) -> None:
+    """Write the ``forge`` that hooks and jobs find: this file, with this Python."""
+    words = (sys.executable, str(Path(__file__).resolve()))
+    quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
+    path.write_text(f'#!/bin/sh\nexec {quoted} "$@"\n')
+    path.chmod(0o755)
+
+
+###############################################################################
+# reading: values for pages and programs
+###############################################################################
+
+ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[@-Z\\-_])")
+LOG_PAGE_BYTES = 200_000
+DIFF_PAGE_BYTES = 300_000
+
+
+def job_view(engine: Engine, job: Job) -> dict[str, Any]:
+    """A job as programs see it."""
+    hidden = ("cause", "checkout", "timeout", "stopping")
+    view = {name: getattr(job, name) for name in JOB_FIELDS if name not in hidden}
+    view["url"] = f"{engine.url}/jobs/{job.id}"
+    view["log_url"] = f"{view['url']}/log"
+    running = engine.running.get(job.id)
+    if running:
+        view["command"] = read_command(running.run)[0]
+        view["duration"] = round(boot_clock() - running.began, 3)
+        with contextlib.suppress(OSError):
+            view["log_size"] = running.log.stat().st_size
+    if job.status == "running":
+        figures = running.figures if running else {}
+        view |= {name: figures.get(name) for name in ("cpu_percent", "rss_bytes", "processes")}
+    return view
+
+
+def merge_view(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A finished merge as programs see it."""
+    names = ("repo", "branch", "head", "merge_commit", "parent", "tree", "job", "how", "merged_at")
+    return {name: record.get(name) for name in names}
+
+
+def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any]:
+    """A branch beside base as programs see it, with what the gate says. Raises GitError."""
+    head = refs.heads[branch]
+    about = engine.commit(name, head)
+    open_for_merge = refs.tip is not None and branch in refs.ahead
+    merged = engine.merged(name, refs.tip, head) if open_for_merge and refs.tip else None
+    counts: tuple[str | None, int | None, int | None] = (None, None, None)
+    if refs.tip:
+        path, tip = engine.config.repo(name), refs.tip
+        counts = engine._kept(engine._merges, ("count", name, tip, head), lambda: count_commits(path, tip, head))
+    with engine.lock:
+        known = engine.state.repos.get(name, Repo()).branches.get(branch)
+        known = known if known and known.head == head else None
+        job = engine.state.jobs.get(known.job or 0) if known else None
+        blockers = why_blocked(branch, refs, known, job, merged)
+        if not blockers and name in engine.troubles:
+            blockers = [engine.troubles[name]]
+        how = wish_of(known, Facts(about.auto_merge, merged or Merged(None))) if known else None
+        view = {
+            "repo": name,
+            "branch": branch,
+            "head": head,
+            "base": refs.base,
+            "merge_base": counts[0],
+            "ahead": counts[1],
+            "behind": counts[2],
+            "conflicts": list(merged.conflicts) if merged else [],
+            "auto_merge": about.auto_merge or bool(known and known.asked == "auto"),
+            "job": job_view(engine, job) if job else None,
+            "mergeable": not blockers,
+            "blockers": blockers,
+            "url": mr_url(engine.url, name, branch),
+            "subject": about.subject,
+            "author": about.author,
+            "why": explain(blockers, how, bool(job and job.base != refs.tip)),
+        }
+        waits = bool(job and (job.live or (job.interrupted and job.cause != "rerun")))
+        view["settled"] = not waits and not (how and not blockers)
+    return view
+
+
+def mr_url(url: str, repo: str, branch: str) -> str:
+    """The page of a branch."""
+    return f"{url}/r/{repo}/mr/{quote(branch.encode('utf-8', 'surrogateescape'), safe='/')}"
+
+
+def outlook(engine: Engine, job: Job) -> tuple[Job | None, str]:
+    """(the job to watch next or None when all is said, what to say of `job`), for who waits for a push."""
+    if job.live:
+        return job, ""
+    took = f" after {job.duration:.1f} s" if job.duration is not None else ""
+    said = f"job {job.id} {job.status}{took}{f': {job.reason}' if job.reason else ''}"
+    if job.kind == POST:
+        return None, said
+    with engine.lock:
+        done = engine.ledger.merges_of(job.repo, job.branch, 1)
+        repo = engine.state.repos.get(job.repo, Repo())
+        known = repo.branches.get(job.branch)
+        newest = engine.state.jobs.get(known.job or 0) if known else None
+    if done and done[0]["head"] == job.commit and known is None:
+        return None, f"{said}; merged into {repo.base} as {done[0]['merge_commit']}"
+    if known is None or known.head != job.commit or newest is None:
+        return None, said
+    if newest.id > job.id:
+        return (
+            newest,
+            f"{said}; job {newest.id} tests it again, {'since base has moved on' if newest.cause == 'retest' else newest.cause}",
+        )
+    view = mr_view(engine, job.repo, read_refs(engine.usable(job.repo)), job.branch)
+    if not view["settled"]:
+        return job, ""
+    return None, said if job.status != "passed" else f"{said}; {view['why']}"
+
+
+def parse_hook_lines(text: str, at: str) -> Push:
+    """A push from the lines that git gives its hook, with a line ``option <text>`` for each push option. Raises Refused."""
+    updates, options = [], []
+    for line in text.split("\n"):
+        word, _, rest = line.partition(" ")
+        if word == "option":
+            options.append(rest)
+        elif line:
+            new, _, ref = rest.partition(" ")
+            updates.append(check_update(word, new, ref))
+    return Push(tuple(updates), tuple(options), at)
+
+
+def check_update(old: object, new: object, ref: object) -> Update:
+    """An update as a hook gives it. Raises Refused for what git would never say."""
+    if not (isinstance(ref, str) and ref.startswith("refs/") and not re.search(r"[\x00-\x20\x7f]", ref)):
+        raise Refused(400, f"{shorten(ref)} is no full ref name, like refs/heads/main")
+    for value in (old, new):
+        if not (isinstance(value, str) and OBJECT_ID.fullmatch(value)):
+            raise Refused(400, f"{shorten(value)} is no object id: 40 or 64 hex digits")
+    return Update(str(old), str(new), ref)
+
+
+def parse_hook_json(body: bytes, at: str) -> tuple[str, Push]:
+    """(repo, push) from the JSON that /hooks/post-receive takes. Raises Refused."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Refused(400, "the body is no JSON that can be read") from None
+    if not isinstance(said, dict):
+        raise Refused(400, "the body must be a JSON object with repo, and ref, oldrev, newrev or updates")
+    updates, options = said.get("updates", [said] if "ref" in said else None), said.get("options", [])
+    if not isinstance(updates, list) or not all(isinstance(u, dict) for u in updates):
+        raise Refused(400, "updates must be a list of objects with ref, oldrev and newrev")
+    if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
+        raise Refused(400, "options must be a list of texts")
+    checked = tuple(check_update(u.get("oldrev"), u.get("newrev"), u.get("ref")) for u in updates)
+    repo = said.get("repo")
+    if not is_repo_name(repo):
+        raise Refused(400, f"repo is {shorten(repo)}, which is no name of a repo")
+    return str(repo), Push(checked, tuple(options), at)
+
+
+def shorten(value: object) -> str:
+    """A foreign value for a message."""
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def plain_lines(log_bytes: bytes) -> list[str]:
+    """The lines of a log without colours, for who has no JavaScript."""
+    text = ANSI.sub("", log_bytes.decode("utf-8", "replace"))
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [re.sub(r"[\x00-\x08\x0b-\x1f]", "", line.rstrip("\r").rpartition("\r")[2]) for line in lines]
+
+
+def count_newlines(path: Path, end: int) -> int:
+    """How many lines end in the first `end` bytes of a file."""
+    count = 0
+    with open(path, "rb") as stream:
+        while end > 0:
+            chunk = stream.read(min(end, 1 << 20))
+            if not chunk:
+                break
+            count += chunk.count(b"\n")
+            end -= len(chunk)
+    return count
+
+
+def ago(moment: str | None) -> str:
+    """A time of the journal as people say it."""
+    if not moment:
+        return ""
+    then = datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
+    seconds = max(0, int(time.time() - then))
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            number = seconds // size
+            return f"{number} {unit}{'s' if number > 1 else ''} ago"
+    return "just now" if seconds < 10 else f"{seconds} seconds ago"
+
+
+def spell_duration(seconds: float | None) -> str:
+    """A duration in seconds as people say it."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def spell_bytes(size: float | None) -> str:
+    """A size in bytes as people say it."""
+    if size is None:
+        return ""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+###############################################################################
+# web: who may come in
+###############################################################################
+
+SESSION_SECONDS = 7 * 86400
+WRONG_PASSWORDS, WRONG_SECONDS = 10, 60.0
+
+
+class Door:
+    """Tells who is there: the token, the hook token, the merge password, a session. Guarded by its own lock."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.token = (config.data_dir / "token").read_text().strip()
+        self.hook_token = (config.data_dir / "hook-token").read_text().strip()
+        self.key = (config.data_dir / "session-key").read_bytes()
+        self.store = config.data_dir / "sessions.json"
+        self.lock = threading.Lock()  # guards `sessions`, its file, and `wrong`
+        self.wrong: deque[float] = deque()
+        self.sessions: dict[str, list[Any]] = {}  # by id: [until (epoch seconds), mark of the password]
+        with contextlib.suppress(OSError, ValueError):
+            self.sessions = {str(k): [float(v[0]), str(v[1])] for k, v in json.loads(self.store.read_text()).items()}
+
+    def password(self) -> str | None:
+        """The merge password as it is now, or None. Raises Refused when its file cannot be read."""
+        if self.config.password_file is None:
+            return self.config.password
+        try:
+            return self.config.password_file.read_text().rstrip("\n") or None
+        except (OSError, ValueError):
+            raise Refused(503, "the merge password cannot be read; look at FORGE_MERGE_PASSWORD_FILE") from None
+
+    def is_token(self, given: str) -> bool:
+        return same(given, self.token)
+
+    def check_password(self, given: str) -> None:
+        """Let a right password pass. Raises Refused: 401 for a wrong one, 429 after too many."""
+        password = self.password()
+        moment = time.monotonic()
+        with self.lock:
+            while self.wrong and self.wrong[0] < moment - WRONG_SECONDS:
+                self.wrong.popleft()
+            if len(self.wrong) >= WRONG_PASSWORDS:
+                wait = int(self.wrong[0] + WRONG_SECONDS - moment) + 1
+                raise Refused(429, f"too many wrong passwords; try again in {wait} seconds", headers={"Retry-After": str(wait)})
+            if password is not None and same(given, password):
+                return
+            self.wrong.append(moment)
+        if password is None:
+            raise Refused(401, "there is no merge password yet; set FORGE_MERGE_PASSWORD_FILE, or use the command line")
+        raise Refused(401, "the password is wrong")
+
+    def log_in(self) -> str:
+        """Begin a session; returns the cookie's value."""
+        session = secrets.token_urlsafe(24)
+        with self.lock:
+            moment = time.time()
+            self.sessions = {key: value for key, value in self.sessions.items() if value[0] > moment}
+            self.sessions[session] = [moment + SESSION_SECONDS, self._mark()]
+            self._save()
+        return f"{session}.{self._sign(session)}"
+
+    def log_out(self, cookie: str) -> None:
+        """End a session."""
+        with self.lock:
+            if self.sessions.pop(cookie.partition(".")[0], None):
+                self._save()
+
+    def knows(self, cookie: str) -> bool:
+        """Whether a cookie is that of a session which goes on; a changed password ends it."""
+        session, _, signature = cookie.partition(".")
+        if not same(signature, self._sign(session)):
+            return False
+        with self.lock:
+            until, mark = self.sessions.get(session, (0.0, ""))
+        return bool(until > time.time() and same(mark, self._mark()))
+
+    def _save(self) -> None:
+        write_private(self.store, json.dumps(self.sessions))
+
+    def _sign(self, text: str) -> str:
+        return hmac.new(self.key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
+
+    def _mark(self) -> str:
+        return self._sign(f"password {self.password()}")
+
+
+def same(given: str, right: str) -> bool:
+    """Compare two secrets in constant time, as bytes."""
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), right.encode("utf-8", "surrogateescape"))
+
+
+###############################################################################
+# web: the app
+###############################################################################
+
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+}
+MAX_BODY = 1 << 20
+WEB_THREADS = 16
+FOLLOW_SECONDS = 30.0
+COOKIE = "forge_session"
+
+
+class Web:
+    """The routes. One object an app, so that tests can have several."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self.config = engine.config
+        self.door = Door(engine.config)
+        self.views = asset("views")
+        self.followers = threading.BoundedSemaphore(WEB_THREADS // 4)  # workers that may wait for a log at a time
+        self.app = bottle.Bottle()
+        self.app.install(self._answer)
+        self.app.add_hook("before_request", self._check_request)
+        self.app.default_error_handler = self._error_of_bottle
+        self._add_routes()
+
+    def _add_routes(self) -> None:
+        table = (
+            ("GET", "/", self.index),
+            ("GET", "/healthz", lambda: text_response(200, "ok\n")),
+            ("GET", "/static/<path:path>", self.static),
+            ("GET", "/jobs", self.jobs),
+            ("GET", "/jobs/<job_id>", self.job),
+            ("GET", "/jobs/<job_id>/log", self.log),
+            ("POST", "/jobs/<job_id>/cancel", self.cancel),
+            ("POST", "/jobs/<job_id>/retry", self.retry),
+            ("GET", "/login", self.login_page),
+            ("POST", "/login", self.login),
+            ("POST", "/logout", self.logout),
+            ("POST", "/hooks/post-receive", self.post_receive),
+            ("GET", "/r/<repo>", self.repo),
+            ("GET", "/r/<repo>/history", self.history),
+            ("GET", "/r/<repo>/mr/<branch:path>", self.mr),
+            ("POST", "/r/<repo>/mr/<branch:path>/merge", self.merge),
+            ("POST", "/r/<repo>/mr/<branch:path>/delete", self.delete_branch),
+        )
+        for method, path, callback in table:
+            self.app.route(path, method, callback)
+
+    # -- one place for requests, answers and errors -----------------------------
+
+    def _check_request(self) -> None:
+        """What holds for every request: the Host is ours, a POST comes from our pages, and a private forge is private."""
+        request = bottle.request
+        bottle.response.headers.update(SECURITY_HEADERS)
+        try:
+            self._check_host(request.get_header("Host", ""))
+            if request.method == "POST":
+                self._check_origin()
+                if request.content_length > MAX_BODY:
+                    raise Refused(413, "the body is larger than 1 MiB")
+            open_path = request.path in ("/login", "/healthz", "/hooks/post-receive") or request.path.startswith("/static/")
+            if self.config.private and not open_path:
+                self._authorize(wants_form=request.method == "POST")
+        except Refused as error:
+            raise self._refusal(error) from None
+
+    def _check_host(self, given: str) -> None:
+        host = (urlsplit(f"//{given}").hostname or "") if re.fullmatch(r"[\w.:\[\]-]+", given) else ""
+        try:
+            ip_address(host)
+        except ValueError:
+            if host not in ("localhost", urlsplit(self.engine.url).hostname):
+                raise Refused(421, f"this forge does not answer for the host {shorten(given)}; set FORGE_URL") from None
+
+    def _check_origin(self) -> None:
+        request = bottle.request
+        origin = request.get_header("Origin")
+        site = request.get_header("Sec-Fetch-Site", "same-origin")
+        ours = {request.get_header("Host", ""), urlsplit(self.engine.url).netloc}
+        if site not in ("same-origin", "none") or (origin is not None and urlsplit(origin).netloc not in ours):
+            raise Refused(403, "this request comes from another site")
+
+    def _authorize(self, wants_form: bool = True) -> None:
+        """Let pass who may act: token or password as bearer, the form field, a session. Raises Refused 401 or 429."""
+        request = bottle.request
+        scheme, _, given = utf8(request.get_header("Authorization", "")).partition(" ")
+        if scheme.lower() == "bearer":
+            if not self.door.is_token(given.strip()):
+                self.door.check_password(given.strip())
+            return
+        if self.door.knows(request.get_cookie(COOKIE, "")):
+            return
+        password = self._form("password") if wants_form else None
+        if not password:
+            raise Refused(
+                401, "this needs the merge password: log in, or send the token or the password as Authorization: Bearer"
+            )
+        if not self.door.is_token(password):
+            self.door.check_password(password)
+
+    @staticmethod
+    def _form(name: str) -> str | None:
+        value = bottle.request.forms.get(name)
+        return utf8(value) if value else None
+
+    def _answer(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """Bottle's plugin: turn what a route returns or raises into an answer."""
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return callback(*args, **kwargs)
+            except Refused as error:
+                return self._refusal(error)
+            except GitError as error:
+                log(f"{bottle.request.method} {bottle.request.path}: {error}")
+                return self._refusal(Refused(500 if error.code < 0 else 409, f"git could not do it: {error}"))
+
+        return answer
+
+    def _refusal(self, error: Refused) -> bottle.HTTPResponse:
+        headers = {**SECURITY_HEADERS, **error.extra.get("headers", {})}
+        extra = {key: value for key, value in error.extra.items() if key != "headers"}
+        wanted = wanted_type()
+        if wanted == "html":
+            body = self._render("error", status=error.status, text=error.text, extra=extra)
+            return bottle.HTTPResponse(body, error.status, headers | {"Content-Type": "text/html; charset=utf-8"})
+        if wanted == "text":
+            return text_response(error.status, f"{error.text}\n", headers)
+        return json_response({"error": error.text, **extra}, error.status, headers)
+
+    def _error_of_bottle(self, error: bottle.HTTPError) -> str:
+        """What bottle itself refuses: no route, the wrong method, a crash (which goes to the log)."""
+        texts = {404: "there is nothing at this address", 405: "this address does not take this method"}
+        if error.exception is not None:
+            log(f"{bottle.request.method} {bottle.request.path}: {error.exception!r}\n{error.traceback or ''}")
+            texts[500] = "forge stumbled over this; the server's log says more"
+        made = self._refusal(Refused(error.status_code, texts.get(error.status_code, str(error.body))))
+        bottle.response.headers.update(made.headers)
+        return str(made.body)
+
+    def _render(self, view: str, **values: Any) -> str:
+        spell = {"ago": ago, "spell_duration": spell_duration, "spell_bytes": spell_bytes, "mr_path": partial(mr_url, "")}
+        logged_in = self.door.knows(bottle.request.get_cookie(COOKIE, ""))
+        page = {"logged_in": logged_in, "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
+        return str(bottle.template(view, template_lookup=[str(self.views)], **{**spell, **page, **values}))
+
+    def _show(self, view: str, program: Mapping[str, Any], **values: Any) -> Any:
+        """JSON to who asks for it, else the page."""
+        if wanted_type() == "json":
+            return json_response(program)
+        body = self._render(view, **program, **values)
+        return bottle.HTTPResponse(body, 200, {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"})
+
+    def _done(self, program: Mapping[str, Any], page: str, status: int = 200) -> Any:
+        """An action's answer: JSON to programs, a redirect to people."""
+        if wanted_type() == "html":
+            return bottle.HTTPResponse("", 303, {"Location": page})
+        return json_response(program, status)
+
+    # -- pages --------------------------------------------------------------------
+
+    def static(self, path: str) -> Any:
+        answer = bottle.static_file(path, root=str(self.views / "static"))
+        answer.headers.update({**SECURITY_HEADERS, "Cache-Control": "no-cache"})
+        return answer
+
+    def index(self) -> Any:
+        engine = self.engine
+        repos = []
+        names = engine.repo_names()
+        with engine.lock:
+            for name in names:
+                known = engine.state.repos.get(name, Repo())
+                last = engine.ledger.search(1, repo=name, branch=known.base) if known.base else []
+                repos.append(
+                    {
+                        "repo": name,
+                        "base": known.base,
+                        "head": known.tip,
+                        "open": len(known.branches),
+                        "job": job_view(engine, last[0]) if last else None,
+                        "trouble": engine.troubles.get(name),
+                        "url": f"{engine.url}/r/{name}",
+                    }
+                )
+        return self._show("index", {"repos": repos}, clone=str(self.config.repos))
+
+    def repo(self, repo: str) -> Any:
+        path = self.engine.usable(repo)
+        refs = read_refs(path)
+        requests = [mr_view(self.engine, repo, refs, branch) for branch in sorted(refs.heads) if branch != refs.base]
+        requests.sort(key=lambda view: -(view["job"] or {"id": 0})["id"])
+        view = {"repo": repo, "base": refs.base, "head": refs.tip, "merge_requests": requests}
+        with self.engine.lock:
+            jobs = [job_view(self.engine, job) for job in self.engine.ledger.search(10, repo=repo)]
+            trouble = self.engine.troubles.get(repo)
+        return self._show("repo", view, jobs=jobs, trouble=trouble, path=str(path), heads=len(refs.heads))
+
+    def mr(self, repo: str, branch: str) -> Any:
+        refs = read_refs(self.engine.usable(repo))
+        if branch not in refs.heads:
+            action = branch.rpartition("/")
+            if action[2] in ("merge", "delete") and action[0] in refs.heads:
+                raise Refused(405, f"{action[2]} is done with POST", headers={"Allow": "POST"})
+            with self.engine.lock:
+                done = self.engine.ledger.merges_of(repo, branch, 1)
+            if done:
+                merge = merge_view(done[0])
+                raise Refused(
+                    404, f"{branch} was merged into {refs.base} as {merge['merge_commit']} by job {merge['job']}", merge=merge
+                )
+            raise Refused(404, f"{repo} has no branch {shorten(branch)}")
+        if branch == refs.base:
+            raise Refused(404, f"{branch} is the base of {repo}, not a merge request")
+        view = mr_view(self.engine, repo, refs, branch)
+        if wanted_type() == "json":
+            return json_response(view)
+        about = self.engine.commit(repo, view["head"])
+        start = view["merge_base"] or refs.tip
+        diff, cut = read_diff(self.config.repo(repo), start, view["head"], DIFF_PAGE_BYTES) if start else ("", False)
+        with self.engine.lock:
+            jobs = [job_view(self.engine, job) for job in self.engine.ledger.search(20, repo=repo, branch=branch)]
+        return self._show("mr", view, about=about, diff=diff.split("\n"), cut=cut, jobs=jobs)
+
+    def history(self, repo: str) -> Any:
+        self.engine.usable(repo)
+        with self.engine.lock:
+            merges = [merge_view(record) for record in self.engine.ledger.merges_of(repo)]
+        return self._show("history", {"merges": merges}, repo=repo)
+
+    def jobs(self) -> Any:
+        query = bottle.request.query
+        wanted = {name: utf8(query[name]) for name in ("repo", "branch", "kind", "status") if query.get(name)}
+        limit, before = (query_number(name) for name in ("limit", "before"))
+        with self.engine.lock:
+            found = self.engine.ledger.search(min(limit or 100, 1000), before, **wanted)
+            running = [job_view(self.engine, job) for job in self.engine.state.live_jobs() if job.status == "running"]
+            jobs = [job_view(self.engine, job) for job in found]
+        return self._show("jobs", {"jobs": jobs}, running=running, wanted=wanted, more=len(jobs) >= (limit or 100))
+
+    def job(self, job_id: str) -> Any:
+        job = self._job(job_id)
+        view = job_view(self.engine, job)
+        if wanted_type() == "json":
+            return json_response(view)
+        path = self.config.log(job.repo, job.id)
+        lines, first, size, start = [], 1, 0, 0
+        gone = False
+        try:
+            size = path.stat().st_size
+            start = max(0, size - LOG_PAGE_BYTES)
+            with open(path, "rb") as stream:
+                stream.seek(start)
+                tail = stream.read(size - start)
+            if start:
+                cut = tail.find(b"\n", 0, LOG_PAGE_BYTES // 2) + 1
+                start, tail = start + cut, tail[cut:]
+            first = count_newlines(path, start) + 1
+            lines = plain_lines(tail)
+        except FileNotFoundError:
+            gone = job.started_at is not None and not job.live
+        merge = None
+        with self.engine.lock:
+            done = self.engine.ledger.merges_of(job.repo, job.branch, 1)
+            if done and done[0]["job"] == job.id:
+                merge = merge_view(done[0])
+        return self._show(
+            "job", {"job": view}, lines=lines, first=first, start=start, gone=gone, merge=merge, stopping=job.stopping
+        )
+
+    def _job(self, job_id: str) -> Job:
+        with self.engine.lock:
+            job = self.engine.ledger.job(int(job_id)) if re.fullmatch("[1-9][0-9]{0,17}", job_id) else None
+        if job is None:
+            raise Refused(404, f"there is no job {shorten(job_id)}")
+        return job
+
+    # -- logs -----------------------------------------------------------------------
+
+    def log(self, job_id: str) -> Any:
+        job = self._job(job_id)
+        path = self.config.log(job.repo, job.id)
+        offset, wait = query_number("offset"), query_number("wait")
+        headers = {**SECURITY_HEADERS, "X-Job-Status": job.status, "Cache-Control": "no-store"}
+        if not path.exists() and job.started_at and not job.live:
+            raise Refused(410, f"the log of job {job.id} was pruned")
+        if offset is not None:
+            chunk = self._log_after(job, path, offset, min(wait or 0, 1))
+            return text_response(200, chunk, headers | {"X-Job-Status": job.status})
+        if bottle.request.query.get("follow") == "1":
+            if not self.followers.acquire(blocking=False):
+                raise Refused(503, "too many follow logs at once; use ?offset=N", headers={"Retry-After": "1"})
+            return bottle.HTTPResponse(self._follow(job, path), 200, headers | {"Content-Type": "text/plain; charset=utf-8"})
+        if not path.exists():
+            return text_response(200, b"", headers)
+        answer = bottle.static_file(path.name, root=str(path.parent), mimetype="text/plain; charset=utf-8")
+        answer.headers.update(headers)
+        if bottle.request.query.get("download") == "1":
+            answer.headers["Content-Disposition"] = f'attachment; filename="{job.repo}-{job.id}.log"'
+        return answer
+
+    def _log_after(self, job: Job, path: Path, offset: int, wait: float, most: int = 1 << 20) -> bytes:
+        """At most `most` bytes of a log from `offset` on; waits up to `wait` seconds for the first while the job lives."""
+        until = time.monotonic() + wait
+        held = wait > 0 and self.followers.acquire(blocking=False)
+        try:
+            while True:
+                live = job.live
+                with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
+                    stream.seek(offset)
+                    chunk = stream.read(most)
+                    if chunk:
+                        return chunk
+                if not live or not held or time.monotonic() >= until:
+                    return b""
+                time.sleep(0.05)
+        finally:
+            if held:
+                self.followers.release()
+
+    def _follow(self, job: Job, path: Path) -> Iterator[bytes]:
+        """The log as it grows, until the job ends or the time is over."""
+        try:
+            until, offset, ended = time.monotonic() + FOLLOW_SECONDS, 0, False
+            while True:
+                ended = not job.live
+                chunk = b""
+                with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
+                    stream.seek(offset)
+                    chunk = stream.read(1 << 16)
+                offset += len(chunk)
+                if chunk:
+                    yield chunk
+                elif ended or time.monotonic() >= until:
+                    return
+                else:
+                    time.sleep(0.1)
+        finally:
+            self.followers.release()
+
+    # -- actions ----------------------------------------------------------------------
+
+    def login_page(self) -> Any:
+        return self._show("login", {"logged_in": self.door.knows(bottle.request.get_cookie(COOKIE, ""))}, wrong=None)
+
+    def login(self) -> Any:
+        try:
+            self._authorize()
+        except Refused as error:
+            if wanted_type() != "html" or error.status == 429:
+                raise
+            body = self._render("login", wrong=error.text)
+            return bottle.HTTPResponse(body, error.status, {**SECURITY_HEADERS, "Content-Type": "text/html; charset=utf-8"})
+        target = self._form("to") or "/"
+        answer = self._done({"status": "logged in"}, target if re.fullmatch(r"/(?![/\\])[!-~]*", target) else "/")
+        secure = urlsplit(self.engine.url).scheme == "https"
+        answer.set_cookie(
+            COOKIE, self.door.log_in(), path="/", httponly=True, samesite="strict", secure=secure, max_age=SESSION_SECONDS
+        )
+        return answer
+
+    def logout(self) -> Any:
+        self.door.log_out(bottle.request.get_cookie(COOKIE, ""))
+        answer = self._done({"status": "logged out"}, "/")
+        answer.delete_cookie(COOKIE, path="/")
+        return answer
+
+    def merge(self, repo: str, branch: str) -> Any:
+        self._authorize()
+        result = self.engine.ask_merge(repo, branch, self._form("head"))
+        if result.get("status") == "queued":
+            program = {"status": "queued", "job": job_view(self.engine, result["job"])}
+            return self._done(program, mr_url("", repo, branch), 202)
+        return self._done(merge_view(result), f"/r/{repo}/history")
+
+    def delete_branch(self, repo: str, branch: str) -> Any:
+        self._authorize()
+        return self._done({"status": "deleted", **self.engine.delete_branch(repo, branch, self._form("head"))}, f"/r/{repo}")
+
+    def cancel(self, job_id: str) -> Any:
+        self._authorize()
+        job = self.engine.cancel(self._job(job_id).id)
+        return self._done(job_view(self.engine, job), f"/jobs/{job.id}")
+
+    def retry(self, job_id: str) -> Any:
+        self._authorize()
+        job = self.engine.retry(self._job(job_id).id)
+        return self._done(job_view(self.engine, job), f"/jobs/{job.id}", 202)
+
+    # -- what the hooks say --------------------------------------------------------------
+
+    def post_receive(self) -> Any:
+        request = bottle.request
+        scheme, _, given = utf8(request.get_header("Authorization", "")).partition(" ")
+        if scheme.lower() != "bearer" or not (same(given.strip(), self.door.hook_token) or self.door.is_token(given.strip())):
+            raise Refused(401, "hooks authenticate with the hook token; is hook-header in the data directory current?")
+        if request.get_header("X-Forge-Follow"):
+            return self._follow_push(request.get_header("X-Forge-Follow"))
+        body = request.body.read(MAX_BODY + 1)
+        if request.content_type.partition(";")[0].strip().lower() == "text/plain":
+            repo = request.get_header("X-Forge-Repo", "")
+            if not is_repo_name(repo):
+                raise Refused(400, f"X-Forge-Repo is {shorten(repo)}, which is no name of a repo")
+            push = parse_hook_lines(body.decode("utf-8", "surrogateescape"), now())
+        else:
+            repo, push = parse_hook_json(body, now())
+        refs = self.engine.submit(repo, push)
+        jobs, lines, watch = self._tell_push(repo, refs, push)
+        if wanted_type() != "text":
+            return json_response({"jobs": jobs}, 202)
+        if "wait" in push.options and watch:
+            lines.append(f"wait {' '.join(f'{job}:0' for job in watch)}")
+        return text_response(202, "".join(f"{line}\n" for line in lines))
+
+    def _tell_push(self, repo: str, refs: Refs, push: Push) -> tuple[list[dict[str, Any]], list[str], list[int]]:
+        """(jobs for programs, lines for the pusher, ids that `-o wait` watches) for a push. Raises Refused: a ref is not there."""
+        engine, jobs, lines, watch = self.engine, [], [], []
+        for update in push.updates:
+            branch = update.branch
+            if branch is None or is_null(update.new):
+                continue
+            job, said = self._job_of_update(repo, refs, branch, update)
+            if job is None:
+                lines.append(f"forge: {said}")
+                continue
+            url = f"{engine.url}/jobs/{job.id}"
+            jobs.append({"id": job.id, "url": url, "kind": job.kind, "branch": job.branch, "status": job.status})
+            lines.append(f"forge: {branch}: {job.kind} job {job.id} {url}")
+            with engine.lock:
+                ahead = [other for other in engine.state.live_jobs(repo) if other.kind == POST and other.id < job.id]
+            if job.kind == POST and ahead:
+                lines.append(f"forge: it begins when job {ahead[0].id} has ended")
+            else:
+                watch.append(job.id)
+        return jobs, lines, watch
+
+    def _job_of_update(self, repo: str, refs: Refs, branch: str, update: Update) -> tuple[Job | None, str]:
+        engine = self.engine
+        with engine.lock:
+            kind = POST if branch == refs.base else PRE
+            found = engine.ledger.search(20, repo=repo, branch=branch, kind=kind)
+        job = next((job for job in found if job.commit == update.new), None)
+        head = refs.heads.get(branch)
+        if head is None and job is None:
+            raise Refused(404, f"{repo} has no {shorten(update.ref)}")
+        if job is None and refs.tip is None:
+            return (
+                None,
+                f"{branch} is kept, but {repo} has no base yet: HEAD names {refs.base or 'no branch'}; push that, or set another",
+            )
+        if job is None and branch not in refs.ahead:
+            return None, f"{branch}: nothing to merge, {refs.base} contains it"
+        return job, f"{branch} is at {head} by now" if job is None else ""
+
+    def _follow_push(self, given: str) -> Any:
+        """The next piece of a log for ``git push -o wait``, and in X-Forge-Next where to go on; forge's words at the end."""
+        found = re.fullmatch(r"([1-9][0-9]{0,17}):([0-9]{1,18})", given)
+        job = self._job(found[1]) if found else None
+        if not found or not job:
+            raise Refused(400, f"X-Forge-Follow is {shorten(given)}, but must be <job>:<offset>")
+        offset, live = int(found[2]), job.live
+        chunk = self._log_after(job, self.config.log(job.repo, job.id), offset, 1.0, 1 << 16)
+        after = f"{job.id}:{offset + len(chunk)}"
+        if not chunk and not live:
+            watch, said = outlook(self.engine, job)
+            chunk = f"forge: {said}\n".encode("utf-8", "surrogateescape") if said else b""
+            after = f"{watch.id}:{offset if watch.id == job.id else 0}" if watch else ""
+            if watch and watch.id == job.id:
+                time.sleep(0.05)
+        return text_response(200, chunk, {**SECURITY_HEADERS, "X-Forge-Next": after})
+
+
+def wanted_type() -> str:
+    """What the client asks for: json, html or text."""
+    accept = bottle.request.get_header("Accept", "").lower()
+    for name, kind in (("application/json", "json"), ("text/html", "html"), ("text/plain", "text")):
+        if name in accept:
+            return kind
+    return "html" if bottle.request.method == "GET" else "json"
+
+
+def json_response(program: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
+    headers = {**SECURITY_HEADERS, **(headers or {}), "Content-Type": "application/json", "Cache-Control": "no-store"}
+    return bottle.HTTPResponse(json.dumps(program) + "\n", status, headers)
+
+
+def text_response(status: int, body: str | bytes, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
+    headers = {**SECURITY_HEADERS, **(headers or {}), "Content-Type": "text/plain; charset=utf-8"}
+    return bottle.HTTPResponse(body, status, headers)
+
+
+def utf8(text: str) -> str:
+    """What WSGI hands over as latin-1, as the UTF-8 it is."""
+    return text.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def query_number(name: str) -> int | None:
+    """A whole number in the query, or None. Raises Refused."""
+    text = bottle.request.query.get(name)
+    if text is None or text == "":
+        return None
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise Refused(400, f"{name} is {shorten(text)}, but must be a whole number")
+    return int(text)
+
+
+def create_app(environ: Mapping[str, str] | None = None) -> bottle.Bottle:
+    """The WSGI app with its engine running, for ``waitress-serve --call forge:create_app``. Raises WrongSetting, AlreadyServed."""
+    config = load_config(os.environ if environ is None else environ)
+    engine = Engine(config)
+    write_address(config, config.port)
+    app = Web(engine).app
+    app.config["forge.engine"] = engine
+    engine.start()
+    return app
+
+
+def write_address(config: Config, port: int) -> None:
+    """Tell hooks and the command line on this machine where the server listens."""
+    write_private(config.data_dir / "address", f"{config.listen_url(port)}\n")
+
+
+###############################################################################
+# command line: one small function a verb, over HTTP; only the server writes the journal
+###############################################################################
+
+
+class Fault(Exception):
+    """Ends a command with an exit code and one line on standard error."""
+
+    def __init__(self, code: int, text: str):
+        super().__init__(text)
+        self.code = code
+
+
+class Client:
+    """Talks to the server of a data directory with its token."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        try:
+            self.url = (config.data_dir / "address").read_text().strip()
+        except OSError:
+            self.url = config.listen_url()
+        try:
+            self.token = (config.data_dir / "token").read_text().strip()
+        except FileNotFoundError:
+            raise Fault(3, f"there is no forge in {config.data_dir} yet; start one with: forge serve") from None
+        except OSError as error:
+            raise Fault(1, f"{error.filename} cannot be read ({error.strerror}); run forge as the user of the server") from None
+
+    def open(
+        self, path: str, form: Mapping[str, str] | None = None, timeout: float = 60, accept: str = "application/json"
+    ) -> Any:
+        """Ask the server; the answer is a file to read. Raises Fault: 3 when none answers, 1 or 2 with its reason."""
+        from http.client import HTTPException
+        from urllib.error import HTTPError
+        from urllib.request import ProxyHandler, Request, build_opener
+
+        headers = {"Authorization": f"Bearer {self.token}", "Accept": accept}
+        body = None if form is None else urlencode(form).encode()
+        try:
+            return build_opener(ProxyHandler({})).open(Request(self.url + path, body, headers), timeout=timeout)
+        except HTTPError as error:
+            said = error.read()
+            try:
+                text = json.loads(said)["error"]
+            except (ValueError, KeyError, TypeError):
+                text = said.decode("utf-8", "replace").strip()[:200] or str(error)
+            fault = Fault(2 if error.code in (400, 404) else 1, text)
+            fault.answer = said  # type: ignore[attr-defined]
+            raise fault from None
+        except (OSError, HTTPException):
+            raise Fault(3, f"no server answers at {self.url}; start it with: forge serve") from None
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The JSON at `path`. Raises Fault."""
+        given = {key: value for key, value in query.items() if value is not None}
+        with self.open(path + (f"?{urlencode(given)}" if given else "")) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, **form: str) -> Any:
+        """Do an action. Raises Fault."""
+        with self.open(path, form) as answer:
+            return json.load(answer)
+
+
+def mr_path(repo: str, branch: str) -> str:
+    if not is_repo_name(repo):
+        raise Fault(2, f"{repo!r} is no name of a repo")
+    return mr_url("", repo, branch)
+
+
+def show(args: argparse.Namespace, program: Any, text: str) -> None:
+    """Print JSON when asked for, else text. What a terminal would obey is not printed there."""
+    if getattr(args, "json", False):
+        text = json.dumps(program, indent=2)
+    elif text:
+        text = "\n".join(
+            "".join(c if c.isprintable() or (c == "\x1b" and sys.stdout.isatty()) else "?" for c in line)
+            for line in text.split("\n")
+        )
+    if text:
+        print(text)
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows as aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def job_line(job: Mapping[str, Any]) -> list[str]:
+    took = spell_duration(job["duration"]) if job["duration"] is not None else ""
+    return [
+        str(job["id"]),
+        job["status"],
+        job["kind"],
+        f"{job['repo']}/{job['branch']}",
+        job["commit"][:10],
+        took,
+        ago(job["created_at"]),
+    ]
+
+
+def own_data_dir(config: Config) -> None:
+    """Refuse to make files in a data directory that belongs to another user: the server could not use them."""
+    owner = next(place.stat().st_uid for place in (config.data_dir, *config.data_dir.parents) if place.exists())
+    if config.data_dir.exists() and owner != os.geteuid():
+        raise Fault(1, f"{config.data_dir} belongs to another user (uid {owner}); run forge as that user")
+
+
+def tell_server(config: Config, repo: str) -> None:
+    """Let a running server look at a repo now; without one it looks when it starts."""
+    with contextlib.suppress(Fault):
+        Client(config).open("/hooks/post-receive", None, 5).close()
+
+
+def cmd_create(config: Config, args: argparse.Namespace) -> int:
+    own_data_dir(config)
+    try:
+        path = create_repo(config, args.repo, args.base)
+    except Refused as error:
+        raise Fault(2 if error.status == 400 else 1, error.text) from None
+    except OSError as error:
+        raise Fault(1, f"cannot make {args.repo}: {error.strerror} ({error.filename})") from None
+    print(path)
+    return 0
+
+
+def cmd_delete(config: Config, args: argparse.Namespace) -> int:
+    path = config.repo(args.repo)
+    if not is_repo_name(args.repo) or not path.is_dir():
+        raise Fault(2, f"there is no repo {args.repo!r}")
+    if not args.yes:
+        raise Fault(2, f"this removes {path} with all its branches for good; say --yes")
+    own_data_dir(config)
+    (config.data_dir / "trash").mkdir(exist_ok=True)
+    discard(path, config.data_dir / "trash")
+    print(f"{args.repo} is removed; the records and logs of its jobs are kept")
+    return 0
+
+
+def cmd_repos(config: Config, args: argparse.Namespace) -> int:
+    found = Client(config).get("/")
+    rows = [
+        [r["repo"], r["base"] or "-", (r["head"] or "empty")[:10], f"{r['open']} open", r["trouble"] or ""]
+        for r in found["repos"]
+    ]
+    show(args, found, table(rows))
+    return 0
+
+
+def cmd_jobs(config: Config, args: argparse.Namespace) -> int:
+    found = Client(config).get("/jobs", repo=args.repo, limit=args.limit)
+    show(args, found, table([job_line(job) for job in found["jobs"]]))
+    return 0
+
+
+def cmd_job(config: Config, args: argparse.Namespace) -> int:
+    job = Client(config).get(f"/jobs/{args.id}")
+    show(args, job, "\n".join(f"{name + ':':14}{value}" for name, value in job.items() if value not in (None, [])))
+    return 0
+
+
+def cmd_log(config: Config, args: argparse.Namespace) -> int:
+    client, offset = Client(config), 0
+    out = sys.stdout.buffer
+    while True:
+        with client.open(f"/jobs/{args.id}/log?offset={offset}&wait={int(args.follow)}", accept="text/plain") as answer:
+            status, chunk = answer.headers["X-Job-Status"], answer.read()
+        out.write(chunk)
+        out.flush()
+        offset += len(chunk)
+        if not chunk and (status not in LIVE or not args.follow):
+            return 0
+        if not chunk:
+            time.sleep(0.2)
+
+
+def find_mr(client: Client, repo: str, branch: str) -> dict[str, Any]:
+    """The JSON of an open branch, or {"merge": …} of one that was merged. Raises Fault."""
+    try:
+        view: dict[str, Any] = client.get(mr_path(repo, branch))
+    except Fault as fault:
+        with contextlib.suppress(ValueError, AttributeError):
+            said = json.loads(fault.answer)  # type: ignore[attr-defined]
+            if said.get("merge"):
+                return {"merge": said["merge"], "why": said["error"]}
+        raise
+    return view
+
+
+def cmd_status(config: Config, args: argparse.Namespace) -> int:
+    view = find_mr(Client(config), args.repo, args.branch)
+    job = view.get("job")
+    if "merge" in view:
+        text = f"merged: {view['why']}"
+    else:
+        text = f"{job['status'] if job else 'no job'}: {view['why']}" + (f"\n{job['url']}" if job else "")
+    show(args, view, text)
+    return 0
+
+
+def cmd_why(config: Config, args: argparse.Namespace) -> int:
+    view = find_mr(Client(config), args.repo, args.branch)
+    show(args, {"blockers": view.get("blockers", []), "why": view["why"]}, view["why"])
+    return 0
+
+
+def cmd_wait(config: Config, args: argparse.Namespace) -> int:
+    client = Client(config)
+    while True:
+        view = find_mr(client, args.repo, args.branch)
+        if "merge" in view or view["settled"]:
+            break
+        time.sleep(0.2)
+    job = view.get("job")
+    show(args, view, view["why"])
+    good = "merge" in view or (view["mergeable"] and not view["auto_merge"]) or (job is None and view["ahead"] == 0)
+    return 0 if good else 1
+
+
+def cmd_merge(config: Config, args: argparse.Namespace) -> int:
+    result = Client(config).post(f"{mr_path(args.repo, args.branch)}/merge")
+    if result.get("status") == "queued":
+        show(args, result, f"queued: job {result['job']['id']} tests it, then it merges; forge wait {args.repo} {args.branch}")
+    else:
+        show(args, result, f"merged as {result['merge_commit']}")
+    return 0
+
+
+def cmd_cancel(config: Config, args: argparse.Namespace) -> int:
+    show(args, Client(config).post(f"/jobs/{args.id}/cancel"), f"job {args.id} is being stopped")
+    return 0
+
+
+def cmd_retry(config: Config, args: argparse.Namespace) -> int:
+    job = Client(config).post(f"/jobs/{args.id}/retry")
+    show(args, job, f"job {job['id']} {job['url']}")
+    return 0
+
+
+def cmd_check_names(config: Config, args: argparse.Namespace) -> int:
+    """What hooks/pre-receive asks for names that are not ASCII: refs on standard input, a line each."""
+    refused = 0
+    for line in sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\n"):
+        reason = why_name_refused(line) if line else None
+        if reason:
+            print(f"forge: {line!a} is refused: {reason}")
+            refused = 1
+    return refused
+
+
+def examine(config: Config) -> Iterator[tuple[str, bool, str]]:
+    """Check this machine and data directory: (what, whether it is well, what was found or what to do)."""
+
+    def version(*command: str) -> str | None:
+        try:
+            return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip().split("\n")[0]
+        except (OSError, subprocess.SubprocessError):
+            return None
+
+    found = version("git", "--version")
+    numbers = tuple(map(int, re.findall(r"\d+", found or "")[:2]))
+    yield "git", numbers >= (2, 39), found or "not found; install git 2.39 or newer"
+    found = version("curl", "--version")
+    yield "curl", found is not None, (found or "not found; the hooks need it to tell the server of pushes").split(" (")[0]
+    found = version("nix", "--version")
+    yield "nix", found is not None, found or "not found; jobs of flakes cannot run, justfiles and .forge/ scripts can"
+    yield (
+        "pidfd",
+        hasattr(os, "pidfd_open"),
+        "the kernel tells when a job ends" if hasattr(os, "pidfd_open") else "needs Linux 5.3 or newer",
+    )
+    yield (
+        "subreaper",
+        Path("/proc/self/task").exists() and Path(f"/proc/self/task/{os.getpid()}/children").exists(),
+        "needs /proc with children lists (CONFIG_PROC_CHILDREN)",
+    )
+    root = config.data_dir
+    if not root.is_dir():
+        yield "data", False, f"{root} is not there; forge serve makes it (FORGE_DATA_DIR)"
+        return
+    mine = root.stat().st_uid == os.geteuid() and os.access(root, os.W_OK)
+    yield (
+        "data",
+        mine,
+        str(root) if mine else f"{root} belongs to uid {root.stat().st_uid}, or is read-only; run forge as its user",
+    )
+    free = shutil.disk_usage(root).free
+    yield "disk", free > 1 << 30, f"{spell_bytes(free)} free"
+    for name in ("token", "hook-token"):
+        with contextlib.suppress(FileNotFoundError):
+            mode = stat.S_IMODE((root / name).stat().st_mode)
+            yield name, mode == 0o600, f"mode {mode:04o}" if mode == 0o600 else f"mode {mode:04o}; run: chmod 600 {root / name}"
+    for path in sorted(config.repos.glob("*.git")):
+        trouble = why_unusable(path, path.stem)
+        if not trouble:
+            stale = [h.name for h in asset("hooks").iterdir() if not (path / "hooks" / h.name).exists()]
+            trouble = f"hooks are missing ({', '.join(stale)}); the server adds them within a minute" if stale else None
+        yield f"repo {path.stem}", trouble is None, trouble or str(path)
+    for name in ("jobs", "merges"):
+        odd = sum(not is_record(line) for line in open(root / f"{name}.jsonl", "rb")) if (root / f"{name}.jsonl").exists() else 0
+        yield f"{name}.jsonl", odd == 0, "well" if not odd else f"{odd} lines are no records; they are passed over"
+    if config.password_file or config.password:
+        try:
+            well = not config.password_file or bool(config.password_file.read_text().strip())
+        except OSError:
+            well = False
+        yield "password", well, "set" if well else f"{config.password_file} cannot be read or is empty"
+    else:
+        yield "password", True, "none is set; actions need the command line (FORGE_MERGE_PASSWORD_FILE)"
+    try:
+        Client(config).open("/healthz").close()
+        yield "server", True, "answers"
+    except Fault as fault:
+        yield "server", False, str(fault)
+
+
+def is_record(line: bytes) -> bool:
+    """Whether a line of the journal can be read."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
+    found = list(examine(config))
+    rows = [["ok" if well else "!!", what, said] for what, well, said in found]
+    show(args, {"checks": [{"what": w, "ok": ok, "text": t} for w, ok, t in found]}, table(rows))
+    return 0 if all(well for what, well, _ in found if what not in ("nix", "server")) else 1
+
+
+def cmd_serve(config: Config, args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; jobs that run then go on, and the next server takes them over."""
+    import waitress
+
+    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        raise Fault(1, f"cannot listen on {config.host}:{config.port} ({error.strerror}); set FORGE_HOST or FORGE_PORT") from None
+    port = listener.getsockname()[1]
+    try:
+        engine = Engine(config, config.listen_url(port))
+    except AlreadyServed as error:
+        raise Fault(1, str(error)) from None
+    except OSError as error:
+        raise Fault(
+            1, f"{error.filename or config.data_dir} cannot be used: {error.strerror}; set FORGE_DATA_DIR, or mend its owner"
+        ) from None
+    server = waitress.create_server(
+        Web(engine).app,
+        sockets=[listener],
+        threads=WEB_THREADS,
+        ident=None,
+        max_request_body_size=MAX_BODY,
+        connection_limit=500,
+        channel_timeout=60,
+        clear_untrusted_proxy_headers=True,
+    )
+    write_address(config, port)
+
+    def leave(*_: Any) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    try:
+        engine.start()
+        print(f"forge: listening on {engine.url}", flush=True)
+        server.run()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        server.close()
+        engine.stop()
+    return 0
+
+
+DEMO_FLAKE = """{
+  description = "a repo of the forge demo";
+  outputs = { self }:
+    let
+      system = "%(system)s";
+      # a program from a derivation, so that it needs nothing but /bin/sh and works without nixpkgs
+      program = name: text: derivation {
+        inherit name system text;
+        builder = "/bin/sh";
+        args = [ "-c" "echo \\"$text\\" > $out; chmod +x $out" ];
+        PATH = "/bin:/usr/bin";
+        preferLocalBuild = true;
+        allowSubstitutes = false;
+      };
+      app = name: text: { type = "app"; program = "${program name "#!/bin/sh\\n${text}"}"; };
+    in {
+      apps.${system} = {
+        pre-merge = app "pre-merge" "exec sh ./check.sh";
+        post-merge = app "post-merge" "echo 'this is where a deployment goes'";
+      };
+    };
+}
+"""
+DEMO_CHECK = """printf '\\033[1mchecking\\033[0m\\n'
+sleep 1
+if grep -q typo greeting; then printf '\\033[31mgreeting has a typo\\033[0m\\n'; exit 1; fi
+printf '\\033[32mall is well\\033[0m\\n'
+"""
+
+
+def demo_uses_nix(folder: Path) -> str | None:
+    """Why the demo cannot use Nix on this machine, or None when it can: a real run tells."""
+    if not shutil.which("nix"):
+        return "nix is not on the PATH"
+    folder.mkdir()
+    (folder / "flake.nix").write_text(DEMO_FLAKE % {"system": nix_system()})
+    (folder / "check.sh").write_text("exit 0\n")
+    command = ["nix", "--extra-experimental-features", "nix-command flakes", "run", f"path:{folder}#pre-merge"]
+    try:
+        tried = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return "nix did not answer within a minute"
+    return None if tried.returncode == 0 else (tried.stderr.strip().split("\n") or ["it failed"])[-1]
+
+
+def cmd_demo(config: Config, args: argparse.Namespace) -> int:
+    """The newcomer's tour: a server of its own, a repo, a branch that fails and one that merges, through real git."""
+    import tempfile
+
+    root = Path(tempfile.mkdtemp(prefix="forge-demo-"))
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("FORGE_", "GIT_"))}
+    environ |= {"FORGE_DATA_DIR": str(root / "data"), "FORGE_PORT": "0", "FORGE_MERGE_PASSWORD": "demo"}
+    for key in ("AUTHOR", "COMMITTER"):
+        environ |= {f"GIT_{key}_NAME": "Demo", f"GIT_{key}_EMAIL": "demo@localhost"}
+    forge = [sys.executable, str(Path(__file__).resolve())]
+
+    def run(*command: str, where: Path = root) -> str:
+        print(f"\n$ {' '.join(command)}", flush=True)
+        done = subprocess.run(command, cwd=where, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        print(done.stdout, end="", flush=True)
+        return done.stdout
+
+    def say(text: str) -> None:
+        print(f"\n== {text}", flush=True)
+
+    server = None
+    try:
+        no_nix = demo_uses_nix(root / "probe")
+        say(
+            "nix works here, so the checks are flake apps"
+            if no_nix is None
+            else f"without Nix ({no_nix}): the checks are .forge/ scripts"
+        )
+        server = subprocess.Popen([*forge, "serve"], env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        assert server.stdout
+        url = server.stdout.readline().strip().rpartition(" ")[2]
+        if not url:
+            raise Fault(1, "the server of the demo did not start")
+        made = subprocess.run(
+            [*forge, "create", "hello", "--base", "main"], env=environ, stdout=subprocess.PIPE, text=True, check=True
+        )
+        say(f"a repo: forge create hello --base main → {made.stdout.strip()}")
+        work = root / "hello"
+        run("git", "clone", "-q", made.stdout.strip(), str(work))
+        (work / "check.sh").write_text(DEMO_CHECK)
+        (work / "greeting").write_text("hello\n")
+        if no_nix is None:
+            (work / "flake.nix").write_text(DEMO_FLAKE % {"system": nix_system()})
+        else:
+            (work / ".forge").mkdir()
+            for kind, text in ((PRE, "exec sh ./check.sh"), (POST, "echo 'this is where a deployment goes'")):
+                (work / ".forge" / kind).write_text(f"#!/bin/sh\n{text}\n")
+                (work / ".forge" / kind).chmod(0o755)
+        git_in = partial(run, where=work)
+        say("the first push makes base, and runs post-merge")
+        git_in("git", "add", ".")
+        git_in("git", "commit", "-qm", "A greeting and its check")
+        git_in("git", "push", "-q", "-o", "wait", "origin", "HEAD:main")
+        say("a branch that fails")
+        git_in("git", "checkout", "-qb", "careless")
+        (work / "greeting").write_text("helo, typo\n")
+        git_in("git", "commit", "-qam", "Greet in a hurry")
+        git_in("git", "push", "-q", "-o", "wait", "origin", "careless")
+        say("a branch that merges by itself, since its head commit says so")
+        git_in("git", "checkout", "-qb", "friendly", "origin/main")
+        (work / "greeting").write_text("hello, friend\n")
+        git_in("git", "commit", "-qam", "Greet a friend\n\nAuto-Merge: yes")
+        git_in("git", "push", "-q", "-o", "wait", "origin", "friendly")
+        git_in("git", "fetch", "-q", "--prune")
+        git_in("git", "log", "--oneline", "--graph", "origin/main")
+        say(f"look at it: {url}/r/hello · the failed one: {url}/r/hello/mr/careless · all jobs: {url}/jobs")
+        print(f"   the merge password is demo; a clone to play with is {work}", flush=True)
+        if not args.once:
+            say("serving until Ctrl-C")
+            server.wait()
+        return 0
+    except KeyboardInterrupt:
+        print("\nbye")
+        return 0
+    finally:
+        if server and server.poll() is None:
+            server.terminate()
+            server.wait(timeout=15)
+        (root / "trash").mkdir(exist_ok=True)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="forge", description="A git forge in one file, for a small server and people who love Nix."
+    )
+    parser.add_argument("--version", action="version", version=f"forge {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+
+    def verb(
+        name: str, what: str, run: Callable[[Config, argparse.Namespace], int], *words: str, as_json: bool = True
+    ) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=what, description=what)
+        for word in words:
+            sub.add_argument(word.lower(), metavar=word, **({"type": job_number} if word == "ID" else {}))
+        if as_json:
+            sub.add_argument("--json", action="store_true", help="print JSON")
+        sub.set_defaults(run=run)
+        return sub
+
+    verb("serve", "serve the data directory until told to stop", cmd_serve, as_json=False)
+    create = verb("create", "make an empty repo and print the path to clone or push to", cmd_create, "REPO", as_json=False)
+    create.add_argument("--base", default="master", metavar="NAME", help="the base branch (default: master)")
+    delete = verb("delete", "remove a repo for good", cmd_delete, "REPO", as_json=False)
+    delete.add_argument("--yes", action="store_true", help="yes, really")
+    verb("repos", "list the repos", cmd_repos)
+    jobs = verb("jobs", "list the newest jobs", cmd_jobs)
+    jobs.add_argument("--repo", metavar="R", help="only of this repo")
+    jobs.add_argument("--limit", type=job_number, default=20, metavar="N", help="at most so many (default: 20)")
+    verb("job", "show a job", cmd_job, "ID")
+    log_verb = verb("log", "print a job's log", cmd_log, "ID", as_json=False)
+    log_verb.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    verb("status", "show how a branch stands", cmd_status, "REPO", "BRANCH")
+    verb("wait", "wait until a branch has its verdict and, with auto-merge, is merged", cmd_wait, "REPO", "BRANCH")
+    verb("why", "say what keeps a branch from merging", cmd_why, "REPO", "BRANCH")
+    verb("merge", "merge a branch, or have it merged when it may be", cmd_merge, "REPO", "BRANCH")
+    verb("cancel", "stop a job", cmd_cancel, "ID")
+    verb("retry", "run a job again", cmd_retry, "ID")
+    verb("doctor", "check this machine and the data directory", cmd_doctor)
+    demo = verb("demo", "a tour: a server of its own, a branch that fails and one that merges", cmd_demo, as_json=False)
+    demo.add_argument("--once", action="store_true", help="end after the story")
+    # what hooks/pre-receive calls; not for people, so without a line in the help
+    sub = verbs.add_parser("check-names")
+    sub.set_defaults(run=cmd_check_names)
+    return parser
+
+
+def job_number(text: str) -> int:
+    """A job id or a count on the command line."""
+    if not re.fullmatch("[1-9][0-9]{0,17}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code that README.md names."""
+    args = build_parser().parse_args(argv)
+    try:
+        code: int = args.run(load_config(os.environ), args)
+        return code
+    except WrongSetting as error:
+        print(f"forge: {error}", file=sys.stderr)
+        return 2
+    except Fault as fault:
+        print(f"forge: {fault}", file=sys.stderr)
+        return fault.code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

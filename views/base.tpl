@@ -1,0 +1,39 @@
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{get('title', 'forge')}}</title>
+<link rel="icon" href="/static/{{get('icon', 'forge')}}.svg" type="image/svg+xml">
+<link rel="stylesheet" href="/static/forge.css">
+% if get('refresh'):
+<noscript><meta http-equiv="refresh" content="{{refresh}}"></noscript>
+% end
+% for script in get('scripts', ()):
+<script type="module" src="/static/{{script}}"></script>
+% end
+</head>
+<body>
+<a class="skip" href="#main">Skip to the content</a>
+<header>
+<nav aria-label="Main">
+<a class="brand" href="/">forge</a>
+<a href="/jobs"\\
+% if here == '/jobs':
+ aria-current="page"\\
+% end
+>Jobs</a>
+</nav>
+% if logged_in:
+<form method="post" action="/logout"><button class="quiet">Log out</button></form>
+% else:
+<a href="/login">Log in</a>
+% end
+</header>
+<main id="main">
+{{!base}}
+</main>
+<footer>forge {{version}}</footer>
+</body>
+</html>

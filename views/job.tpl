@@ -1,0 +1,95 @@
+% live = job['status'] in ('pending', 'running')
+% icon = {'passed': 'passed', 'failed': 'failed', 'timeout': 'failed', 'running': 'running', 'pending': 'running'}.get(job['status'], 'forge')
+% rebase('base', title=f"{job['status']} · job {job['id']} · {job['repo']}", refresh=2 if live else None, scripts=('log.js',), icon=icon)
+% parts = include('parts')
+% badge, job_table, password_field = parts['badge'], parts['job_table'], parts['password_field']
+<p class="crumbs"><a href="/r/{{job['repo']}}">{{job['repo']}}</a> /
+% if job['kind'] == PRE:
+<a href="{{mr_path(job['repo'], job['branch'])}}">{{job['branch']}}</a>
+% else:
+{{job['branch']}}
+% end
+</p>
+<h1>Job {{job['id']}} \\
+% badge(job['status'])
+</h1>
+% if job['reason']:
+<p class="verdict" data-mergeable="{{'yes' if job['status'] == 'passed' else 'no'}}">{{job['reason']}}</p>
+% elif stopping:
+<p class="verdict">It is being stopped: {{stopping[1]}}</p>
+% end
+% if merge:
+<p class="verdict" data-mergeable="yes">Merged into base as <code>{{merge['merge_commit'][:10]}}</code>; see the <a href="/r/{{job['repo']}}/history">history</a>.</p>
+% end
+<div class="actions">
+% if live:
+<form method="post" action="/jobs/{{job['id']}}/cancel">
+% password_field()
+<button class="danger">Cancel</button></form>
+% else:
+<form method="post" action="/jobs/{{job['id']}}/retry">
+% password_field()
+<button>Retry</button></form>
+% end
+</div>
+<dl class="facts">
+<dt>Kind</dt><dd>{{job['kind']}}</dd>
+<dt>Command</dt><dd>
+% if job['command']:
+<code>{{job['command']}}</code>
+% else:
+<span class="dim">{{'not known yet' if live else 'none'}}</span>
+% end
+</dd>
+<dt>Commit</dt><dd><code>{{job['commit']}}</code></dd>
+% if job['tested'] and job['tested'] != job['commit']:
+<dt>Tested</dt><dd><code>{{job['tested']}}</code>, its merge into base</dd>
+% elif job['tested'] and job['kind'] == PRE:
+<dt>Tested</dt><dd>the commit as it was pushed, without base</dd>
+% end
+% if job['base']:
+<dt>Base</dt><dd><code>{{job['base']}}</code></dd>
+% end
+% if job['tree']:
+<dt>Tree</dt><dd><code>{{job['tree']}}</code></dd>
+% end
+<dt>Created</dt><dd><time datetime="{{job['created_at']}}">{{job['created_at']}}</time></dd>
+% if job['started_at']:
+<dt>Started</dt><dd><time datetime="{{job['started_at']}}">{{job['started_at']}}</time></dd>
+% end
+% if job['finished_at']:
+<dt>Finished</dt><dd><time datetime="{{job['finished_at']}}">{{job['finished_at']}}</time></dd>
+% end
+% if job['duration'] is not None:
+<dt>Took</dt><dd>{{spell_duration(job['duration'])}}</dd>
+% end
+% if job['exit_code'] is not None:
+<dt>Exit code</dt><dd>{{job['exit_code']}}</dd>
+% end
+% if job['retry_of']:
+<dt>Retry of</dt><dd><a href="/jobs/{{job['retry_of']}}">job {{job['retry_of']}}</a></dd>
+% end
+% if job['status'] == 'running':
+<dt>Now</dt><dd>{{job['cpu_percent'] if job['cpu_percent'] is not None else '–'}} % CPU, {{spell_bytes(job['rss_bytes']) or '–'}} of memory, {{job['processes'] if job['processes'] is not None else '–'}} processes</dd>
+% end
+</dl>
+<h2 class="loghead">Log <span class="dim"><a href="{{job['log_url'].replace(job['url'], '/jobs/%d' % job['id'])}}">raw</a> · <a href="/jobs/{{job['id']}}/log?download=1">download</a>
+% if job['log_size']:
+· {{spell_bytes(job['log_size'])}}
+% end
+</span></h2>
+% if gone:
+<p class="empty">The log of this job was pruned to save room. What it came to is above; Retry makes a new one.</p>
+% else:
+%   if start:
+<p class="dim">The first {{spell_bytes(start)}} of this large log are left out here; the raw log has all.</p>
+%   end
+<div id="log" class="log" data-src="/jobs/{{job['id']}}/log" data-offset="{{start}}" data-line="{{first}}" data-live="{{'yes' if live else 'no'}}" tabindex="0" role="region" aria-label="Log">\\
+%   for number, line in enumerate(lines, first):
+<div class="line" id="L{{number}}"><a href="#L{{number}}">{{number}}</a><span>{{line}}</span></div>
+%   end
+</div>
+%   if not lines:
+<p class="dim" id="nolog">{{'It has printed nothing yet.' if live else 'It printed nothing.'}}</p>
+%   end
+% end
