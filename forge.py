@@ -329,6 +329,9 @@ class Push(NamedTuple):
     at: str = ""
 
 
+NO_PUSH = Push()
+
+
 class CommitFacts(NamedTuple):
     """What a commit says of itself."""
 
@@ -1158,7 +1161,7 @@ read -r boot </proc/sys/kernel/random/boot_id
 read -r stat </proc/$$/stat
 note() { shift 19; printf '%s %s %s\n' "$$" "$1" "$boot" >"$run/pid"; }
 note ${stat##*) }
-"$@" >>"$log" 2>&1 3>>"$run/command"
+(exec "$@" >>"$log" 2>&1 3>>"$run/command")  # in a subshell, so that no word of this shell gets into the log
 code=$?
 tries=0
 while { read -r kids || :; } <"/proc/$$/task/$$/children" && [ -n "$kids" ] && [ $tries -lt 100 ]; do
@@ -1289,7 +1292,7 @@ def start_job(launch: Launch) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_become_subreaper,
+        preexec_fn=_become_subreaper,  # noqa: PLW1509
     )
 
 
@@ -1450,8 +1453,10 @@ def notice(name: str, state: State, refs: Refs, push: Push, first_id: int) -> li
     known = state.repos.get(name)
     events: list[Event] = []
     if known is None:
-        events.append(("repo.found", {"repo": name, "base": refs.base, "tip": refs.tip}))
-        known = Repo(refs.base, refs.tip)
+        # a repo that was copied in starts from what it holds; one that this push has begun starts from nothing
+        before = next((u.old for u in push.updates if u.branch == refs.base), refs.tip)
+        known = Repo(refs.base, None if before is None or is_null(before) else before)
+        events.append(("repo.found", {"repo": name, "base": known.base, "tip": known.tip}))
     fresh = iter(range(first_id, first_id + len(refs.heads) + 1))
     if (known.base, known.tip) != (refs.base, refs.tip):
         events += _notice_base(name, state, known, refs, fresh)
@@ -1459,17 +1464,17 @@ def notice(name: str, state: State, refs: Refs, push: Push, first_id: int) -> li
     for branch, head in refs.heads.items():
         seen = known.branches.get(branch)
         job = state.jobs.get(seen.job) if seen and seen.job else None
-        over = job is not None and job.stoppable
+        live = [job] if job and job.stoppable else []
         if branch == refs.base:
-            events += [end_job(job, "canceled", f"{branch} is base now")] if over else []
+            events += [end_job(job, "canceled", f"{branch} is base now") for job in live]
         elif branch in refs.ahead:
             again = branch in deleted and (job is None or job.created_at < push.at)
             if seen is None or seen.head != head or again:
-                events += [end_job(job, "superseded", f"a newer push to {branch}")] if over else []
+                events += [end_job(job, "superseded", f"a newer push to {branch}") for job in live]
                 events.append(queue_job(next(fresh), name, branch, PRE, head, "push"))
         elif refs.tip is not None:
             reason = f"nothing to merge any more: {refs.base} contains {branch}"
-            events += [end_job(job, "canceled", reason)] if over else []
+            events += [end_job(job, "canceled", reason) for job in live]
     for branch, seen in known.branches.items():
         if branch not in refs.heads:
             job = state.jobs.get(seen.job) if seen.job else None
@@ -1478,9 +1483,8 @@ def notice(name: str, state: State, refs: Refs, push: Push, first_id: int) -> li
             events.append(("branch.gone", {"repo": name, "branch": branch, "head": seen.head}))
     if "merge" in push.options:
         for update in push.updates:
-            branch = update.branch
-            if branch in refs.ahead and refs.heads[branch] == update.new:
-                asked = {"repo": name, "branch": branch, "head": update.new, "how": "auto"}
+            if update.branch in refs.ahead and refs.heads[update.branch] == update.new:
+                asked = {"repo": name, "branch": update.branch, "head": update.new, "how": "auto"}
                 events.append(("merge.asked", asked))
     return events
 
@@ -1618,8 +1622,7 @@ class Engine:
         self.threads: list[threading.Thread] = []
         self.wake_out, self.wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.littered = threading.Event()
-        self._commits: OrderedDict[Any, CommitFacts] = OrderedDict()
-        self._merges: OrderedDict[Any, Merged] = OrderedDict()
+        self._facts: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 
     @property
     def state(self) -> State:
@@ -1724,14 +1727,16 @@ class Engine:
         """The path of a repo. Raises Refused when there is none, or the server cannot work with it."""
         path = self.config.repo(name) if is_repo_name(name) else None
         if path is None or not path.is_dir():
-            raise Refused(404, f"there is no repo {name!r}")
+            if name in self.state.repos:
+                self.poke("")
+            raise Refused(404, f"there is no repo {shorten(name)}")
         trouble = why_unusable(path, name)
         if trouble:
             self.troubles[name] = trouble
             raise Refused(409, trouble)
         return path
 
-    def submit(self, name: str, push: Push = Push()) -> Refs:
+    def submit(self, name: str, push: Push = NO_PUSH) -> Refs:
         """Look at a repo now and journal what is new; jobs start and merges follow by themselves.
 
         Raises Refused, GitError.
@@ -1742,7 +1747,7 @@ class Engine:
         self.poke(name)
         return refs
 
-    def look(self, name: str, push: Push = Push()) -> Refs:
+    def look(self, name: str, push: Push = NO_PUSH) -> Refs:
         """Read a repo's refs and journal what is new. The repo's turn is held."""
         path = self.usable(name)
         try:
@@ -1782,7 +1787,7 @@ class Engine:
             for folder in (self.config.data_dir / parent).iterdir():
                 if folder.name not in names and not any(key[0] == folder.name for key in self.slots):
                     discard(folder, self.trash)
-                    self.littered.set()
+        self.littered.set()
 
     def _deliver(self) -> None:
         """Take what hooks could not deliver. What names no repo of ours is put aside, and told."""
@@ -1816,21 +1821,30 @@ class Engine:
 
     def commit(self, name: str, commit: str) -> CommitFacts:
         """What a commit of a repo says."""
-        return self._kept(self._commits, (name, commit), lambda: read_commit(self.config.repo(name), commit))
+        facts: CommitFacts = self._kept(("commit", name, commit), lambda: read_commit(self.config.repo(name), commit))
+        return facts
 
     def merged(self, name: str, base: str, head: str) -> Merged:
         """How two commits of a repo merge."""
-        return self._kept(self._merges, (name, base, head), lambda: merge_tree(self.config.repo(name), base, head))
+        merged: Merged = self._kept(("merge", name, base, head), lambda: merge_tree(self.config.repo(name), base, head))
+        return merged
 
-    def _kept(self, cache: OrderedDict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
+    def counts(self, name: str, base: str, head: str) -> tuple[str | None, int, int]:
+        """What `count_commits` says of two commits of a repo."""
+        counts: tuple[str | None, int, int] = self._kept(
+            ("count", name, base, head), lambda: count_commits(self.config.repo(name), base, head)
+        )
+        return counts
+
+    def _kept(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
         with self.lock:
-            if key in cache:
-                return cache[key]
+            if key in self._facts:
+                return self._facts[key]
         value = make()
         with self.lock:
-            cache[key] = value
-            if len(cache) > 5000:
-                cache.popitem(last=False)
+            self._facts[key] = value
+            if len(self._facts) > 10_000:
+                self._facts.popitem(last=False)
         return value
 
     # -- jobs ---------------------------------------------------------------
@@ -1896,7 +1910,7 @@ class Engine:
             facts = self._candidate(path, job, known.tip)
             slot = self.config.data_dir / "work" / job.repo / str(number)
             slot.parent.mkdir(parents=True, exist_ok=True)
-            tree = prepare_checkout(slot, self.trash, path, facts["tested"])
+            tree = prepare_checkout(slot, self.trash, path, str(facts["tested"]))
             self.littered.set()
         except (GitError, OSError) as error:
             self._end(job.id, f"the checkout failed: {error}")
@@ -1951,6 +1965,7 @@ class Engine:
             if job is None or not job.live:
                 return
             code = left[0] if left else None
+            reason: str | None
             if job.stopping:
                 status, reason = job.stopping
             elif trouble:
@@ -1989,7 +2004,7 @@ class Engine:
         self.littered.set()
         log(f"job {job_id} ({ended.repo}/{ended.branch}, {ended.kind}) {status}{f': {reason}' if reason else ''}")
         self.dispatch()
-        self.poke(ended.repo)
+        self.poke(ended.repo if ended.repo in self.state.repos else "")
 
     # -- the watcher ----------------------------------------------------------
 
@@ -2491,8 +2506,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
     merged = engine.merged(name, refs.tip, head) if open_for_merge and refs.tip else None
     counts: tuple[str | None, int | None, int | None] = (None, None, None)
     if refs.tip:
-        path, tip = engine.config.repo(name), refs.tip
-        counts = engine._kept(engine._merges, ("count", name, tip, head), lambda: count_commits(path, tip, head))
+        counts = engine.counts(name, refs.tip, head)
     with engine.lock:
         known = engine.state.repos.get(name, Repo()).branches.get(branch)
         known = known if known and known.head == head else None
@@ -2533,10 +2547,11 @@ def outlook(engine: Engine, job: Job) -> tuple[Job | None, str]:
     """(the job to watch next or None when all is said, what to say of `job`), for who waits for a push."""
     if job.live:
         return job, ""
-    took = f" after {job.duration:.1f} s" if job.duration is not None else ""
+    took = f" after {spell_duration(job.duration)}" if job.duration is not None else ""
     said = f"job {job.id} {job.status}{took}{f': {job.reason}' if job.reason else ''}"
     if job.kind == POST:
         return None, said
+    refs = read_refs(engine.usable(job.repo))
     with engine.lock:
         done = engine.ledger.merges_of(job.repo, job.branch, 1)
         repo = engine.state.repos.get(job.repo, Repo())
@@ -2551,9 +2566,9 @@ def outlook(engine: Engine, job: Job) -> tuple[Job | None, str]:
             newest,
             f"{said}; job {newest.id} tests it again, {'since base has moved on' if newest.cause == 'retest' else newest.cause}",
         )
-    view = mr_view(engine, job.repo, read_refs(engine.usable(job.repo)), job.branch)
-    if not view["settled"]:
-        return job, ""
+    view = mr_view(engine, job.repo, refs, job.branch) if refs.heads.get(job.branch) == job.commit else {}
+    if not view.get("job") or not view["settled"]:
+        return job, ""  # it is being merged, or has changed while we looked
     return None, said if job.status != "passed" else f"{said}; {view['why']}"
 
 
@@ -2645,6 +2660,8 @@ def spell_duration(seconds: float | None) -> str:
     """A duration in seconds as people say it."""
     if seconds is None:
         return ""
+    if seconds < 0.95:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
@@ -2895,7 +2912,7 @@ class Web:
         """What bottle itself refuses: no route, the wrong method, a crash (which goes to the log)."""
         texts = {404: "there is nothing at this address", 405: "this address does not take this method"}
         if error.exception is not None:
-            log(f"{bottle.request.method} {bottle.request.path}: {error.exception!r}\n{error.traceback or ''}")
+            log(f"{bottle.request.method} {bottle.request.path}: {error.exception!r}")  # bottle has printed the traceback
             texts[500] = "forge stumbled over this; the server's log says more"
         made = self._refusal(Refused(error.status_code, texts.get(error.status_code, str(error.body))))
         bottle.response.headers.update(made.headers)
@@ -3312,16 +3329,13 @@ class Client:
         except OSError as error:
             raise Fault(1, f"{error.filename} cannot be read ({error.strerror}); run forge as the user of the server") from None
 
-    def open(
-        self, path: str, form: Mapping[str, str] | None = None, timeout: float = 60, accept: str = "application/json"
-    ) -> Any:
+    def open(self, path: str, body: bytes | None = None, accept: str = "application/json", timeout: float = 60) -> Any:
         """Ask the server; the answer is a file to read. Raises Fault: 3 when none answers, 1 or 2 with its reason."""
         from http.client import HTTPException
         from urllib.error import HTTPError
         from urllib.request import ProxyHandler, Request, build_opener
 
         headers = {"Authorization": f"Bearer {self.token}", "Accept": accept}
-        body = None if form is None else urlencode(form).encode()
         try:
             return build_opener(ProxyHandler({})).open(Request(self.url + path, body, headers), timeout=timeout)
         except HTTPError as error:
@@ -3344,7 +3358,7 @@ class Client:
 
     def post(self, path: str, **form: str) -> Any:
         """Do an action. Raises Fault."""
-        with self.open(path, form) as answer:
+        with self.open(path, urlencode(form).encode()) as answer:
             return json.load(answer)
 
 
@@ -3370,7 +3384,7 @@ def show(args: argparse.Namespace, program: Any, text: str) -> None:
 def table(rows: list[list[str]]) -> str:
     """Rows as aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def job_line(job: Mapping[str, Any]) -> list[str]:
@@ -3396,7 +3410,7 @@ def own_data_dir(config: Config) -> None:
 def tell_server(config: Config, repo: str) -> None:
     """Let a running server look at a repo now; without one it looks when it starts."""
     with contextlib.suppress(Fault):
-        Client(config).open("/hooks/post-receive", None, 5).close()
+        Client(config).open("/hooks/post-receive", json.dumps({"repo": repo, "updates": []}).encode(), timeout=5).close()
 
 
 def cmd_create(config: Config, args: argparse.Namespace) -> int:
@@ -3407,6 +3421,7 @@ def cmd_create(config: Config, args: argparse.Namespace) -> int:
         raise Fault(2 if error.status == 400 else 1, error.text) from None
     except OSError as error:
         raise Fault(1, f"cannot make {args.repo}: {error.strerror} ({error.filename})") from None
+    tell_server(config, args.repo)
     print(path)
     return 0
 
@@ -3420,6 +3435,7 @@ def cmd_delete(config: Config, args: argparse.Namespace) -> int:
     own_data_dir(config)
     (config.data_dir / "trash").mkdir(exist_ok=True)
     discard(path, config.data_dir / "trash")
+    tell_server(config, args.repo)
     print(f"{args.repo} is removed; the records and logs of its jobs are kept")
     return 0
 
@@ -3803,7 +3819,7 @@ def build_parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=what, description=what)
         for word in words:
-            sub.add_argument(word.lower(), metavar=word, **({"type": job_number} if word == "ID" else {}))
+            sub.add_argument(word.lower(), metavar=word, type=job_number if word == "ID" else str)
         if as_json:
             sub.add_argument("--json", action="store_true", help="print JSON")
         sub.set_defaults(run=run)

@@ -1,0 +1,744 @@
+"""How fast forge is, beside the same commands called by a script: ``make bench``. A benchmark, no test: nothing fails for being slow.
+
+Each bench is a function from a Lab (a temporary folder with a clean environment) to rows; ``BENCHES`` lists them. Where
+there is a bare side, forge and it take turns in one loop, each round with commits of its own, so that a noisy moment
+hits both and neither finds what the other one left in a cache. The bare side works in a copy of the same bare repo,
+with the same configuration but without hooks; ``BARE`` holds what it runs.
+
+Options: ``--quick`` (3 rounds), ``--only NAME`` (as often as wanted), ``--budget SECONDS``. The temporary folders are
+made where ``TMPDIR`` says; what kind of disk that is matters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+FORGE = Path(__file__).resolve().parent.parent / "forge.py"
+POLL = 0.0005  # seconds between two looks at a ref
+PATIENCE = 60.0  # seconds that anything waited for may take
+MEGABYTE = 1e6
+
+
+class Broken(Exception):
+    """A bench cannot go on; the message says why."""
+
+
+###############################################################################
+# rows: what was measured, and how it is shown
+###############################################################################
+
+
+@dataclass
+class Series:
+    """The measurements of one thing: milliseconds, unless `unit` says something else."""
+
+    values: list[float] = field(default_factory=list)
+    unit: str = "ms"
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def __str__(self) -> str:
+        low, high = min(self.values), max(self.values)
+        return f"{spell(self.median)} ({spell(low)}–{spell(high)}) {self.unit}"
+
+
+@dataclass
+class Row:
+    """One line of the table. `met` is None where there is no goal."""
+
+    what: str
+    forge: Series
+    bare: Series | None = None
+    compared: str = ""
+    goal: str = ""
+    met: bool | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        verdict = {True: "met", False: "missed", None: ""}[self.met]
+        bare = str(self.bare) if self.bare else ""
+        return (self.what, str(len(self.forge.values)), str(self.forge), bare, self.compared, self.goal, verdict)
+
+
+HEADINGS = ("what", "rounds", "forge: median (range)", "bare: median (range)", "compared", "goal", "verdict")
+WIDTHS = (46, 6, 25, 25, 10, 10, 7)
+
+
+def line_of(cells: Iterable[str]) -> str:
+    """A line of the table."""
+    return " | ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS)).rstrip()
+
+
+def spell(number: float) -> str:
+    """A number with as many digits as are of use."""
+    return f"{number:.0f}" if abs(number) >= 100 else f"{number:.1f}" if abs(number) >= 1 else f"{number:.2f}"
+
+
+def row_by_ratio(what: str, forge: Series, bare: Series, most: float) -> Row:
+    """forge may take `most` times as long as the bare sequence."""
+    ratio = forge.median / bare.median
+    return Row(what, forge, bare, f"{ratio:.2f} ×", f"≤ {most:g} ×", ratio <= most)
+
+
+def row_by_difference(what: str, forge: Series, bare: Series, most: float) -> Row:
+    """forge may take `most` more than the bare sequence."""
+    more = forge.median - bare.median
+    return Row(what, forge, bare, f"{more:+.1f} {forge.unit}", f"≤ +{most:g} {forge.unit}", more <= most)
+
+
+def row_by_limit(what: str, forge: Series, most: float, bare: Series | None = None) -> Row:
+    """forge may take `most`; the bare side is there to look at."""
+    compared = f"{forge.median / bare.median:.2f} ×" if bare else ""
+    return Row(what, forge, bare, compared, f"≤ {most:g} {forge.unit}", forge.median <= most)
+
+
+###############################################################################
+# the lab: a folder, an environment, processes that end with it
+###############################################################################
+
+IDENTITY = {f"GIT_{who}_{what}": text for who in ("AUTHOR", "COMMITTER") for what, text in (("NAME", "B"), ("EMAIL", "b@localhost"))}
+# A store of its own, so that no other is filled and no daemon is in the way.
+NIX_CONFIG = "experimental-features = nix-command flakes\nsandbox = false\nbuild-users-group =\nsubstitute = false"
+
+
+class Lab:
+    """A temporary folder for one bench, and the environment of all that runs in it."""
+
+    def __init__(self, root: Path, rounds: int, deadline: float):
+        """`rounds` is the most that a bench may do of anything; no new round begins after `deadline` (monotonic seconds)."""
+        self.root, self.most, self.deadline = root, rounds, deadline
+        foreign = ("FORGE_", "GIT_", "LISTEN_", "NOTIFY_", "CREDENTIALS_")
+        self.environ = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        self.environ |= {**IDENTITY, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "LC_ALL": "C"}
+        self.environ |= {"NIX_CONFIG": NIX_CONFIG, "HOME": str(self.folder("home"))}
+        for name in ("STORE", "STATE", "LOG", "CONF"):
+            self.environ[f"NIX_{name}_DIR"] = str(self.folder(f"nix/{name.lower()}"))
+
+    def folder(self, name: str) -> Path:
+        """A folder of this lab, made if it is not there."""
+        path = self.root / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def rounds(self, wanted: int = 15) -> Iterator[tuple[int, tuple[str, str]]]:
+        """Yield (number, sides in the order of this round): at most `wanted`, at least one, as long as there is time."""
+        for number in range(min(wanted, self.most)):
+            if number and time.monotonic() > self.deadline:
+                return
+            yield number, ("forge", "bare") if number % 2 else ("bare", "forge")
+
+    def run(self, *command: str | Path, text: str | None = None, where: Path | None = None) -> str:
+        """Run a command and return what it prints. Raises Broken when it fails."""
+        try:
+            done = subprocess.run(
+                command, input=text or "", cwd=where or self.root, env=self.environ, capture_output=True, text=True, timeout=PATIENCE
+            )
+        except subprocess.TimeoutExpired:
+            raise Broken(f"{command[0]} did not end within {PATIENCE:.0f} s") from None
+        if done.returncode:
+            raise Broken(f"{command[0]} ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
+        return done.stdout
+
+    @contextlib.contextmanager
+    def running(self, *command: str | Path, output: Any = subprocess.DEVNULL) -> Iterator[subprocess.Popen[bytes]]:
+        """A command that runs beside us; it has ended well when the block is left, or Broken is raised."""
+        said = self.root / "said"
+        with open(said, "wb") as errors:
+            process = subprocess.Popen(
+                command, cwd=self.root, env=self.environ, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+            )
+        try:
+            yield process
+            if wait_for_end(process):
+                raise Broken(f"{command[0]} ended with {process.returncode}: {said.read_text('utf-8', 'replace').strip()[-500:]}")
+        finally:
+            if process.poll() is None:
+                end_tree(process.pid)
+                process.wait()
+
+    def remove(self) -> None:
+        """Remove the folder, with what a Nix store made read-only."""
+        for path, _, _ in os.walk(self.root / "nix"):
+            with contextlib.suppress(OSError):
+                os.chmod(path, 0o700)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def end_tree(pid: int) -> None:
+    """End a process that was started here, and what it started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for one in [*process.children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
+def wait_until(done: Callable[[], bool], what: str, step: float = POLL, patience: float = PATIENCE) -> float:
+    """Look every `step` seconds until `done`, and return when that was (perf_counter). Raises Broken after `patience`."""
+    last = time.perf_counter() + patience
+    while not done():
+        if time.perf_counter() > last:
+            raise Broken(f"{what} did not happen within {patience:.0f} s")
+        time.sleep(step)
+    return time.perf_counter()
+
+
+def wait_for_end(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process; ``Popen.wait`` with a timeout looks ever more seldom, and would measure that."""
+    wait_until(lambda: process.poll() is not None, "the end of a process")
+    return int(process.returncode)
+
+
+class Server:
+    """A real ``forge serve`` on a free port of the loopback, with a data directory in the lab."""
+
+    def __init__(self, lab: Lab, name: str = "data"):
+        self.lab, self.data = lab, lab.folder(name)
+        lab.environ |= {"FORGE_DATA_DIR": str(self.data), "FORGE_HOST": "127.0.0.1", "FORGE_PORT": "0"}
+        self.errors = lab.root / f"{name}.err"
+        with open(self.errors, "wb") as errors:
+            self.began = time.perf_counter()
+            self.process = subprocess.Popen(
+                [sys.executable, str(FORGE), "serve"],
+                cwd=lab.root,
+                env=lab.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        self.watched = psutil.Process(self.process.pid)
+        self.jobs: dict[int, dict[str, Any]] = {}
+        self._read = 0
+        assert self.process.stdout
+        self.url = self.process.stdout.readline().decode().strip().rpartition(" ")[2]
+        if not self.url.startswith("http://127.0.0.1:"):
+            self.close()
+            raise Broken(f"the server did not start: {self.errors.read_text('utf-8', 'replace').strip()[-500:]}")
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the server, and the jobs that would outlive it."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left = self.watched.children(recursive=True)
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(15)
+            for process in left:
+                end_tree(process.pid) if process.is_running() else None
+        end_tree(self.process.pid)
+        self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+
+    def healthy(self) -> bool:
+        """Whether /healthz says so."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{self.url}/healthz", timeout=10) as answer:
+            return bool(answer.status == 200)
+
+    def cpu(self) -> float:
+        """Seconds of processor time that the server itself has had."""
+        times = self.watched.cpu_times()
+        return times.user + times.system
+
+    def look(self) -> bool:
+        """Bring `jobs` up to date with the journal, and return whether there was anything new."""
+        journal = self.data / "jobs.jsonl"
+        if journal.stat().st_size == self._read:
+            return False
+        with open(journal, "rb") as stream:
+            stream.seek(self._read)
+            text = stream.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            record = json.loads(line)
+            if record["event"].startswith("job."):
+                self.jobs.setdefault(record["id"], {}).update(record)
+        self._read += len(whole)
+        return True
+
+    def settle(self) -> None:
+        """Wait until no job is left and the server has had nothing to do for a while, so that it disturbs nobody."""
+        last, quiet = self.cpu(), time.perf_counter()
+
+        def still() -> bool:
+            nonlocal last, quiet
+            spent = self.cpu()
+            if self.look() or spent != last or any(job["event"] != "job.finished" for job in self.jobs.values()):
+                last, quiet = spent, time.perf_counter()
+            return time.perf_counter() - quiet > 0.06
+
+        wait_until(still, "a server with nothing to do", 0.01)
+
+    def job_of(self, branch: str) -> dict[str, Any]:
+        """What the journal says of the newest job of a branch."""
+        self.look()
+        return next((job for _, job in sorted(self.jobs.items(), reverse=True) if job["branch"] == branch), {"event": "", "status": ""})
+
+    def log_of(self, branch: str, repo: str) -> Path:
+        """The log of the newest job of a branch."""
+        return self.data / "logs" / repo / f"{self.job_of(branch)['id']}.log"
+
+
+###############################################################################
+# repos: where commits come from, and the two places they are pushed to
+###############################################################################
+
+
+class Commit(NamedTuple):
+    """A commit to be made: on top of main, or as its first one. Files below .forge/ are executable."""
+
+    branch: str
+    files: dict[str, str]
+    message: str = "A change"
+
+
+AUTO = "A change that merges by itself\n\nAuto-Merge: yes\n"
+
+FLAKE = """{
+  outputs = { self }:
+    let
+      system = "%(system)s";
+      # a program from a derivation: it needs nothing but /bin/sh, and no nixpkgs
+      program = name: derivation {
+        inherit name system;
+        text = "#!/bin/sh\\necho ${name} passed";
+        builder = "/bin/sh";
+        args = [ "-c" "echo \\"$text\\" > $out; chmod +x $out" ];
+        PATH = "/bin:/usr/bin";
+        preferLocalBuild = true;
+        allowSubstitutes = false;
+      };
+      app = name: { type = "app"; program = "${program name}"; };
+    in {
+      apps.${system} = { pre-merge = app "pre-merge"; post-merge = app "post-merge"; };
+    };
+}
+"""
+SCRIPT = "#!/bin/sh\necho passed\n"
+WITH_SCRIPT = {".forge/pre-merge": SCRIPT, ".forge/post-merge": SCRIPT}
+WITH_NIX_COMMAND = ("nix", "run", ".#pre-merge")
+WITH_SCRIPT_COMMAND = ("./.forge/pre-merge",)
+
+
+def with_nix() -> dict[str, str]:
+    """The files of a repo whose jobs are flake apps."""
+    machine = platform.machine()
+    system = f"{'aarch64' if machine == 'arm64' else machine}-{platform.system().lower()}"
+    return {"flake.nix": FLAKE % {"system": system}}
+
+
+def why_no_nix(lab: Lab) -> str | None:
+    """Why nothing can be said of Nix here, or None: a real run tells."""
+    if not shutil.which("nix"):
+        return "no nix"
+    flake = lab.folder("probe")
+    for name, text in with_nix().items():
+        (flake / name).write_text(text)
+    try:
+        lab.run("nix", "run", f"path:{flake}#pre-merge")
+    except Broken as error:
+        return f"nix does not work here: {error}"
+    return None
+
+
+class Pair:
+    """A source of commits, and two bare repos to push them to: forge's, and a copy that has no hooks."""
+
+    def __init__(self, lab: Lab, server: Server, files: dict[str, str], name: str = "repo"):
+        self.lab, self.server, self.name = lab, server, name
+        self.source = lab.root / f"{name}.source"
+        created = lab.run(sys.executable, FORGE, "create", name, "--base", "main").strip()
+        self.repos = {"forge": Path(created), "bare": lab.root / f"{name}.bare"}
+        lab.run("git", "init", "--quiet", "--bare", "--initial-branch=main", self.source)
+        self.make([Commit("main", {"README": "a repo of the benchmark\n", **files})])
+        shutil.copytree(self.repos["forge"], self.repos["bare"])
+        shutil.rmtree(self.repos["bare"] / "hooks")
+        for side in self.repos:
+            self.push(side, ["main"])
+        server.settle()
+
+    def make(self, commits: Iterable[Commit]) -> dict[str, str]:
+        """Put commits into the source; returns all its branches with their ids."""
+        stream = "".join(map(as_import, commits))
+        self.lab.run("git", "-C", self.source, "fast-import", "--quiet", text=stream)
+        listing = self.lab.run("git", "-C", self.source, "for-each-ref", "--format=%(refname:lstrip=2) %(objectname)", "refs/heads/")
+        return dict(line.split(" ") for line in listing.splitlines())
+
+    def changes(self, names: Iterable[str], message: str) -> dict[str, str]:
+        """Make a branch for each name and each side, ``<side>-<name>``, with a file that no other has; their ids."""
+        every = [f"{side}-{name}" for name in names for side in self.repos]
+        return self.make(Commit(branch, {f"changes/{branch}": f"{branch}\n"}, message) for branch in every)
+
+    def push_command(self, side: str, branches: Iterable[str]) -> tuple[str | Path, ...]:
+        """What pushes branches to one of the repos."""
+        return "git", "-C", self.source, "push", self.repos[side], *(f"refs/heads/{name}:refs/heads/{name}" for name in branches)
+
+    def push(self, side: str, branches: Iterable[str]) -> None:
+        """Push branches, and wait until git says that it has been done."""
+        self.lab.run(*self.push_command(side, branches))
+
+    def delete(self, side: str, branches: Iterable[str]) -> None:
+        """Delete branches by a push."""
+        self.lab.run("git", "-C", self.source, "push", self.repos[side], *(f":refs/heads/{name}" for name in branches))
+
+    def tip(self, side: str) -> str:
+        """The commit of base, from its ref file."""
+        return (self.repos[side] / "refs/heads/main").read_text()
+
+    def time_merge(self, side: str, branches: list[str], heads: dict[str, str], job: tuple[str, ...]) -> float:
+        """Milliseconds from the start of a push until base has moved and all its branches are gone, on either side."""
+        files = [self.repos[side] / "refs/heads" / branch for branch in branches]
+        before = self.tip(side)
+        command = self.push_command(side, branches)
+        if side == "bare":
+            trees = self.lab.folder("trees")
+            pairs = [word for branch in branches for word in (branch, heads[branch])]
+            command = ("sh", "-c", BARE["merge"], "bare", self.source, self.repos[side], trees, before.strip(), " ".join(job), *pairs)
+
+        def merged() -> bool:
+            if process.poll():  # it failed; zero or None is fine
+                return True
+            return self.tip(side) != before and not any(map(os.path.exists, files))
+
+        began = time.perf_counter()
+        with self.lab.running(*command) as process:
+            ended = wait_until(merged, f"the merge of {', '.join(branches)} ({side})")
+        if side == "bare":
+            shutil.rmtree(trees)
+            self.lab.run("git", "-C", self.repos[side], "worktree", "prune")
+        self.server.settle()
+        return 1000 * (ended - began)
+
+
+def as_import(commit: Commit) -> str:
+    """A commit in the language of git fast-import."""
+    who = f"B <b@localhost> {int(time.time())} +0000"
+    parts = [f"commit refs/heads/{commit.branch}\ncommitter {who}\n{as_data(commit.message)}"]
+    if commit.branch != "main":
+        parts.append("from refs/heads/main\n")
+    for path, text in commit.files.items():
+        parts.append(f"M {'100755' if path.startswith('.forge/') else '100644'} inline {path}\n{as_data(text)}")
+    return "".join(parts) + "\n"
+
+
+def as_data(text: str) -> str:
+    """A text in the language of git fast-import."""
+    return f"data {len(text.encode())}\n{text}\n"
+
+
+# The bare sequences: what a person would script with the same commands, and no more. Nothing is removed in the measured time.
+BARE = {
+    # push, then for each branch: candidate, checkout, job, one ref transaction
+    "merge": r"""
+set -e
+source=$1 repo=$2 trees=$3 base=$4 job=$5
+shift 5
+refs=
+number=0
+for word; do
+    number=$((number + 1))
+    [ $((number % 2)) -eq 0 ] || refs="$refs refs/heads/$word:refs/heads/$word"
+done
+git -C "$source" push "$repo" $refs
+cd "$repo"
+while [ $# -gt 0 ]; do
+    branch=$1 head=$2
+    shift 2
+    tree=$(git merge-tree --write-tree "$base" "$head")
+    commit=$(git commit-tree "$tree" -p "$base" -p "$head" -m "Merge $branch")
+    git worktree add -q --detach "$trees/$branch" "$commit"
+    (cd "$trees/$branch" && exec $job)
+    printf '%s\n' start "update refs/heads/main $commit $base" "delete refs/heads/$branch $head" prepare commit |
+        git update-ref --stdin
+    base=$commit
+done
+""",
+    # push, bring a checkout that is there to the commit, clean it, run the job
+    "again": r"""
+set -e
+source=$1 repo=$2 tree=$3 branch=$4
+git -C "$source" push "$repo" "refs/heads/$branch:refs/heads/$branch"
+cd "$tree"
+git checkout -q --force --detach "refs/heads/$branch"
+git clean -ffdxq
+exec ./.forge/pre-merge
+""",
+}
+
+
+###############################################################################
+# the benches: a small function each
+###############################################################################
+
+
+def bench_merge_nix(lab: Lab) -> Iterator[Row]:
+    """From the start of a push to its merge; the job is a flake's app."""
+    yield row_by_ratio("push → merged, nix run .#pre-merge", *time_merges(lab, with_nix(), WITH_NIX_COMMAND), 1.3)
+
+
+def bench_merge_script(lab: Lab) -> Iterator[Row]:
+    """From the start of a push to its merge; the job is a script."""
+    yield row_by_ratio("push → merged, .forge/pre-merge", *time_merges(lab, WITH_SCRIPT, WITH_SCRIPT_COMMAND), 1.3)
+
+
+def time_merges(lab: Lab, files: dict[str, str], job: tuple[str, ...]) -> tuple[Series, Series]:
+    """Single merges on both sides, after one that is not counted."""
+    took = {"forge": Series(), "bare": Series()}
+    with Server(lab) as server:
+        pair = Pair(lab, server, files)
+        heads = pair.changes(["first", *map(str, range(15))], AUTO)
+        for side in took:
+            pair.time_merge(side, [f"{side}-first"], heads, job)
+        for number, sides in lab.rounds():
+            for side in sides:
+                took[side].values.append(pair.time_merge(side, [f"{side}-{number}"], heads, job))
+    return took["forge"], took["bare"]
+
+
+def bench_push(lab: Lab) -> Iterator[Row]:
+    """The push itself: until git gives the prompt back."""
+    with Server(lab) as server:
+        pair = Pair(lab, server, WITH_SCRIPT)
+        for count in (1, 20):
+            what = f"git push of {count} branch{'es' if count > 1 else ''}"
+            yield row_by_difference(what, *time_pushes(lab, server, pair, count), 15)
+
+
+def time_pushes(lab: Lab, server: Server, pair: Pair, count: int) -> tuple[Series, Series]:
+    """Pushes of `count` new branches on both sides; they are removed after each round."""
+    took = {"forge": Series(), "bare": Series()}
+    names = [f"{count}-{number}-{one}" for number in range(15) for one in range(count)]
+    pair.changes(names, "A change that waits")
+    for number, sides in lab.rounds():
+        for side in sides:
+            branches = [f"{side}-{count}-{number}-{one}" for one in range(count)]
+            began = time.perf_counter()
+            with lab.running(*pair.push_command(side, branches)) as process:
+                wait_for_end(process)
+                took[side].values.append(1000 * (time.perf_counter() - began))
+            server.settle()
+            pair.delete(side, branches)
+            server.settle()
+    return took["forge"], took["bare"]
+
+
+def bench_many_nix(lab: Lab) -> Iterator[Row]:
+    """Twenty branches in one push, all of which merge by themselves; the goal is twenty of forge's own single merges."""
+    single, took = Series(), {"forge": Series(), "bare": Series()}
+    with Server(lab) as server:
+        pair = Pair(lab, server, with_nix())
+        names = [f"{number}-{one}" for number in range(3) for one in range(25)]
+        heads = pair.changes(["first", *names], AUTO)
+        for side in took:
+            pair.time_merge(side, [f"{side}-first"], heads, WITH_NIX_COMMAND)
+        for number, sides in lab.rounds(3):
+            for one in range(20, 25):
+                single.values.append(pair.time_merge("forge", [f"forge-{number}-{one}"], heads, WITH_NIX_COMMAND))
+            for side in sides:
+                branches = [f"{side}-{number}-{one}" for one in range(20)]
+                took[side].values.append(pair.time_merge(side, branches, heads, WITH_NIX_COMMAND))
+    yield Row("one push → merged, the same server", single)
+    ratio = took["forge"].median / single.median
+    yield Row("20 branches in one push → all merged, nix", took["forge"], took["bare"], f"{ratio:.1f} ×", "≤ 20 ×", ratio <= 20)
+
+
+def bench_large(lab: Lab) -> Iterator[Row]:
+    """From the start of a push until the job runs, in a repo of 20,000 files; the checkout is there from the job before."""
+    files = {f"{n % 200:03d}/{n:05d}.txt": f"the text of file {n}\n" * 20 for n in range(20000)}
+    files[".forge/pre-merge"] = "#!/bin/sh\ndate +%s.%N\n"
+    took, rounds = {"forge": Series(), "bare": Series()}, 5
+    with Server(lab) as server:
+        pair = Pair(lab, server, files, "large")
+        pair.changes(["first", *map(str, range(rounds))], "A change in a large repo")
+        lab.run("git", "-C", pair.repos["bare"], "worktree", "add", "--quiet", "--detach", lab.root / "tree", "main")
+        for side in took:
+            time_start(lab, server, pair, side, "first")
+        for number, sides in lab.rounds(rounds):
+            for side in sides:
+                took[side].values.append(time_start(lab, server, pair, side, str(number)))
+    yield row_by_limit("push → job runs, 20,000 files, checkout there", took["forge"], 300, took["bare"])
+
+
+def time_start(lab: Lab, server: Server, pair: Pair, side: str, name: str) -> float:
+    """Milliseconds from the start of a push to the time that its job prints."""
+    branch = f"{side}-{name}"
+    command = pair.push_command(side, [branch])
+    log = lab.root / "bare.log"
+    if side == "bare":
+        command = ("sh", "-c", BARE["again"], "bare", pair.source, pair.repos[side], lab.root / "tree", branch)
+    with open(log, "wb") as output:
+        began = time.time()
+        with lab.running(*command, output=output):
+            pass
+    server.settle()
+    if side == "forge":
+        log = server.log_of(branch, pair.name)
+    return 1000 * (float(log.read_text().split()[-1]) - began)
+
+
+def bench_chatty(lab: Lab) -> Iterator[Row]:
+    """A job that prints 200 MB, from its start to its verdict in the journal, against the same command into a file."""
+    chatty = f"#!/bin/sh\nyes '{'a line of a chatty job ' * 4}' | head -c 200000000\n"
+    took, cpu, rss = {"forge": Series(), "bare": Series()}, Series(unit="s"), Series(unit="MB")
+    script = lab.root / "chatty"
+    script.write_text(chatty)
+    script.chmod(0o755)
+    with Server(lab) as server:
+        pair = Pair(lab, server, {".forge/pre-merge": chatty})
+        pair.changes(["first", *map(str, range(5))], "A change that is talked about")
+        watch_chatty(lab, server, pair, "forge-first")
+        time_into_file(lab, script)
+        for number, sides in lab.rounds(5):
+            for side in sides:
+                if side == "bare":
+                    took[side].values.append(time_into_file(lab, script))
+                else:
+                    figures = watch_chatty(lab, server, pair, f"forge-{number}")
+                    for series, value in zip((took[side], cpu, rss), figures):
+                        series.values.append(value)
+    yield row_by_ratio("a job that prints 200 MB", took["forge"], took["bare"], 1.1)
+    yield row_by_limit("… the server's processor time meanwhile", cpu, 0.05)
+    yield row_by_limit("… the growth of its memory (RSS)", rss, 2)
+
+
+def time_into_file(lab: Lab, script: Path) -> float:
+    """Milliseconds that a command takes whose output goes into a file."""
+    log = lab.root / "chatty.log"
+    with open(log, "ab") as output:
+        began = time.perf_counter()
+        with lab.running(script, output=output) as process:
+            wait_for_end(process)
+            took = 1000 * (time.perf_counter() - began)
+    log.unlink()
+    return took
+
+
+def watch_chatty(lab: Lab, server: Server, pair: Pair, branch: str) -> tuple[float, float, float]:
+    """(milliseconds from the start of the job to its end, the server's processor seconds, its growth in MB) of one job."""
+    most = 0
+
+    def ended() -> bool:
+        nonlocal most
+        most = max(most, server.watched.memory_info().rss)
+        return bool(server.job_of(branch)["event"] == "job.finished")
+
+    rss = server.watched.memory_info().rss
+    with lab.running(*pair.push_command("forge", [branch])):
+        began = wait_until(lambda: bool(server.job_of(branch)["event"] in ("job.started", "job.finished")), f"the start of {branch}")
+        cpu = server.cpu()
+        took = 1000 * (wait_until(ended, f"the end of {branch}", 0.002) - began)
+        cpu = server.cpu() - cpu
+    server.settle()
+    log = server.log_of(branch, pair.name)
+    if server.job_of(branch)["status"] != "passed" or log.stat().st_size != 200_000_000:
+        raise Broken(f"the job of {branch} did not print what it should: {server.job_of(branch)}")
+    log.unlink()
+    return took, cpu, (most - rss) / MEGABYTE
+
+
+def bench_idle(lab: Lab) -> Iterator[Row]:
+    """Start to first answer, and what a server with nothing to do takes."""
+    started, rss = Series(), Series(unit="MB")
+    for number, _ in lab.rounds():
+        with Server(lab, f"data-{number}") as server:
+            wait_until(server.healthy, "an answer", 0)
+            started.values.append(1000 * (time.perf_counter() - server.began))
+            time.sleep(0.5)
+            rss.values.append(server.watched.memory_info().rss / MEGABYTE)
+    yield row_by_limit("start of the server → first answer", started, 350)
+    yield row_by_limit("memory of an idle server (RSS)", rss, 40)
+
+
+class Bench(NamedTuple):
+    """A bench as the table has it."""
+
+    run: Callable[[Lab], Iterator[Row]]
+    needs_nix: bool = False
+
+
+BENCHES: dict[str, Bench] = {
+    "merge-nix": Bench(bench_merge_nix, needs_nix=True),
+    "merge-script": Bench(bench_merge_script),
+    "push": Bench(bench_push),
+    "many-nix": Bench(bench_many_nix, needs_nix=True),
+    "large": Bench(bench_large),
+    "chatty": Bench(bench_chatty),
+    "idle": Bench(bench_idle),
+}
+
+
+###############################################################################
+# the command
+###############################################################################
+
+
+def run_bench(name: str, rounds: int, deadline: float) -> bool:
+    """Run one bench in a lab of its own and print its rows. Returns whether it came to its end."""
+    lab = Lab(Path(tempfile.mkdtemp(prefix="forge-bench-")), rounds, deadline)
+    try:
+        trouble = why_no_nix(lab) if BENCHES[name].needs_nix else None
+        if trouble:
+            print(line_of((name, "", f"skipped: {trouble}")), flush=True)
+            return True
+        for row in BENCHES[name].run(lab):
+            print(line_of(row.cells()), flush=True)
+        return True
+    except Broken as error:
+        print(line_of((name, "", f"broken: {error}")), flush=True)
+        return False
+    finally:
+        lab.remove()
+
+
+def versions() -> str:
+    """What this ran on, in one line."""
+    found = [f"{os.cpu_count()} CPUs", f"Python {platform.python_version()}"]
+    for command in ("git", "nix"):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            found.append(subprocess.run([command, "--version"], capture_output=True, text=True, timeout=10).stdout.strip())
+    return " · ".join(found)
+
+
+def main() -> int:
+    """Run the benches that were asked for; 1 when one of them broke, whatever the others found."""
+    parser = argparse.ArgumentParser(description="How fast forge is, beside the same commands called by a script.")
+    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 15")
+    parser.add_argument("--only", action="append", choices=BENCHES, metavar="NAME", help=f"one of {', '.join(BENCHES)}")
+    parser.add_argument("--budget", type=float, default=200, metavar="SECONDS", help="begin no new round after that (default: 200)")
+    args = parser.parse_args()
+    began = time.monotonic()
+    print(f"{versions()}\n\n{line_of(HEADINGS)}\n{'-+-'.join('-' * width for width in WIDTHS)}", flush=True)
+    try:
+        well = [run_bench(name, 3 if args.quick else 15, began + args.budget) for name in args.only or BENCHES]
+    except KeyboardInterrupt:
+        return 130
+    print(f"\n{time.monotonic() - began:.0f} s in all")
+    return 0 if all(well) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

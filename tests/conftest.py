@@ -1,0 +1,301 @@
+"""A real server on a data directory of its own, real git, a browser where one is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from zlib import crc32
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+FORGE = [sys.executable, str(ROOT / "forge.py")]
+PASSWORD = "correct horse"
+PRE_SCRIPT = "#!/bin/sh\n[ ! -f run ] || . ./run\n"
+POST_SCRIPT = "#!/bin/sh\n[ ! -f deploy ] || . ./deploy\n"
+NIX_CONFIG = "experimental-features = nix-command flakes\nsandbox = false\nbuild-users-group =\nsubstitute = false\n"
+
+
+def clean_environ() -> dict[str, str]:
+    """The environment without what would steer forge or git, with an identity for commits."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("FORGE_", "GIT_"))}
+    for role in ("AUTHOR", "COMMITTER"):
+        environ |= {f"GIT_{role}_NAME": "Ada", f"GIT_{role}_EMAIL": "ada@localhost"}
+    return environ | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "NIX_CONFIG": NIX_CONFIG, "TZ": "UTC"}
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    """The first true value of `condition`; fails the test when it does not come."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not happen within {seconds} seconds")
+
+
+@dataclass
+class Answer:
+    """What the server said."""
+
+    status: int
+    headers: Any
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+
+@dataclass
+class Server:
+    """One data directory and the server on it."""
+
+    data: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    url: str = ""
+    process: subprocess.Popen[str] | None = None
+
+    @property
+    def environ(self) -> dict[str, str]:
+        own = {"FORGE_DATA_DIR": str(self.data), "FORGE_PORT": "0", "FORGE_MERGE_PASSWORD": PASSWORD}
+        return clean_environ() | own | self.settings
+
+    @property
+    def log(self) -> str:
+        return self.data.with_suffix(".err").read_text()
+
+    def start(self, *wrapper: str) -> Server:
+        with open(self.data.with_suffix(".err"), "a") as errors:
+            command = [*wrapper, *FORGE, "serve"]
+            self.process = subprocess.Popen(command, env=self.environ, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line.startswith("forge: listening on http://"), (line, self.log)
+        self.url = line.split()[-1]
+        return self
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self.process and self.process.stdout
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=15)
+        self.process.stdout.close()
+        self.process = None
+        return code
+
+    def cli(self, *args: str, check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run([*FORGE, *args], env=self.environ, capture_output=True, text=True, timeout=60, **kwargs)
+        assert not check or done.returncode == 0, (args, done.returncode, done.stdout, done.stderr)
+        return done
+
+    def ask(
+        self, path: str, form: dict[str, str] | None = None, body: bytes | None = None, method: str | None = None, **headers: str
+    ) -> Answer:
+        data = urlencode(form).encode() if form is not None else body
+        given = {"Accept": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.url + path, data, given, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.headers, error.read())
+
+    def get(self, path: str) -> Any:
+        answer = self.ask(path)
+        assert answer.status == 200, (path, answer.status, answer.body)
+        return answer.json
+
+    def act(self, path: str, **form: str) -> Answer:
+        return self.ask(path, {"password": PASSWORD, **form})
+
+    def hook(self, body: bytes, **headers: str) -> Answer:
+        token = (self.data / "hook-token").read_text().strip()
+        return self.ask("/hooks/post-receive", body=body, Authorization=f"Bearer {token}", **headers)
+
+    def ended(self, job_id: int, seconds: float = 30) -> Any:
+        """A job's JSON once it has ended."""
+
+        def look() -> Any:
+            job = self.get(f"/jobs/{job_id}")
+            return job if job["status"] not in ("pending", "running") else None
+
+        return wait_for(look, f"the end of job {job_id}", seconds)
+
+    def running(self, job_id: int) -> Any:
+        return wait_for(lambda: self.get(f"/jobs/{job_id}")["status"] == "running", f"the start of job {job_id}")
+
+    def idle(self, seconds: float = 60) -> None:
+        """Wait until no job is pending or running and none follows."""
+        quiet = [0]
+
+        def look() -> bool:
+            states = [job["status"] for job in self.get("/jobs?limit=200")["jobs"]]
+            quiet[0] = quiet[0] + 1 if not {"pending", "running"} & set(states) else 0
+            return quiet[0] > 3
+
+        wait_for(look, "quiet", seconds)
+
+    def job_log(self, job_id: int) -> bytes:
+        return self.ask(f"/jobs/{job_id}/log").body
+
+    def journal(self) -> list[dict[str, Any]]:
+        lines = [line for name in ("jobs", "merges") for line in (self.data / f"{name}.jsonl").read_text().split("\n") if line]
+        return sorted(map(json.loads, lines), key=lambda record: record["seq"])
+
+    def repo(self, name: str = "app", base: str = "main", script: str = PRE_SCRIPT) -> Work:
+        """A new repo with a first commit on base whose jobs run what a branch puts into the file `run`."""
+        path = Path(self.cli("create", name, "--base", base).stdout.strip())
+        work = Work(self, name, path, self.data.parent / f"{self.data.name}-work" / name)
+        work.tree.mkdir(parents=True)
+        work.git("init", "-q", "-b", base)
+        work.git("remote", "add", "origin", str(path))
+        work.write(".forge/pre-merge", script, executable=True)
+        work.write(".forge/post-merge", POST_SCRIPT, executable=True)
+        work.commit("First commit")
+        work.push(base)
+        self.idle()
+        return work
+
+
+@dataclass
+class Work:
+    """A clone of a repo, to commit and push from."""
+
+    server: Server
+    name: str
+    path: Path
+    tree: Path
+
+    def git(self, *args: str, check: bool = True, text: str | None = None) -> str:
+        done = subprocess.run(
+            ["git", *args], cwd=self.tree, env=clean_environ(), capture_output=True, text=True, timeout=60, input=text
+        )
+        assert not check or done.returncode == 0, (args, done.stdout, done.stderr)
+        return done.stdout.strip() if check else done.stdout + done.stderr
+
+    def bare(self, *args: str) -> str:
+        """git in the server's repo."""
+        done = subprocess.run(["git", *args], cwd=self.path, env=clean_environ(), capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, (args, done.stderr)
+        return done.stdout.strip()
+
+    def write(self, path: str, text: str, executable: bool = False) -> None:
+        target = self.tree / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+        if executable:
+            target.chmod(0o755)
+
+    def commit(self, message: str = "A change", **files: str) -> str:
+        for name, text in files.items():
+            self.write(name, text)
+        self.git("add", "-A")
+        self.git("commit", "-q", "--allow-empty", "-m", message)
+        return self.git("rev-parse", "HEAD")
+
+    def branch(self, name: str, message: str = "A change", start: str = "origin/main", **files: str) -> str:
+        """A new branch from `start` with one commit; its head."""
+        self.git("fetch", "-q", "--prune", "origin")
+        self.git("checkout", "-q", "--no-track", "-B", name, start)
+        return self.commit(message, **(files or {f"file-{crc32(name.encode())}": name}))
+
+    def push(self, *refs: str, options: tuple[str, ...] = (), force: bool = False, check: bool = True) -> str:
+        """Push branches by name (or refspecs); what git and the hooks print."""
+        words = [word for option in options for word in ("-o", option)]
+        done = subprocess.run(
+            ["git", "push", *(["--force"] if force else []), *words, "origin", *refs],
+            cwd=self.tree,
+            env=clean_environ(),
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        assert not check or done.returncode == 0, (refs, done.stderr)
+        return done.stderr + done.stdout
+
+    def push_job(self, name: str, **kwargs: Any) -> int:
+        """Push a branch; the id of its job, which the hook printed."""
+        said = self.push(name, **kwargs)
+        return int(said.split("/jobs/")[1].split()[0])
+
+    def mr(self, branch: str) -> Any:
+        return self.server.get(f"/r/{self.name}/mr/{branch}")
+
+    def heads(self) -> dict[str, str]:
+        lines = self.bare("for-each-ref", "--format=%(refname:lstrip=2) %(objectname)", "refs/heads/").split("\n")
+        return dict(line.split() for line in lines if line)
+
+    def merges(self) -> list[Any]:
+        found: list[Any] = self.server.get(f"/r/{self.name}/history")["merges"]
+        return found
+
+
+AUTO = "A change\n\nAuto-Merge: yes"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for a module; its tests make repos of their own."""
+    server = Server(tmp_path_factory.mktemp("forge") / "data", {"FORGE_MAX_JOBS": "2"}).start()
+    yield server
+    end(server)
+
+
+@pytest.fixture
+def work(shared: Server, request: pytest.FixtureRequest) -> Work:
+    """A fresh repo on the shared server."""
+    return shared.repo(f"r{crc32(request.node.nodeid.encode())}")
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Servers with settings of their own."""
+    made: list[Server] = []
+
+    def make(name: str = "data", start: bool = True, **settings: str) -> Server:
+        server = Server(tmp_path / name, settings)
+        made.append(server)
+        return server.start() if start else server
+
+    yield make
+    for server in made:
+        end(server)
+
+
+def end(server: Server) -> None:
+    """End a server and the jobs it left, by their own ids; a traceback in its log fails the test."""
+    if server.process:
+        server.stop()
+    for run in (server.data / "running").glob("*"):
+        try:
+            pid = int((run / "pid").read_text().split()[0])
+            os.killpg(pid, signal.SIGKILL)
+        except (OSError, ValueError, IndexError):
+            continue
+    assert "Traceback" not in server.log, server.log
+
+
+NIX = shutil.which("nix")
+needs_nix = pytest.mark.skipif(
+    not NIX and not os.environ.get("FORGE_TEST_REQUIRE_NIX"), reason="nix is not installed: jobs of flakes are not tested"
+)
