@@ -2341,7 +2341,7 @@ class Engine:
             if old.kind == POST and refs.tip != old.commit:
                 raise Refused(
                     409,
-                    f"job {job_id} deployed {old.commit[:12]}, but base is at {(refs.tip or 'nothing')[:12]} now; use rollback to go back",
+                    f"job {job_id} deployed {old.commit[:12]}, but base is at {(refs.tip or 'nothing')[:12]} now; roll back instead",
                 )
             if old.kind == PRE and (refs.heads.get(old.branch) != old.commit or old.branch not in refs.ahead):
                 where = refs.heads.get(old.branch)
@@ -2803,6 +2803,15 @@ class Web:
         self.app.default_error_handler = self._error_of_bottle
         self._add_routes()
 
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """WSGI. Every answer gets the headers that keep browsers from harm."""
+
+        def start(status: str, headers: list[tuple[str, str]], error: Any = None) -> Any:
+            return start_response(status, [*headers, *SECURITY_HEADERS.items()], error)
+
+        answer: Iterable[bytes] = self.app(environ, start)
+        return answer
+
     def _add_routes(self) -> None:
         table = (
             ("GET", "/", self.index),
@@ -2831,7 +2840,6 @@ class Web:
     def _check_request(self) -> None:
         """What holds for every request: the Host is ours, a POST comes from our pages, and a private forge is private."""
         request = bottle.request
-        bottle.response.headers.update(SECURITY_HEADERS)
         try:
             self._check_host(request.get_header("Host", ""))
             if request.method == "POST":
@@ -2898,7 +2906,7 @@ class Web:
         return answer
 
     def _refusal(self, error: Refused) -> bottle.HTTPResponse:
-        headers = {**SECURITY_HEADERS, **error.extra.get("headers", {})}
+        headers = dict(error.extra.get("headers", {}))
         extra = {key: value for key, value in error.extra.items() if key != "headers"}
         wanted = wanted_type()
         if wanted == "html":
@@ -2941,7 +2949,7 @@ class Web:
 
     def static(self, path: str) -> Any:
         answer = bottle.static_file(path, root=str(self.views / "static"))
-        answer.headers.update({**SECURITY_HEADERS, "Cache-Control": "no-cache"})
+        answer.headers["Cache-Control"] = "no-cache"
         return answer
 
     def index(self) -> Any:
@@ -3061,7 +3069,7 @@ class Web:
         job = self._job(job_id)
         path = self.config.log(job.repo, job.id)
         offset, wait = query_number("offset"), query_number("wait")
-        headers = {**SECURITY_HEADERS, "X-Job-Status": job.status, "Cache-Control": "no-store"}
+        headers = {"X-Job-Status": job.status, "Cache-Control": "no-store"}
         if not path.exists() and job.started_at and not job.live:
             raise Refused(410, f"the log of job {job.id} was pruned")
         if offset is not None:
@@ -3130,7 +3138,7 @@ class Web:
             if wanted_type() != "html" or error.status == 429:
                 raise
             body = self._render("login", wrong=error.text)
-            return bottle.HTTPResponse(body, error.status, {**SECURITY_HEADERS, "Content-Type": "text/html; charset=utf-8"})
+            return bottle.HTTPResponse(body, error.status, {"Content-Type": "text/html; charset=utf-8"})
         target = self._form("to") or "/"
         answer = self._done({"status": "logged in"}, target if re.fullmatch(r"/(?![/\\])[!-~]*", target) else "/")
         secure = urlsplit(self.engine.url).scheme == "https"
@@ -3193,7 +3201,7 @@ class Web:
         return text_response(202, "".join(f"{line}\n" for line in lines))
 
     def _tell_push(self, repo: str, refs: Refs, push: Push) -> tuple[list[dict[str, Any]], list[str], list[int]]:
-        """(jobs for programs, lines for the pusher, ids that `-o wait` watches) for a push. Raises Refused: a ref is not there."""
+        """(jobs for programs, lines for the pusher, ids that `-o wait` watches). Raises Refused when a ref is not there."""
         engine, jobs, lines, watch = self.engine, [], [], []
         for update in push.updates:
             branch = update.branch
@@ -3247,7 +3255,7 @@ class Web:
             after = f"{watch.id}:{offset if watch.id == job.id else 0}" if watch else ""
             if watch and watch.id == job.id:
                 time.sleep(0.05)
-        return text_response(200, chunk, {**SECURITY_HEADERS, "X-Forge-Next": after})
+        return text_response(200, chunk, {"X-Forge-Next": after})
 
 
 def wanted_type() -> str:
@@ -3260,12 +3268,12 @@ def wanted_type() -> str:
 
 
 def json_response(program: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
-    headers = {**SECURITY_HEADERS, **(headers or {}), "Content-Type": "application/json", "Cache-Control": "no-store"}
+    headers = {**(headers or {}), "Content-Type": "application/json", "Cache-Control": "no-store"}
     return bottle.HTTPResponse(json.dumps(program) + "\n", status, headers)
 
 
 def text_response(status: int, body: str | bytes, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
-    headers = {**SECURITY_HEADERS, **(headers or {}), "Content-Type": "text/plain; charset=utf-8"}
+    headers = {**(headers or {}), "Content-Type": "text/plain; charset=utf-8"}
     return bottle.HTTPResponse(body, status, headers)
 
 
@@ -3284,13 +3292,12 @@ def query_number(name: str) -> int | None:
     return int(text)
 
 
-def create_app(environ: Mapping[str, str] | None = None) -> bottle.Bottle:
-    """The WSGI app with its engine running, for ``waitress-serve --call forge:create_app``. Raises WrongSetting, AlreadyServed."""
+def create_app(environ: Mapping[str, str] | None = None) -> Web:
+    """The app with its engine running, for ``waitress-serve --call forge:create_app``. Raises WrongSetting, AlreadyServed."""
     config = load_config(os.environ if environ is None else environ)
     engine = Engine(config)
     write_address(config, config.port)
-    app = Web(engine).app
-    app.config["forge.engine"] = engine
+    app = Web(engine)
     engine.start()
     return app
 
@@ -3600,7 +3607,7 @@ def examine(config: Config) -> Iterator[tuple[str, bool, str]]:
             trouble = f"hooks are missing ({', '.join(stale)}); the server adds them within a minute" if stale else None
         yield f"repo {path.stem}", trouble is None, trouble or str(path)
     for name in ("jobs", "merges"):
-        odd = sum(not is_record(line) for line in open(root / f"{name}.jsonl", "rb")) if (root / f"{name}.jsonl").exists() else 0
+        odd = count_odd_lines(root / f"{name}.jsonl")
         yield f"{name}.jsonl", odd == 0, "well" if not odd else f"{odd} lines are no records; they are passed over"
     if config.password_file or config.password:
         try:
@@ -3617,12 +3624,16 @@ def examine(config: Config) -> Iterator[tuple[str, bool, str]]:
         yield "server", False, str(fault)
 
 
-def is_record(line: bytes) -> bool:
-    """Whether a line of the journal can be read."""
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+def count_odd_lines(path: Path) -> int:
+    """How many lines of a file of the journal are no records."""
+    odd = 0
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
+        for line in stream:
+            try:
+                odd += not isinstance(json.loads(line), dict)
+            except (ValueError, RecursionError):
+                odd += 1
+    return odd
 
 
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
@@ -3652,7 +3663,7 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
             1, f"{error.filename or config.data_dir} cannot be used: {error.strerror}; set FORGE_DATA_DIR, or mend its owner"
         ) from None
     server = waitress.create_server(
-        Web(engine).app,
+        Web(engine),
         sockets=[listener],
         threads=WEB_THREADS,
         ident=None,

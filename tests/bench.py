@@ -114,7 +114,9 @@ def row_by_limit(what: str, forge: Series, most: float, bare: Series | None = No
 # the lab: a folder, an environment, processes that end with it
 ###############################################################################
 
-IDENTITY = {f"GIT_{who}_{what}": text for who in ("AUTHOR", "COMMITTER") for what, text in (("NAME", "B"), ("EMAIL", "b@localhost"))}
+IDENTITY = {
+    f"GIT_{who}_{what}": text for who in ("AUTHOR", "COMMITTER") for what, text in (("NAME", "B"), ("EMAIL", "b@localhost"))
+}
 # A store of its own, so that no other is filled and no daemon is in the way.
 NIX_CONFIG = "experimental-features = nix-command flakes\nsandbox = false\nbuild-users-group =\nsubstitute = false"
 
@@ -149,7 +151,13 @@ class Lab:
         """Run a command and return what it prints. Raises Broken when it fails."""
         try:
             done = subprocess.run(
-                command, input=text or "", cwd=where or self.root, env=self.environ, capture_output=True, text=True, timeout=PATIENCE
+                command,
+                input=text or "",
+                cwd=where or self.root,
+                env=self.environ,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
             )
         except subprocess.TimeoutExpired:
             raise Broken(f"{command[0]} did not end within {PATIENCE:.0f} s") from None
@@ -296,7 +304,9 @@ class Server:
     def job_of(self, branch: str) -> dict[str, Any]:
         """What the journal says of the newest job of a branch."""
         self.look()
-        return next((job for _, job in sorted(self.jobs.items(), reverse=True) if job["branch"] == branch), {"event": "", "status": ""})
+        return next(
+            (job for _, job in sorted(self.jobs.items(), reverse=True) if job["branch"] == branch), {"event": "", "status": ""}
+        )
 
     def log_of(self, branch: str, repo: str) -> Path:
         """The log of the newest job of a branch."""
@@ -385,7 +395,9 @@ class Pair:
         """Put commits into the source; returns all its branches with their ids."""
         stream = "".join(map(as_import, commits))
         self.lab.run("git", "-C", self.source, "fast-import", "--quiet", text=stream)
-        listing = self.lab.run("git", "-C", self.source, "for-each-ref", "--format=%(refname:lstrip=2) %(objectname)", "refs/heads/")
+        listing = self.lab.run(
+            "git", "-C", self.source, "for-each-ref", "--format=%(refname:lstrip=2) %(objectname)", "refs/heads/"
+        )
         return dict(line.split(" ") for line in listing.splitlines())
 
     def changes(self, names: Iterable[str], message: str) -> dict[str, str]:
@@ -417,7 +429,18 @@ class Pair:
         if side == "bare":
             trees = self.lab.folder("trees")
             pairs = [word for branch in branches for word in (branch, heads[branch])]
-            command = ("sh", "-c", BARE["merge"], "bare", self.source, self.repos[side], trees, before.strip(), " ".join(job), *pairs)
+            command = (
+                "sh",
+                "-c",
+                BARE["merge"],
+                "bare",
+                self.source,
+                self.repos[side],
+                trees,
+                before.strip(),
+                " ".join(job),
+                *pairs,
+            )
 
         def merged() -> bool:
             if process.poll():  # it failed; zero or None is fine
@@ -648,7 +671,9 @@ def watch_chatty(lab: Lab, server: Server, pair: Pair, branch: str) -> tuple[flo
 
     rss = server.watched.memory_info().rss
     with lab.running(*pair.push_command("forge", [branch])):
-        began = wait_until(lambda: bool(server.job_of(branch)["event"] in ("job.started", "job.finished")), f"the start of {branch}")
+        began = wait_until(
+            lambda: bool(server.job_of(branch)["event"] in ("job.started", "job.finished")), f"the start of {branch}"
+        )
         cpu = server.cpu()
         took = 1000 * (wait_until(ended, f"the end of {branch}", 0.002) - began)
         cpu = server.cpu() - cpu
@@ -728,7 +753,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="How fast forge is, beside the same commands called by a script.")
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 15")
     parser.add_argument("--only", action="append", choices=BENCHES, metavar="NAME", help=f"one of {', '.join(BENCHES)}")
-    parser.add_argument("--budget", type=float, default=200, metavar="SECONDS", help="begin no new round after that (default: 200)")
+    parser.add_argument(
+        "--budget", type=float, default=200, metavar="SECONDS", help="begin no new round after that (default: 200)"
+    )
     args = parser.parse_args()
     began = time.monotonic()
     print(f"{versions()}\n\n{line_of(HEADINGS)}\n{'-+-'.join('-' * width for width in WIDTHS)}", flush=True)

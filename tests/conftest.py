@@ -82,7 +82,8 @@ class Server:
 
     @property
     def log(self) -> str:
-        return self.data.with_suffix(".err").read_text()
+        path = self.data.with_suffix(".err")
+        return path.read_text() if path.exists() else ""
 
     def start(self, *wrapper: str) -> Server:
         with open(self.data.with_suffix(".err"), "a") as errors:

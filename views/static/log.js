@@ -12,12 +12,11 @@ function painter() {
   ansi.url_allowlist = {};
   return (text) => {
     const holder = document.createElement("template");
-    holder.innerHTML = ansi.ansi_to_html(text.replace(LINKS, ""));
-    for (const element of holder.content.querySelectorAll("[style]")) {
-      // the content security policy takes styles set by script, not as attributes
-      const style = element.getAttribute("style");
-      element.removeAttribute("style");
-      element.style.cssText = style;
+    // the content security policy takes styles that a script sets, not those in markup; all text in it is escaped
+    holder.innerHTML = ansi.ansi_to_html(text).replaceAll('<span style="', '<span data-style="');
+    for (const element of holder.content.querySelectorAll("[data-style]")) {
+      element.style.cssText = element.dataset.style;
+      delete element.dataset.style;
     }
     return holder.content;
   };
@@ -34,7 +33,7 @@ async function show() {
 
   const put = (text) => {
     // what overwrites itself with \r is shown as it would stand in the end
-    const shown = text.replace(/\r+$/, "").split("\r").pop().replace(/[\x00-\x08\x0b-\x1a\x1c-\x1f]/g, "");
+    const shown = text.replace(LINKS, "").replace(/\r+$/, "").split("\r").pop().replace(/[\x00-\x08\x0b-\x1a\x1c-\x1f]/g, "");
     row.lastChild.replaceChildren(paint(shown));
   };
   const begin = (into) => {

@@ -1,0 +1,43 @@
+# Two commands do all set-up on a fresh machine: make demo, make test.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --require-hashes -r
+
+.PHONY: demo test check bench format lock clean
+
+demo: .venv/run ## a tour: a forge of its own, a branch that fails and one that merges
+	@$(BIN)/python forge.py demo $(ARGS)
+
+test: .venv/test ## everything that must hold before a merge
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python -m pytest -n auto $(ARGS)
+
+bench: .venv/run ## figures beside those of the bare commands, in one run
+	@$(BIN)/python tests/bench.py $(ARGS)
+
+format: .venv/test
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+lock: ## pin what .ci/*.in ask for, with hashes; on the oldest Python that is supported
+	cd .ci && for set in requirements requirements-test; do \
+	  pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --output-file $$set.txt $$set.in; done
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis __pycache__ tests/__pycache__
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "forge needs Python 3.10 or newer; say make PYTHON=…")'
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/run: .venv/python .ci/requirements.txt
+	@$(PIP) .ci/requirements.txt
+	@touch $@
+
+.venv/test: .venv/python .ci/requirements-test.txt
+	@$(PIP) .ci/requirements-test.txt
+	@touch $@ .venv/run

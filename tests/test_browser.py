@@ -1,0 +1,128 @@
+"""The pages in a real browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import AUTO, PASSWORD, Work, wait_for
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM and not os.environ.get("FORGE_TEST_REQUIRE_BROWSER"),
+    reason="chromium is not installed: pages are not tested in it",
+)
+ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page that fails its test when the browser complains."""
+    context = browser.new_context()
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page
+    context.close()
+    assert complaints == []
+
+
+COLOURS = r"""printf '\033[1;31mred\033[0m \033[38;2;250;120;0mtrue\033[0m plain <b>\n'
+printf '\033]8;;http://evil.example/\033\\a link\033]8;;\033\\ and javascript \033]8;;javascript:alert(1)\007here\033]8;;\007\n'
+printf '10%%\r55%%\r100%%\n'
+exit 3
+"""
+
+
+def test_the_log_is_coloured_and_nothing_in_it_can_be_clicked(work: Work, page: Any) -> None:
+    work.branch("topic", run=COLOURS)
+    job = work.server.ended(work.push_job("topic"))
+    page.goto(f"{job['url']}#L2")
+    page.wait_for_selector("#log .ansi-red-fg")
+    lines = page.locator("#log .line > span").all_inner_texts()
+    assert lines == ["red true plain <b>", "a link and javascript here", "100%"]
+    assert page.eval_on_selector("#L1 .ansi-red-fg", "e => getComputedStyle(e).fontWeight") == "700"
+    assert page.locator("#L1 span span", has_text="true").evaluate("e => getComputedStyle(e).color") == "rgb(250, 120, 0)"
+    assert page.locator("#log span a").count() == 0
+    assert page.locator("[data-status=failed]").first.is_visible()
+
+
+def test_a_running_job_is_followed_to_its_end(work: Work, page: Any) -> None:
+    work.branch("topic", run="echo one; sleep 2; echo two\n")
+    job_id = work.push_job("topic")
+    work.server.running(job_id)
+    page.goto(f"{work.server.url}/jobs/{job_id}")
+    page.wait_for_selector("#log >> text=one", timeout=5000)
+    assert page.locator("[data-status=running]").count() >= 1
+    page.wait_for_selector("[data-status=passed]", timeout=15000)
+    assert page.locator("#log .line > span").all_inner_texts() == ["one", "two"]
+
+
+def test_merging_with_the_password_and_with_a_session(work: Work, page: Any) -> None:
+    for name in ("first", "second"):
+        work.branch(name)
+        work.push(name)
+    work.server.idle()
+    page.goto(f"{work.server.url}/r/{work.name}/mr/first")
+    page.locator("form", has_text="Merge").first.locator("input[type=password]").fill(PASSWORD)
+    page.get_by_role("button", name="Merge").click()
+    page.wait_for_url("**/history")
+    assert "first" in page.inner_text("main")
+    page.get_by_role("link", name="Log in").click()
+    page.get_by_label("Merge password").fill(PASSWORD)
+    page.locator("main").get_by_role("button", name="Log in").click()
+    page.get_by_role("button", name="Log out").wait_for()
+    page.goto(f"{work.server.url}/r/{work.name}/mr/second")
+    assert page.locator("input[type=password]").count() == 0
+    page.get_by_role("button", name="Merge").click()
+    wait_for(lambda: "second" not in work.heads(), "the merge")
+    work.server.idle()
+
+
+def test_without_javascript_everything_is_there(work: Work, browser: Any) -> None:
+    work.branch("topic", AUTO, run=COLOURS)
+    job = work.server.ended(work.push_job("topic"))
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(job["url"])
+    assert page.locator("#log .line > span").all_inner_texts() == ["red true plain <b>", "a link and javascript here", "100%"]
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Retry").click()
+    page.wait_for_url(lambda url: url != job["url"])
+    assert page.locator("h1").inner_text().startswith("Job ")
+    context.close()
+    work.server.idle()
+
+
+def test_nothing_scrolls_sideways_on_a_phone(work: Work, browser: Any) -> None:
+    work.branch("a-branch-with-a-name-that-goes-on-and-on-and-on-and-on-and-on", run=f"echo {'x' * 300}\n")
+    job_id = work.push_job("a-branch-with-a-name-that-goes-on-and-on-and-on-and-on-and-on")
+    work.server.ended(job_id)
+    context = browser.new_context(viewport={"width": 360, "height": 740})
+    page = context.new_page()
+    mr = f"/r/{work.name}/mr/a-branch-with-a-name-that-goes-on-and-on-and-on-and-on-and-on"
+    for path in ("/", "/jobs", f"/jobs/{job_id}", f"/r/{work.name}", mr, f"/r/{work.name}/history", "/login"):
+        page.goto(work.server.url + path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+    context.close()

@@ -1,0 +1,302 @@
+"""The command line, the settings, the demo, the package: what a newcomer touches first."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import AUTO, FORGE, ROOT, Server, Work, clean_environ, wait_for
+
+import forge
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FORGE_PORT", "x"),
+        ("FORGE_PORT", "70000"),
+        ("FORGE_JOB_TIMEOUT", "0"),
+        ("FORGE_MAX_JOBS", "-1"),
+        ("FORGE_LOG_LIMIT", "1G"),
+    ]
+    + [("FORGE_JOB_MEMORY", "0"), ("FORGE_JOB_PROCESSES", "1.5"), ("FORGE_PRIVATE", "yes"), ("FORGE_SANDBOX", "docker")]
+    + [("FORGE_URL", "forge.example.org"), ("FORGE_URL", "ftp://x")],
+)
+def test_a_wrong_setting_stops_the_start_with_one_line_that_names_it(tmp_path: Path, name: str, value: str) -> None:
+    environ = clean_environ() | {"FORGE_DATA_DIR": str(tmp_path / "data"), name: value}
+    done = subprocess.run([*FORGE, "serve"], env=environ, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and name in done.stderr and not (tmp_path / "data").exists()
+
+
+def test_settings_have_the_documented_defaults() -> None:
+    config = forge.load_config({})
+    assert (str(config.data_dir), config.host, config.port, config.job_timeout) == ("/var/lib/forge", "127.0.0.1", 3030, 3600)
+    assert (config.max_jobs, config.log_limit, config.private) == (os.cpu_count(), 1073741824, False)
+
+
+def test_the_password_file_of_systemd(tmp_path: Path) -> None:
+    assert forge.load_config({"CREDENTIALS_DIRECTORY": str(tmp_path)}).password_file is None
+    (tmp_path / "merge-password").write_text("x")
+    assert forge.load_config({"CREDENTIALS_DIRECTORY": str(tmp_path)}).password_file == tmp_path / "merge-password"
+
+
+def test_create_prints_the_path_and_refuses_odd_names(make_server: Callable[..., Server]) -> None:
+    server = make_server(start=False)
+    path = Path(server.cli("create", "app").stdout.strip())
+    assert path == server.data / "repos/app.git" and (path / "HEAD").read_text() == "ref: refs/heads/master\n"
+    assert (path / "hooks/post-receive").stat().st_mode & 0o111
+    taken = server.cli("create", "app", check=False)
+    assert taken.returncode == 1 and "already" in taken.stderr and taken.stderr.count("\n") == 1
+    for name in ("../x", "-x", "x.git", "a b", "", "a/b"):
+        refused = server.cli("create", "--", name, check=False)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1, name
+    for base in ("-x", "a..b", "a" * 40, "HEAD"):
+        assert server.cli("create", f"--base={base}", "other", check=False).returncode == 2, base
+    assert [entry.name for entry in (server.data / "repos").iterdir()] == ["app.git"]
+
+
+def test_every_verb_answers_help() -> None:
+    verbs = "serve create delete repos jobs job log status wait why merge cancel retry doctor demo".split()
+    listed = subprocess.run([*FORGE, "--help"], capture_output=True, text=True).stdout
+    for verb in verbs:
+        done = subprocess.run([*FORGE, verb, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0 and verb in listed
+    assert "check-names" not in listed
+
+
+def test_the_verbs_tell_the_story_of_a_branch(work: Work) -> None:
+    cli = work.server.cli
+    work.branch("topic", AUTO, run="echo one; sleep 1; echo two\n")
+    job_id = work.push_job("topic")
+    assert "is running" in cli("why", work.name, "topic").stdout or "waits" in cli("why", work.name, "topic").stdout
+    assert cli("log", str(job_id), "-f").stdout == "one\ntwo\n"
+    assert cli("wait", work.name, "topic").returncode == 0
+    assert "merged into main" in cli("status", work.name, "topic").stdout
+    job = json.loads(cli("job", str(job_id), "--json").stdout)
+    assert job["id"] == job_id and job["status"] == "passed"
+    assert f"{work.name}/topic" in cli("jobs", "--repo", work.name).stdout and work.name in cli("repos").stdout
+    assert [one["id"] for one in json.loads(cli("jobs", "--repo", work.name, "--limit", "1", "--json").stdout)["jobs"]] > [job_id]
+
+
+def test_wait_merge_retry_and_cancel(work: Work) -> None:
+    cli = work.server.cli
+    work.branch("bad", run="exit 4\n")
+    bad = work.push_job("bad")
+    waited = cli("wait", work.name, "bad", check=False)
+    assert waited.returncode == 1 and "exit code 4" in waited.stdout
+    refused = cli("merge", work.name, "bad", check=False)
+    assert refused.returncode == 1 and "exit code 4" in refused.stderr and refused.stderr.count("\n") == 1
+    again = json.loads(cli("retry", str(bad), "--json").stdout)
+    assert again["retry_of"] == bad
+    work.branch("good")
+    work.push("good")
+    assert cli("wait", work.name, "good").returncode == 0
+    assert "merged as" in cli("merge", work.name, "good").stdout
+    work.branch("slow", run="sleep 60\n")
+    slow = work.push_job("slow")
+    cli("cancel", str(slow))
+    assert work.server.ended(slow)["status"] == "canceled"
+    assert cli("cancel", str(slow), check=False).returncode == 1
+
+
+def test_what_is_not_there_and_who_does_not_answer(shared: Server, make_server: Callable[..., Server]) -> None:
+    for words in (
+        ("job", "999999"),
+        ("log", "999999"),
+        ("why", "nope", "x"),
+        ("status", "-x", "x"),
+        ("wait", "a/b", "x"),
+        ("job", "x"),
+    ):
+        done = shared.cli(*words, check=False)
+        assert done.returncode == 2 and done.stdout == "", words
+    down = make_server("down")
+    down.stop()
+    for words in (("jobs",), ("repos",), ("why", "app", "x"), ("merge", "app", "x")):
+        done = down.cli(*words, check=False)
+        assert done.returncode == 3 and "no server answers" in done.stderr and done.stderr.count("\n") == 1
+    never = make_server("never", start=False)
+    assert never.cli("jobs", check=False).returncode == 3
+
+
+def test_serve_stops_cleanly(make_server: Callable[..., Server]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        server = make_server(f"data-{number}")
+        began = time.monotonic()
+        assert server.stop(number) == 0 and time.monotonic() - began < 5 and "Traceback" not in server.log
+
+
+def test_a_taken_port_is_one_line(shared: Server, tmp_path: Path) -> None:
+    environ = shared.environ | {"FORGE_DATA_DIR": str(tmp_path / "other"), "FORGE_PORT": shared.url.rpartition(":")[2]}
+    done = subprocess.run([*FORGE, "serve"], env=environ, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "FORGE_PORT" in done.stderr
+
+
+def test_doctor(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    server.repo()
+    said = server.cli("doctor")
+    assert "git version" in said.stdout and "repo app" in said.stdout and "!!" not in said.stdout.replace("!!  nix", "")
+    os.chmod(server.data / "token", 0o644)
+    (server.data / "repos/app.git/hooks/post-receive").unlink()
+    with open(server.data / "jobs.jsonl", "a") as stream:
+        stream.write("rubbish\n")
+    said = server.cli("doctor", check=False)
+    assert (
+        said.returncode == 1
+        and "chmod 600" in said.stdout
+        and "hooks are missing" in said.stdout
+        and "1 lines are no records" in said.stdout
+    )
+    assert {check["what"] for check in json.loads(server.cli("doctor", "--json", check=False).stdout)["checks"]} >= {
+        "git",
+        "disk",
+        "token",
+    }
+
+
+def test_the_demo_twice_without_nix(tmp_path: Path) -> None:
+    path = f"{tmp_path}/bin"
+    os.mkdir(path)
+    for folder in ("/usr/bin", "/bin"):
+        for name in os.listdir(folder):
+            if not name.startswith("nix") and not os.path.lexists(f"{path}/{name}"):
+                os.symlink(f"{folder}/{name}", f"{path}/{name}")
+    environ = clean_environ() | {"PATH": path, "TMPDIR": str(tmp_path)}
+    for _ in range(2):
+        done = subprocess.run([*FORGE, "demo", "--once"], env=environ, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and "without Nix (nix is not on the PATH)" in done.stdout, done.stdout + done.stderr
+        assert "merged into main as" in done.stdout and "failed after" in done.stdout and "http://127.0.0.1:" in done.stdout
+    assert list(tmp_path.iterdir()) == [tmp_path / "bin"]
+
+
+def test_the_demo_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    environ = clean_environ() | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen([*FORGE, "demo"], env=environ, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    said = ""
+    while "serving until" not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 0
+    process.stdout.close()
+    wait_for(lambda: list(tmp_path.iterdir()) == [], "the clean-up")
+
+
+# -- the project ------------------------------------------------------------------------------------------
+
+
+def test_every_setting_command_option_and_page_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    source = (ROOT / "forge.py").read_text()
+    for setting in set(re.findall(r'"(FORGE_[A-Z_]+)"', source)):
+        assert f"`{setting}`" in readme, setting
+    for config in re.findall(r'"forge\.([a-z]+)"', source):
+        assert re.search(rf"forge\.{config}\b", readme, re.IGNORECASE), config
+    parser = forge.build_parser()
+    verbs = next(action for action in parser._actions if hasattr(action, "choices") and action.choices).choices
+    for verb, sub in verbs.items():
+        assert verb == "check-names" or f"`forge {verb}" in readme, verb
+        for action in sub._actions:
+            for option in action.option_strings:
+                assert option in readme or option in ("-h", "--help", "--json"), (verb, option)
+    for path in re.findall(r'"(?:GET|POST)", "(/[^"]*)"', source):
+        shown = re.sub(r"<(\w+)(?::path)?>", lambda found: {"job_id": "<id>"}.get(found[1], f"<{found[1]}>"), path)
+        assert shown in readme or path.startswith("/static"), shown
+
+
+def test_the_installed_package_finds_its_views_and_hooks(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True, capture_output=True)
+    for name in ("forge.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    target = tmp_path / "prefix"
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-build-isolation", "--no-deps"]
+    done = subprocess.run([*pip, "--prefix", str(target), str(source)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (site,) = target.glob("lib/python*/site-packages")
+    environ = clean_environ() | {"PYTHONPATH": str(site), "FORGE_DATA_DIR": str(tmp_path / "data"), "FORGE_PORT": "0"}
+    command = str(target / "bin/forge")
+    assert subprocess.run([command, "create", "app"], env=environ, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "data/repos/app.git/hooks/post-receive").exists()
+    server = subprocess.Popen([command, "serve"], env=environ, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert server.stdout
+    url = server.stdout.readline().split()[-1]
+    import urllib.request
+
+    with urllib.request.urlopen(url) as page, urllib.request.urlopen(f"{url}/static/vendor/ansi_up.js") as script:
+        assert b"forge" in page.read() and script.status == 200
+    server.terminate()
+    assert server.wait(timeout=10) == 0
+    server.stdout.close()
+
+
+def test_the_app_is_served_by_waitress_serve(tmp_path: Path) -> None:
+    environ = clean_environ() | {"FORGE_DATA_DIR": str(tmp_path / "data"), "PYTHONPATH": str(ROOT)}
+    import socket
+    import urllib.error
+    import urllib.request
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "waitress", f"--listen=127.0.0.1:{port}", "--call", "forge:create_app"]
+    server = subprocess.Popen(command, env=environ | {"FORGE_PORT": str(port)}, stderr=subprocess.DEVNULL)
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
+                return answer.read() == b"ok\n"
+        except urllib.error.URLError:
+            return False
+
+    try:
+        wait_for(answers, "the answer")
+    finally:
+        server.terminate()
+        server.wait(timeout=10)
+
+
+def test_hooks_and_forge_judge_names_alike(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """The sh half of the rules against the Python half, on the hook itself."""
+    server = make_server(start=False)
+    path = Path(server.cli("create", "app").stdout.strip())
+    server.start().stop()
+    names = [
+        "x",
+        "-x",
+        "HEAD",
+        "@",
+        "a" * 40,
+        "A" * 40,
+        "a" * 64,
+        "a" * 41,
+        "x" * 200,
+        "x" * 201,
+        "é",
+        "é" * 101,
+        "a\u200bb",
+        "a b",
+        "0" * 40,
+    ]
+    for ref in [f"refs/{kind}/{name}" for kind in ("heads", "tags", "notes") for name in names]:
+        if " " in ref:
+            continue
+        line = f"{'0' * 40} {'1' * 40} {ref}\n"
+        done = subprocess.run(
+            [path / "hooks/pre-receive"], cwd=path, input=line, capture_output=True, text=True, env=clean_environ()
+        )
+        reason = forge.why_name_refused(ref)
+        assert (done.returncode == 0) == (reason is None), (ref, done.stderr)
+        assert reason is None or reason in done.stderr, (ref, reason, done.stderr)

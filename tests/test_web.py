@@ -1,0 +1,421 @@
+"""The pages and their JSON, in process where no socket matters, and who may do what."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+import pytest
+from conftest import AUTO, PASSWORD, Server, Work, wait_for
+
+import forge
+
+JOB_FIELDS = """id repo branch kind status command commit base tested tree heads created_at started_at finished_at duration
+exit_code reason retry_of reused_from digest log_size url log_url""".split()
+MR_FIELDS = "repo branch head base merge_base ahead behind conflicts auto_merge job mergeable blockers url".split()
+MERGE_FIELDS = "repo branch head merge_commit parent tree job how merged_at".split()
+
+
+def test_the_json_of_everything(work: Work) -> None:
+    head = work.branch("topic", AUTO, run="sleep 2\n")
+    job_id = work.push_job("topic")
+    work.server.running(job_id)
+    running = work.server.get(f"/jobs/{job_id}")
+    assert set(running) == {*JOB_FIELDS, "cpu_percent", "rss_bytes", "processes"}
+    assert running["heads"] == [{"branch": "topic", "commit": head}]
+    assert running["url"] == f"{work.server.url}/jobs/{job_id}" and running["log_url"] == f"{running['url']}/log"
+    view = work.mr("topic")
+    assert set(MR_FIELDS) <= set(view)
+    assert (view["ahead"], view["behind"], view["auto_merge"], view["mergeable"]) == (1, 0, True, False)
+    assert view["job"]["id"] == job_id and view["merge_base"] == view["job"]["base"]
+    job = work.server.ended(job_id)
+    assert set(job) == set(JOB_FIELDS) and job["command"] == ".forge/pre-merge" and 1.9 < job["duration"] < 20
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", job["finished_at"])
+    assert job["created_at"] <= job["started_at"] <= job["finished_at"]
+    wait_for(work.merges, "the merge")
+    merge = work.merges()[0]
+    assert list(merge) == MERGE_FIELDS and merge["tree"] == work.bare("rev-parse", "main^{tree}") == job["tree"]
+    page = work.server.get(f"/r/{work.name}")
+    assert set(page) == {"repo", "base", "head", "merge_requests"} and page["head"] == merge["merge_commit"]
+    gone = work.server.ask(f"/r/{work.name}/mr/topic")
+    assert gone.status == 404 and gone.json["merge"]["merge_commit"] == merge["merge_commit"]
+    assert work.name in [repo["repo"] for repo in work.server.get("/")["repos"]]
+
+
+def test_jobs_are_listed_newest_first_with_filters_and_pages(work: Work) -> None:
+    for number in range(3):
+        work.branch(f"n{number}", run=f"exit {number}\n")
+        work.push(f"n{number}")
+    work.server.idle()
+    found = work.server.get(f"/jobs?repo={work.name}")["jobs"]
+    ids = [job["id"] for job in found]
+    assert len(ids) == 4 and ids == sorted(ids, reverse=True)
+    assert [job["id"] for job in work.server.get(f"/jobs?repo={work.name}&limit=2&before={ids[1]}")["jobs"]] == ids[2:4]
+    assert [job["branch"] for job in work.server.get(f"/jobs?repo={work.name}&status=failed")["jobs"]] == ["n2", "n1"]
+    assert [job["kind"] for job in work.server.get(f"/jobs?repo={work.name}&kind=post-merge")["jobs"]] == ["post-merge"]
+    assert [job["branch"] for job in work.server.get(f"/jobs?repo={work.name}&branch=n0")["jobs"]] == ["n0"]
+    assert work.server.get("/jobs?repo=nope")["jobs"] == []
+
+
+def test_the_log_by_ranges_and_offsets(work: Work) -> None:
+    work.branch("topic", run="printf 0123456789\n")
+    job_id = work.server.ended(work.push_job("topic"))["id"]
+    ask = work.server.ask
+    whole = ask(f"/jobs/{job_id}/log")
+    assert whole.body == b"0123456789" and whole.headers["Content-Type"] == "text/plain; charset=utf-8"
+    part = ask(f"/jobs/{job_id}/log", Range="bytes=2-4")
+    assert (part.status, part.body) == (206, b"234")
+    rest = ask(f"/jobs/{job_id}/log?offset=7")
+    assert rest.body == b"789" and rest.headers["X-Job-Status"] == "passed"
+    none = ask(f"/jobs/{job_id}/log?offset=10&wait=1")
+    assert (none.status, none.body) == (200, b"") and ask(f"/jobs/{job_id}/log?offset=99").body == b""
+    assert ask(f"/jobs/{job_id}/log?follow=1").body == b"0123456789"
+    assert ask(f"/jobs/{job_id}/log?offset=x").status == 400
+    (work.server.data / f"logs/{work.name}/{job_id}.log").unlink()
+    assert ask(f"/jobs/{job_id}/log").status == 410 and ask(f"/jobs/{job_id}/log?offset=3").status == 410
+    assert "was pruned" in ask(f"/jobs/{job_id}", Accept="text/html").text
+
+
+def test_the_log_grows_while_it_is_followed(work: Work) -> None:
+    work.branch("topic", run="echo one; sleep 0.6; echo two\n")
+    job_id = work.push_job("topic")
+    assert work.server.ask(f"/jobs/{job_id}/log?follow=1").body == b"one\ntwo\n"
+    work.branch("slow", run="sleep 0.5; echo late\n")
+    job_id = work.push_job("slow")
+    work.server.running(job_id)
+    answer = work.server.ask(f"/jobs/{job_id}/log?offset=0&wait=1")
+    assert answer.body == b"late\n"
+
+
+def test_a_pending_job_has_an_empty_log(make_server: Callable[..., Server]) -> None:
+    server = make_server(FORGE_MAX_JOBS="1")
+    work = server.repo()
+    work.branch("one", run="sleep 60\n")
+    work.branch("two")
+    first, second = work.push_job("one"), work.push_job("two")
+    answer = server.ask(f"/jobs/{second}/log?offset=0")
+    assert (answer.status, answer.body, answer.headers["X-Job-Status"]) == (200, b"", "pending")
+    assert server.ask(f"/jobs/{second}/log").status == 200
+    server.act(f"/jobs/{second}/cancel")
+    assert server.ended(second)["status"] == "canceled" and server.ask(f"/jobs/{second}/log").body == b""
+    server.act(f"/jobs/{first}/cancel")
+    server.ended(first)
+
+
+PAGES = ("/", "/jobs", "/login", "/r/{repo}", "/r/{repo}/history", "/r/{repo}/mr/topic", "/jobs/{job}", "/nope")
+
+
+def test_every_page_says_what_it_should_and_loads_only_from_here(work: Work) -> None:
+    work.branch(
+        "topic", "Add <b>bold</b> & more\n\nBody text", run="printf '\\033[31mred\\033[0m <script>alert(1)</script>\\n'; exit 1\n"
+    )
+    job_id = work.push_job("topic")
+    work.server.ended(job_id)
+    work.server.idle()
+    pages = {page: work.server.ask(page.format(repo=work.name, job=job_id), Accept="text/html") for page in PAGES}
+    for page, answer in pages.items():
+        html = answer.text
+        assert answer.status == (404 if page == "/nope" else 200), page
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert "script-src 'self'" in answer.headers["Content-Security-Policy"]
+        assert answer.headers["X-Content-Type-Options"] == "nosniff" and answer.headers["Referrer-Policy"] == "same-origin"
+        assert not re.search(r"""(?:src|href|action)=["'](?!/|#)""", html), page
+        assert "<script>" not in html and "style=" not in html and "<b>bold" not in html
+        assert "{{" not in html and "None" not in html, page
+    job = pages["/jobs/{job}"].text
+    assert 'id="L1"' in job and "red &lt;script&gt;" in job and "\x1b" not in job and 'data-status="failed"' in job
+    assert ">Retry</button>" in job and "exit code 1" in job
+    mr = pages["/r/{repo}/mr/topic"].text
+    assert "Add &lt;b&gt;bold&lt;/b&gt; &amp; more" in mr and f"/jobs/{job_id}#log" in mr and "+printf" in mr
+    assert ">Delete branch</button>" in mr and ">Merge</button>" not in mr
+
+
+def test_running_pages_refresh_without_javascript(work: Work) -> None:
+    work.branch("topic", run="sleep 60\n")
+    job_id = work.push_job("topic")
+    work.server.running(job_id)
+    for page in (f"/jobs/{job_id}", "/jobs", f"/r/{work.name}/mr/topic"):
+        html = work.server.ask(page, Accept="text/html").text
+        assert '<noscript><meta http-equiv="refresh"' in html, page
+    assert ">Cancel</button>" in work.server.ask("/jobs", Accept="text/html").text
+    answer = work.server.ask(f"/jobs/{job_id}/cancel", {"password": PASSWORD}, Accept="text/html")
+    assert "is being stopped" in answer.text or "canceled" in answer.text  # the redirect was followed
+    work.server.ended(job_id)
+
+
+# -- who may do what ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def branch(work: Work) -> str:
+    """An open branch's page."""
+    work.branch("topic")
+    work.server.ended(work.push_job("topic"))
+    return f"/r/{work.name}/mr/topic"
+
+
+def test_actions_need_somebody(work: Work, branch: str) -> None:
+    for action in (f"{branch}/merge", f"{branch}/delete", "/jobs/1/cancel", "/jobs/1/retry"):
+        assert work.server.ask(action, {}).status == 401, action
+    assert work.server.ask(f"{branch}/merge", {"password": "wrong"}).status == 401
+    assert work.server.ask(f"{branch}/merge?password={PASSWORD.replace(' ', '+')}", {}).status == 401
+    hook_token = (work.server.data / "hook-token").read_text().strip()
+    assert work.server.ask(f"{branch}/merge", {}, Authorization=f"Bearer {hook_token}").status == 401
+    token = (work.server.data / "token").read_text().strip()
+    assert work.server.ask(f"{branch}/merge", {}, Authorization=f"Bearer {token}").status == 200
+
+
+def test_the_password_as_bearer(work: Work, branch: str) -> None:
+    assert work.server.ask(f"{branch}/delete", {}, Authorization=f"Bearer {PASSWORD}").status == 200
+
+
+def test_a_session(work: Work, branch: str) -> None:
+    answer = raw(work.server, "POST", "/login", f"password={PASSWORD.replace(' ', '+')}", Accept="text/html")
+    cookie = answer.headers["Set-Cookie"]
+    assert answer.status == 303 and "HttpOnly" in cookie and "SameSite=strict" in cookie
+    session = cookie.split(";")[0]
+    assert (
+        raw(work.server, "POST", f"{branch}/merge", "", Cookie=session[:-1] + ("0" if session[-1] != "0" else "1")).status == 401
+    )
+    assert ">Log out<" in raw(work.server, "GET", "/", Cookie=session, Accept="text/html").text
+    assert 'type="password"' not in raw(work.server, "GET", branch, Cookie=session, Accept="text/html").text
+    assert raw(work.server, "POST", f"{branch}/merge", "", Cookie=session).status == 200
+    assert raw(work.server, "POST", "/logout", "", Cookie=session).status == 200
+    assert raw(work.server, "POST", "/jobs/1/retry", "", Cookie=session).status == 401
+
+
+def test_too_many_wrong_passwords(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    codes = [server.ask("/login", {"password": "guess"}).status for _ in range(12)]
+    assert codes == [401] * 10 + [429] * 2
+    refused = server.ask("/login", {"password": PASSWORD})
+    assert refused.status == 429 and 1 <= int(refused.headers["Retry-After"]) <= 60
+    token = (server.data / "token").read_text().strip()
+    assert server.ask("/jobs/1/cancel", {}, Authorization=f"Bearer {token}").status == 404
+    assert "guess" not in server.log and "guess" not in str(server.journal())
+
+
+def test_a_password_from_a_file_is_read_when_used(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("first\n")
+    server = make_server(FORGE_MERGE_PASSWORD_FILE=str(secret))
+    assert server.ask("/login", {"password": PASSWORD}).status == 401
+    assert server.ask("/login", {"password": "first"}).status == 200
+    secret.write_text("sécond\n")
+    assert server.ask("/login", {"password": "first"}).status == 401
+    assert server.ask("/login", {"password": "sécond"}).status == 200
+    secret.unlink()
+    assert server.ask("/login", {"password": "sécond"}).status == 503
+
+
+def test_without_a_password_only_the_token_acts(make_server: Callable[..., Server]) -> None:
+    server = make_server(FORGE_MERGE_PASSWORD="")
+    refused = server.ask("/login", {"password": "x"})
+    assert refused.status == 401 and "no merge password" in refused.json["error"]
+
+
+def test_requests_from_other_sites(work: Work, branch: str) -> None:
+    token = (work.server.data / "token").read_text().strip()
+    bearer = {"Authorization": f"Bearer {token}"}
+    assert raw(work.server, "POST", f"{branch}/merge", "", **bearer, Origin="https://evil.example").status == 403
+    assert raw(work.server, "POST", f"{branch}/merge", "", **bearer, Origin="null").status == 403
+    assert raw(work.server, "POST", f"{branch}/merge", "", **bearer, Sec_Fetch_Site="cross-site").status == 403
+    assert raw(work.server, "GET", "/", Host="evil.example").status == 421
+    assert raw(work.server, "GET", "/", Host="localhost:1").status == 200
+    assert (
+        raw(work.server, "POST", f"{branch}/merge", "", **bearer, Origin=work.server.url, Sec_Fetch_Site="same-origin").status
+        == 200
+    )
+
+
+def test_a_private_forge(make_server: Callable[..., Server]) -> None:
+    server = make_server(FORGE_PRIVATE="1")
+    server.settings["FORGE_MERGE_PASSWORD"] = PASSWORD
+    for page in ("/", "/jobs", "/jobs/1", "/jobs/1/log", "/r/x"):
+        assert server.ask(page).status == 401, page
+        assert "/login" in server.ask(page, Accept="text/html").text
+    assert server.ask("/healthz").text == "ok\n" and server.ask("/login", Accept="text/html").status == 200
+    assert server.ask("/static/forge.css").status == 200
+    token = (server.data / "token").read_text().strip()
+    assert server.ask("/jobs", Authorization=f"Bearer {token}").status == 200
+    assert server.cli("repos").stdout == "\n" or server.cli("repos").returncode == 0
+
+
+# -- bad input -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/jobs/0",
+        "/jobs/-1",
+        "/jobs/x",
+        "/jobs/1e3",
+        "/jobs/99999999",
+        "/jobs/" + "9" * 40,
+        "/jobs/1%00",
+        "/jobs/%2e%2e",
+        "/r/nope",
+    ]
+    + ["/r/..", "/r/%2e%2e%2fdata", "/r/-x", "/r/x.git", "/r/a%0Ab", "/r/nope/mr/x", "/r/nope/history", "/static/../forge.py"]
+    + ["/static/%2e%2e/base.tpl", "/r/%ff", "/jobs/1/log/x"],
+)
+def test_odd_addresses_are_not_found(shared: Server, path: str) -> None:
+    answer = shared.ask(path)
+    assert 400 <= answer.status < 500 and set(answer.json) >= {"error"}
+    assert shared.ask(path, Accept="text/html").status == answer.status
+
+
+def test_wrong_methods(work: Work, branch: str) -> None:
+    for method, path in (
+        ("POST", "/"),
+        ("DELETE", "/jobs"),
+        ("PUT", branch),
+        ("GET", f"{branch}/merge"),
+        ("GET", f"{branch}/delete"),
+    ):
+        assert work.server.ask(path, method=method, body=b"" if method != "GET" else None).status == 405, (method, path)
+    work.branch("topic2/merge")
+    work.push("topic2/merge")
+    work.server.idle()
+    assert work.mr("topic2/merge")["branch"] == "topic2/merge"
+    assert work.server.act(f"/r/{work.name}/mr/topic2/merge/merge").status == 200
+
+
+NESTED = b'{"repo": ' + b"[" * 90_000 + b"]" * 90_000 + b"}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"x", b"[]", b"5", b'"x"', b"null", b"{}", b"\xff\xfe", NESTED, b"[" * 90_000]
+    + [
+        json.dumps({"repo": repo, "updates": []}).encode()
+        for repo in ("../x", "/etc", "-x", "", 5, None, ["a"], {}, "nope", "a\0b")
+    ]
+    + [json.dumps({"repo": "{repo}", **update}).encode() for update in ({}, {"updates": 5}, {"updates": [5]}, {"updates": [{}]})]
+    + [
+        json.dumps({"repo": "{repo}", "ref": ref, "oldrev": "0" * 40, "newrev": "1" * 40}).encode()
+        for ref in ("x", "refs/heads/nope", 5, "")
+    ]
+    + [
+        json.dumps({"repo": "{repo}", "ref": "refs/heads/main", "oldrev": "0" * 40, "newrev": new}).encode()
+        for new in ("x", 5, None, "1" * 39)
+    ]
+    + [json.dumps({"repo": "{repo}", "updates": [], "options": options}).encode() for options in (5, "wait", [5])],
+    ids=lambda body: repr(body[:40]),
+)
+def test_a_hook_request_that_makes_no_sense(work: Work, body: bytes) -> None:
+    before = (
+        work.server.get("/jobs?limit=1")["jobs"][0]["id"],
+        sorted(path.name for path in (work.server.data / "repos").iterdir()),
+    )
+    answer = work.server.hook(body.replace(b"{repo}", work.name.encode()), Content_Type="application/json")
+    assert 400 <= answer.status < 500 and answer.json["error"]
+    assert before[0] == work.server.get("/jobs?limit=1")["jobs"][0]["id"]
+    assert before[1] == sorted(path.name for path in (work.server.data / "repos").iterdir())
+
+
+def test_a_hook_needs_its_token(shared: Server) -> None:
+    assert shared.ask("/hooks/post-receive", body=b"{}").status == 401
+    assert shared.ask("/hooks/post-receive", body=b"{}", Authorization="Bearer x").status == 401
+
+
+def test_the_hook_takes_json_too(work: Work) -> None:
+    work.branch("topic")
+    hook = work.path / "hooks/post-receive"
+    hook.chmod(0o644)
+    work.push("topic")
+    hook.chmod(0o755)
+    head = work.heads()["topic"]
+    body = json.dumps({"repo": work.name, "ref": "refs/heads/topic", "oldrev": "0" * 40, "newrev": head}).encode()
+    answer = work.server.hook(body, Content_Type="application/json")
+    assert answer.status == 202
+    (job,) = answer.json["jobs"]
+    assert set(job) == {"id", "url", "kind", "branch", "status"} and (job["branch"], job["kind"]) == ("topic", "pre-merge")
+    assert work.server.hook(body, Content_Type="application/json").json["jobs"][0]["id"] == job["id"]
+
+
+def test_a_large_body_is_refused(shared: Server) -> None:
+    host, port = shared.url[7:].split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(
+            b"POST /hooks/post-receive HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000\r\n\r\n" + b"x" * 1000
+        )
+        assert b" 413 " in connection.recv(4096)
+
+
+def raw(server: Server, method: str, path: str, body: str | None = None, **headers: str) -> Any:
+    """A request without following redirects."""
+    from conftest import Answer
+
+    host, port = server.url[7:].split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    given = {"Accept": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    if body is not None:
+        given["Content-Type"] = "application/x-www-form-urlencoded"
+    connection.request(method, path, body, given)
+    answer = connection.getresponse()
+    found = Answer(answer.status, answer.headers, answer.read())
+    connection.close()
+    return found
+
+
+# -- in process -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The WSGI app, wrapped in the standard library's validator."""
+    data = tmp_path_factory.mktemp("app")
+    app = forge.create_app({"FORGE_DATA_DIR": str(data), "FORGE_MERGE_PASSWORD": PASSWORD})
+    yield validator(app)
+    app.engine.stop()
+
+
+def call(app: Any, path: str, method: str = "GET", **more: str) -> tuple[int, dict[str, str], bytes]:
+    environ = {"PATH_INFO": path, "REQUEST_METHOD": method, "QUERY_STRING": "", "SCRIPT_NAME": "", **more}
+    setup_testing_defaults(environ)
+    told: list[Any] = []
+    answer = app(environ, lambda status, headers, error=None: told.extend((status, headers)) or (lambda _: None))
+    try:
+        body = b"".join(answer)
+    finally:
+        answer.close()
+    return int(told[0].split()[0]), dict(told[1]), body
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/jobs", "/login", "/healthz", "/static/forge.css", "/static/vendor/ansi_up.js", "/jobs/1", "/x"]
+)
+def test_the_app_is_wsgi(app: Any, path: str) -> None:
+    status, _, body = call(app, path)
+    assert status == (404 if path in ("/jobs/1", "/x") else 200) and body
+
+
+def test_the_empty_front_page_says_how_to_begin(app: Any) -> None:
+    assert b"forge create NAME" in call(app, "/")[2]
+
+
+def test_the_vendored_script_is_the_release() -> None:
+    import hashlib
+
+    vendor = Path(forge.__file__).parent / "views/static/vendor"
+    found = hashlib.sha256((vendor / "ansi_up.js").read_bytes()).hexdigest()
+    assert f"`{found}`" in (vendor / "README.md").read_text() and "MIT" in (vendor / "ansi_up.LICENSE").read_text()
+
+
+def test_pages_are_quick_with_a_long_log(work: Work) -> None:
+    work.branch("topic", run="yes 'a line of the log that is of no interest' | head -c 30000000\n")
+    job_id = work.push_job("topic")
+    work.server.ended(job_id)
+    began = time.monotonic()
+    page = work.server.ask(f"/jobs/{job_id}", Accept="text/html")
+    assert len(page.body) < 1_000_000 and time.monotonic() - began < 5 and "left out here" in page.text
