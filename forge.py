@@ -505,8 +505,10 @@ class Journal:
         return record
 
     def close(self) -> None:
-        for file in self.files.values():
+        """Let go of the files; a late `append` then fails instead of writing to whatever has their descriptors."""
+        for name, file in self.files.items():
             os.close(file)
+            self.files[name] = -1
 
 
 class JobIndex:
@@ -850,21 +852,25 @@ def why_unusable(repo: Path, name: str) -> str | None:
 
 
 def read_refs(repo: Path) -> Refs:
-    """The branches of a repo, and which of them base does not contain."""
+    """The branches of a repo, and which of them base does not contain. Raises GitError."""
     listing = ("for-each-ref", "--format=%(objectname) %(HEAD) %(refname)", "refs/heads/")
     unmerged = ("for-each-ref", "--no-merged=HEAD", "--format=%(objectname) %(HEAD) %(refname)", "refs/heads/")
     # two at a time: this is what a pusher waits for
     first, second = git_process(repo, listing), git_process(repo, unmerged)
     try:
         heads, base = _parse_heads(git_output(first, listing))
-    finally:
-        ahead_text, _ = second.communicate()
+    except GitError:
+        second.communicate()
+        raise
     if base is None:
+        second.communicate()  # it has failed, since there is no HEAD to compare with
         named = git(repo, "symbolic-ref", "-q", "HEAD", ok=(0, 1)).strip()
         return Refs(named[11:] if named.startswith("refs/heads/") else None, heads)
-    ahead, _ = _parse_heads(ahead_text.decode("utf-8", "surrogateescape"))
-    # a ref that moved between the two is left for the next look
-    return Refs(base, heads, frozenset(name for name, head in ahead.items() if heads.get(name) == head and name != base))
+    ahead, _ = _parse_heads(git_output(second, unmerged))
+    ahead.pop(base, None)
+    if not ahead.items() <= heads.items():
+        return read_refs(repo)  # a ref moved between the two
+    return Refs(base, heads, frozenset(ahead))
 
 
 def _parse_heads(text: str) -> tuple[dict[str, str], str | None]:
@@ -1648,6 +1654,7 @@ class Engine:
         with self.lock:
             self.closing = True
             self.lock.notify_all()
+            self.lock.wait_for(lambda: not self.starting, timeout=4)
         self.wake()
         self.littered.set()
         for thread in self.threads:
@@ -1662,6 +1669,7 @@ class Engine:
     def recover(self) -> None:
         """Compare what the journal says was going on with what is: running jobs are taken over or found interrupted."""
         runs = self.config.data_dir / "running"
+        lost = []
         for job in self.state.live_jobs():
             if job.status != "running":
                 continue
@@ -1676,7 +1684,9 @@ class Engine:
                 self.running[job.id] = Running(job.id, pid, pidfd, run, log_file, began, deadline)
                 log(f"job {job.id} still runs (pid {pid}) and is taken over")
             else:
-                self._end(job.id)
+                lost.append(job.id)
+        for job_id in lost:
+            self._end(job_id)
         for run in runs.iterdir():
             if not run.name.isdigit() or int(run.name) not in self.running:
                 discard(run, self.trash)
@@ -1852,7 +1862,7 @@ class Engine:
     def dispatch(self) -> None:
         """Start the jobs there is a place for: pre-merge jobs oldest first, post-merge jobs one a repo beside them."""
         with self.lock:
-            if self.closing:
+            if self.closing or not self.threads:
                 return
             live = self.state.live_jobs()
             busy = [job for job in live if job.status == "running" or job.id in self.starting]
@@ -1895,6 +1905,7 @@ class Engine:
             with self.lock:
                 self.starting.discard(job.id)
                 self._free_slot(job)
+                self.lock.notify_all()
             self.wake()
 
     def _prepare(self, job: Job) -> Launch | None:
@@ -1913,7 +1924,7 @@ class Engine:
             tree = prepare_checkout(slot, self.trash, path, str(facts["tested"]))
             self.littered.set()
         except (GitError, OSError) as error:
-            self._end(job.id, f"the checkout failed: {error}")
+            self._end(job.id, f"it could not be prepared: {error}")
             return None
         home = self.config.data_dir / "home" / job.repo / job.kind
         home.mkdir(parents=True, exist_ok=True)
@@ -2156,7 +2167,13 @@ class Engine:
                     heads.append(branch.head)
         if refs.tip is None:
             return {}
-        return {head: Facts(self.commit(name, head).auto_merge, self.merged(name, refs.tip, head)) for head in heads}
+        facts = {}
+        for head in heads:
+            try:
+                facts[head] = Facts(self.commit(name, head).auto_merge, self.merged(name, refs.tip, head))
+            except GitError as error:  # one broken commit must not hold up the other branches
+                log(f"{name}: {head} cannot be judged: {error}")
+        return facts
 
     def _merge(self, name: str, refs: Refs, action: Merge) -> bool:
         """Move base to the tested candidate and remove the branch: intent, act, outcome. The repo's turn is held."""
@@ -3091,6 +3108,8 @@ class Web:
         """At most `most` bytes of a log from `offset` on; waits up to `wait` seconds for the first while the job lives."""
         until = time.monotonic() + wait
         held = wait > 0 and self.followers.acquire(blocking=False)
+        if wait > 0 and not held:
+            time.sleep(0.1)  # so that who is turned away does not come back at once
         try:
             while True:
                 live = job.live
