@@ -65,6 +65,7 @@ import platform
 import re
 import secrets
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -2476,9 +2477,8 @@ def write_private(path: Path, text: str) -> None:
 
 def write_command(path: Path) -> None:
     """Write the ``forge`` that hooks and jobs find: this file, with this Python."""
-    words = (sys.executable, str(Path(__file__).resolve()))
-    quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
-    path.write_text(f'#!/bin/sh\nexec {quoted} "$@"\n')
+    command = shlex.join((sys.executable, str(Path(__file__).resolve())))
+    path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     path.chmod(0o755)
 
 
@@ -3765,11 +3765,9 @@ def cmd_demo(config: Config, args: argparse.Namespace) -> int:
         environ |= {f"GIT_{key}_NAME": "Demo", f"GIT_{key}_EMAIL": "demo@localhost"}
     forge = [sys.executable, str(Path(__file__).resolve())]
 
-    def run(*command: str, where: Path = root) -> str:
-        print(f"\n$ {' '.join(command)}", flush=True)
-        done = subprocess.run(command, cwd=where, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        print(done.stdout, end="", flush=True)
-        return done.stdout
+    def run(*command: str, where: Path = root) -> None:
+        print(f"\n$ {shlex.join(command)}", flush=True)
+        subprocess.run(command, cwd=where, env=environ, stderr=subprocess.STDOUT)
 
     def say(text: str) -> None:
         print(f"\n== {text}", flush=True)
@@ -3782,7 +3780,10 @@ def cmd_demo(config: Config, args: argparse.Namespace) -> int:
             if no_nix is None
             else f"without Nix ({no_nix}): the checks are .forge/ scripts"
         )
-        server = subprocess.Popen([*forge, "serve"], env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        with open(root / "server.log", "w") as errors:
+            server = subprocess.Popen(
+                [*forge, "serve"], env=environ, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            )
         assert server.stdout
         url = server.stdout.readline().strip().rpartition(" ")[2]
         if not url:

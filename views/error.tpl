@@ -2,7 +2,7 @@
 % merge = extra.get('merge')
 % if merge:
 <h1>{{merge['branch']}} <span class="badge" data-status="passed">merged</span></h1>
-<p class="verdict" data-mergeable="yes">{{text}}.</p>
+<p class="verdict" data-tone="good">{{text}}.</p>
 <p><a href="/jobs/{{merge['job']}}">Job {{merge['job']}}</a> · <a href="/r/{{merge['repo']}}/history">History of {{merge['repo']}}</a></p>
 % else:
 <h1>{{status}}</h1>

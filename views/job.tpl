@@ -14,12 +14,12 @@
 % badge(job['status'])
 </h1>
 % if job['reason']:
-<p class="verdict" data-mergeable="{{'yes' if job['status'] == 'passed' else 'no'}}">{{job['reason']}}</p>
+<p class="verdict" data-tone="{{'bad' if job['status'] in ('failed', 'timeout') else 'still'}}">{{job['reason']}}</p>
 % elif stopping:
-<p class="verdict">It is being stopped: {{stopping[1]}}</p>
+<p class="verdict" data-tone="busy">It is being stopped: {{stopping[1]}}</p>
 % end
 % if merge:
-<p class="verdict" data-mergeable="yes">Merged into base as <code>{{merge['merge_commit'][:10]}}</code>; see the <a href="/r/{{job['repo']}}/history">history</a>.</p>
+<p class="verdict" data-tone="good">Merged into base as <code>{{merge['merge_commit'][:10]}}</code>; see the <a href="/r/{{job['repo']}}/history">history</a>.</p>
 % end
 <div class="actions">
 % if live:

@@ -16,7 +16,7 @@
 · <span class="tag">auto-merge</span>
 % end
 </p>
-<p class="verdict" data-mergeable="{{'yes' if mergeable else 'no'}}">{{why}}</p>
+<p class="verdict" data-tone="{{'good' if mergeable else 'busy' if live else 'bad' if job else 'still'}}">{{why}}</p>
 <div class="actions">
 % if mergeable or live:
 <form method="post" action="{{mr_path(repo, branch)}}/merge"><input type="hidden" name="head" value="{{head}}">
