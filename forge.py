@@ -55,7 +55,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import hmac
@@ -85,6 +84,7 @@ from datetime import datetime, timezone
 from functools import partial
 from heapq import merge as merge_sorted
 from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
@@ -193,11 +193,8 @@ def load_config(environ: Mapping[str, str]) -> Config:
 
 def is_http_url(text: str) -> bool:
     """Whether `text` is an http(s) URL with a host and nothing after the path."""
-    try:
-        parts = urlsplit(text)
-        return bool(parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.fragment)
-    except ValueError:
-        return False
+    found = re.fullmatch(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?(?:/[A-Za-z0-9._~%/-]*)?", text)
+    return found is not None and 0 < int(found[1] or 1) < 65536
 
 
 ###############################################################################
@@ -296,6 +293,7 @@ class Repo:
     base: str | None = None
     tip: str | None = None
     branches: dict[str, Branch] = field(default_factory=dict)
+    born: bool = False  # whether base has ever been there
 
 
 class Refs(NamedTuple):
@@ -344,15 +342,11 @@ class CommitFacts(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """What git makes of base and a head: the tree, the paths in conflict, or why there is no merge at all."""
+    """What git makes of base and a head: the merged tree, or None with the paths in conflict or without common history."""
 
     tree: str | None
     conflicts: tuple[str, ...] = ()
     unrelated: bool = False
-
-    @property
-    def clean(self) -> bool:
-        return not self.conflicts and not self.unrelated
 
 
 def is_null(object_id: str) -> bool:
@@ -604,7 +598,7 @@ def fold(state: State, record: Mapping[str, Any]) -> None:
 
 
 def _fold_repo_found(state: State, record: Mapping[str, Any]) -> None:
-    state.repos[record["repo"]] = Repo(record["base"], record["tip"])
+    state.repos[record["repo"]] = Repo(record["base"], record["tip"], born=record["tip"] is not None)
 
 
 def _fold_repo_gone(state: State, record: Mapping[str, Any]) -> None:
@@ -615,6 +609,7 @@ def _fold_repo_gone(state: State, record: Mapping[str, Any]) -> None:
 def _fold_base_moved(state: State, record: Mapping[str, Any]) -> None:
     repo = state.repos.setdefault(record["repo"], Repo())
     repo.base, repo.tip = record["branch"], record["new"]
+    repo.born = repo.born or repo.tip is not None
     _forget_branch(state, record["repo"], record["branch"])
 
 
@@ -814,7 +809,10 @@ def git_process(repo: Path, args: tuple[str, ...], **environ: str) -> subprocess
     """Start git in the bare repo `repo`, with pipes. `environ` adds to its environment."""
     env = {"PATH": os.environ.get("PATH", os.defpath), "GIT_DIR": str(repo), **GIT_ENVIRONMENT, **environ}
     pipe = subprocess.PIPE
-    return subprocess.Popen(["git", *args], cwd=repo, env=env, stdin=pipe, stdout=pipe, stderr=pipe)
+    try:
+        return subprocess.Popen(["git", *args], cwd=repo, env=env, stdin=pipe, stdout=pipe, stderr=pipe)
+    except FileNotFoundError as error:
+        raise GitError(args, 127, f"fatal: {error.filename} is not there") from None
 
 
 def git(repo: Path, *args: str, text: str = "", ok: tuple[int, ...] = (0,), **environ: str) -> str:
@@ -887,14 +885,30 @@ def _parse_heads(text: str) -> tuple[dict[str, str], str | None]:
 
 def merge_tree(repo: Path, base: str, head: str) -> Merged:
     """Merge two commits without a checkout. Raises GitError when git cannot read one of them."""
+    args = ("merge-tree", "--write-tree", "-z", "--name-only", base, head)
+    process = git_process(repo, args)
     try:
-        out = git(repo, "merge-tree", "--write-tree", "-z", "--name-only", "--no-messages", base, head, ok=(0, 1))
+        tree, _, rest = git_output(process, args, ok=(0, 1)).partition("\0")
     except GitError as error:
         if "unrelated histories" in error.stderr:
             return Merged(None, unrelated=True)
         raise
-    tree, *paths = out.rstrip("\0").split("\0")
-    return Merged(tree, tuple(dict.fromkeys(path for path in paths if path)))
+    if process.returncode == 0:
+        return Merged(tree)
+    # the exit code tells of a conflict, not the list of paths: of some kinds only the messages name the paths (git-merge-tree(1))
+    listed, _, messages = rest.partition("\0\0") if not rest.startswith("\0") else ("", "", rest[1:])
+    paths = [path for path in listed.split("\0") if path] or list(_paths_in_messages(messages.split("\0")))
+    return Merged(None, tuple(dict.fromkeys(paths)) or ("(git names no file)",))
+
+
+def _paths_in_messages(items: list[str]) -> Iterator[str]:
+    """The paths of conflicts in merge-tree's messages: each a count, so many paths, a type and a text."""
+    at = 0
+    while at < len(items) and items[at].isdigit():
+        count = int(items[at])
+        if items[at + count + 1 : at + count + 2] and items[at + count + 1].startswith("CONFLICT"):
+            yield from items[at + 1 : at + 1 + count]
+        at += count + 3
 
 
 def commit_tree(repo: Path, tree: str, parents: Iterable[str], message: str) -> str:
@@ -1002,11 +1016,12 @@ def complete_repo(repo: Path) -> None:
     hooks.mkdir(exist_ok=True)
     for source in sorted(asset("hooks").iterdir()):
         ours, target = source.read_bytes(), hooks / source.name
-        theirs = target.read_bytes() if target.exists() else None
+        theirs = target.read_bytes() if target.exists() else b"" if target.is_symlink() else None
         if theirs == ours and os.access(target, os.X_OK):
             continue
         if theirs is not None and HOOK_MARK.encode() not in theirs:
-            target.rename(hooks / f"{source.name}.local")
+            kept = hooks / f"{source.name}.local"
+            target.rename(kept if not os.path.lexists(kept) else f"{kept}.{int(time.time())}")
         new = hooks / f".{source.name}.new"
         new.write_bytes(ours)
         new.chmod(0o755)
@@ -1157,13 +1172,14 @@ def _remove_or_flatten(entry: os.DirEntry[str], trash: Path) -> None:
 ###############################################################################
 
 # The supervisor of one job: sh, in a session of its own, so that a job costs no Python and outlives the server. It is a
-# subreaper (see start_job), so whatever the job leaves behind becomes its child and is killed when the job's own
+# subreaper (see LAUNCHER), so whatever the job leaves behind becomes its child and is killed when the job's own
 # process has ended. It owns three files in its directory: pid (with start ticks and boot id), command (which the finder
 # writes), exit (code, and the uptime when it ended; made beforehand, so that a full disk takes it, renamed into place).
 SUPERVISOR = r"""
 run=$1 log=$2
 shift 2
-trap : HUP INT TERM
+trap : HUP INT QUIT USR1 USR2 PIPE ALRM TERM
+command -v setsid >/dev/null && set -- setsid "$@" # a signal to the job's own group must not reach us
 read -r boot </proc/sys/kernel/random/boot_id
 read -r stat </proc/$$/stat
 note() { shift 19; printf '%s %s %s\n' "$$" "$1" "$boot" >"$run/pid"; }
@@ -1184,6 +1200,8 @@ printf '%-4s%s\n' "$code" "$up" 1<>"$run/exit.new" && mv "$run/exit.new" "$run/e
 # The usual flake is run without a look first (each start of nix costs); only when that fails is the reason looked at.
 FINDER = r"""
 kind=$1 system=$2 setting=$3 configured=$4
+why="there is no justfile with the recipe $kind, no flake.nix with apps.$system.$kind, no executable .forge/$kind; \
+add one, or set a command: git config $setting '…'"
 tell() { printf '%s\n' "$*" >&3; }
 become() { exec 3>&- 4>&-; exec "$@"; }
 flake() { command nix --extra-experimental-features 'nix-command flakes' "$@"; }
@@ -1193,7 +1211,7 @@ app() {
     case $code,$answer in
     0,*yes) app=there ;;
     0,*no) app=missing ;;
-    *"does not provide attribute"*) app=missing ;;
+    *flake*"does not provide attribute"*"apps.$system"*) app=missing ;;
     *) app=broken ;;
     esac
 }
@@ -1204,7 +1222,10 @@ if [ -n "$configured" ]; then
 fi
 
 for file in [jJ][uU][sS][tT][fF][iI][lL][eE] .[jJ][uU][sS][tT][fF][iI][lL][eE]; do
-    if [ -f "$file" ] && command -v just >/dev/null; then
+    [ -f "$file" ] || continue
+    if ! command -v just >/dev/null; then
+        why="there is a justfile, but no just on the PATH of the server"
+    else
         if just --show "$kind" >/dev/null 2>&1 3>&- || ! just --summary >/dev/null 2>&1 3>&-; then
             tell "run just $kind"
             become just "$kind"
@@ -1213,15 +1234,13 @@ for file in [jJ][uU][sS][tT][fF][iI][lL][eE] .[jJ][uU][sS][tT][fF][iI][lL][eE]; 
     fi
 done
 
-why="there is no justfile with the recipe $kind, no flake.nix with apps.$system.$kind, no executable .forge/$kind; \
-add one, or set a command: git config $setting '…'"
 if [ -f flake.nix ] && ! command -v nix >/dev/null; then
     why="there is a flake.nix, but no nix on the PATH of the server"
 elif [ -f flake.nix ]; then
     if grep -q "$kind" flake.nix && grep -q apps flake.nix; then
         tell "run nix run .#$kind"
         exec 4>&2 2>/dev/null
-        flake run ".#$kind" 2>&4 3>&- 4>&-
+        flake run ".#apps.$system.$kind" 2>&4 3>&- 4>&-
         code=$?
         exec 2>&4
         [ $code -ne 0 ] || exit 0
@@ -1230,7 +1249,7 @@ elif [ -f flake.nix ]; then
     app
     if [ $app = there ] && [ -z "$ran" ]; then
         tell "run nix run .#$kind"
-        become nix --extra-experimental-features 'nix-command flakes' run ".#$kind"
+        become nix --extra-experimental-features 'nix-command flakes' run ".#apps.$system.$kind"
     fi
     [ -z "$ran" ] || [ $app = missing ] || exit "$ran"
     if [ $app = broken ]; then
@@ -1249,8 +1268,6 @@ tell "skip $why"
 """
 
 COMMAND_SETTING = {PRE: "forge.preMerge", POST: "forge.postMerge"}
-PR_SET_CHILD_SUBREAPER = 36
-_libc = ctypes.CDLL(None, use_errno=True)
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -1277,35 +1294,76 @@ class Running:
     log: Path
     began: float
     deadline: float
-    process: subprocess.Popen[bytes] | None = None  # None: started by a server before us
     stop_at: float | None = None  # when SIGTERM was sent
     cpu_seconds: float = 0.0
     measured_at: float = 0.0
     figures: dict[str, float] = field(default_factory=dict)  # cpu_percent rss_bytes processes
 
 
-def start_job(launch: Launch) -> subprocess.Popen[bytes]:
-    """Start a job under its supervisor. Raises OSError when that is not possible."""
+# Starts supervisors: a small Python of one thread, so that it may run code between fork and exec. (A preexec_fn in the
+# server itself would do so beside other threads: the child drops their frames, which flushes and removes their files.)
+LAUNCHER = r"""
+import ctypes, json, os, signal, sys
+prctl, PR_SET_CHILD_SUBREAPER = ctypes.CDLL(None).prctl, 36
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin.buffer:
+    cwd, argv, environ = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.setsid()
+            prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # kept over exec, see prctl(2)
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for file in (0, 1, 2):
+                os.dup2(nothing, file)
+            os.chdir(cwd)
+            os.execvpe(argv[0], argv, environ)
+        finally:
+            os._exit(127)
+    print(pid, flush=True)
+"""
+
+
+class Launcher:
+    """The process that starts supervisors. It ends when the server does; what it has started goes on."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # guards the process and its pipes
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, cwd: Path, argv: list[str], environ: Mapping[str, str]) -> int:
+        """Start a process in a session of its own and return its pid. Raises OSError."""
+        with self.lock:
+            if self.process is None or self.process.poll() is not None:
+                pipe, command = subprocess.PIPE, [sys.executable, "-I", "-S", "-X", "utf8", "-c", LAUNCHER]
+                self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+            assert self.process.stdin and self.process.stdout
+            self.process.stdin.write(json.dumps([str(cwd), argv, dict(environ)]).encode() + b"\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        if not answer:
+            raise OSError(f"the launcher ended with {self.process.wait()}")
+        return int(answer)
+
+    def stop(self) -> None:
+        """End the launcher."""
+        with self.lock:
+            if self.process and self.process.stdin and self.process.stdout:
+                self.process.stdin.close()
+                self.process.wait()
+                self.process.stdout.close()
+
+
+def start_job(launcher: Launcher, launch: Launch) -> int:
+    """Start a job and return the pid of its supervisor. Raises OSError when that is not possible."""
     launch.run.mkdir(parents=True)
     (launch.run / "exit.new").write_bytes(b" " * 32)
     launch.log.parent.mkdir(parents=True, exist_ok=True)
     launch.log.touch(exist_ok=False)
     finder = ["sh", "-c", FINDER, "forge-job", launch.kind, nix_system(), COMMAND_SETTING[launch.kind], launch.command]
-    return subprocess.Popen(
-        ["sh", "-c", SUPERVISOR, "forge-supervisor", str(launch.run), str(launch.log), *finder],
-        cwd=launch.tree,
-        env=dict(launch.environ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=_become_subreaper,  # noqa: PLW1509
-    )
-
-
-def _become_subreaper() -> None:
-    """Between fork and exec: one system call and no lock, so safe beside threads. It is kept over exec (prctl(2))."""
-    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    supervisor = ["sh", "-c", SUPERVISOR, "forge-supervisor", str(launch.run), str(launch.log)]
+    return launcher.start(launch.tree, supervisor + finder, launch.environ)
 
 
 def nix_system() -> str:
@@ -1444,9 +1502,14 @@ class Facts(NamedTuple):
     merged: Merged
 
 
-def choose_base(refs: Refs, push: Push) -> str | None:
-    """Which branch becomes base while the one that HEAD names does not exist: the only one, or main or master."""
-    candidates = {u.branch for u in push.updates if u.branch in refs.heads} or set(refs.heads)
+def choose_base(refs: Refs, push: Push, born: bool) -> str | None:
+    """Which branch becomes base while the one that HEAD names does not exist: the only one pushed, or main or master.
+
+    Without a push only a repo that never had a base gets one: that its push was not told must not matter.
+    """
+    candidates = {u.branch for u in push.updates if u.branch in refs.heads}
+    if not candidates and not born:
+        candidates = set(refs.heads)
     if len(candidates) == 1:
         return candidates.pop()
     return next((name for name in ("main", "master") if name in candidates), None)
@@ -1478,6 +1541,7 @@ def notice(name: str, state: State, refs: Refs, push: Push, first_id: int) -> li
             again = branch in deleted and (job is None or job.created_at < push.at)
             if seen is None or seen.head != head or again:
                 events += [end_job(job, "superseded", f"a newer push to {branch}") for job in live]
+                events += [("branch.gone", {"repo": name, "branch": branch, "head": head})] if seen and again else []
                 events.append(queue_job(next(fresh), name, branch, PRE, head, "push"))
         elif refs.tip is not None:
             reason = f"nothing to merge any more: {refs.base} contains {branch}"
@@ -1539,7 +1603,7 @@ def decide(known: Repo, refs: Refs, jobs: Mapping[int, Job], facts: Mapping[str,
         if job.interrupted and job.cause != "rerun":
             return Queue(name, branch.head, "rerun", job.id)
         about = facts.get(branch.head)
-        if job.status != "passed" or about is None or not about.merged.clean:
+        if job.status != "passed" or about is None or about.merged.tree is None:
             continue
         how = wish_of(branch, about)
         if how and job.base == refs.tip and job.tested != branch.head:
@@ -1611,21 +1675,23 @@ class AlreadyServed(Exception):
 class Engine:
     """Takes pushes and wishes, runs jobs, merges. Methods that name no thread may be called from any."""
 
-    def __init__(self, config: Config, url: str | None = None):
+    def __init__(self, config: Config):
         """Open the data directory. Raises AlreadyServed when another server has it, OSError when it cannot be written."""
         self.config = config
-        self.url = (config.url or url or config.listen_url()).rstrip("/")
+        self.url = config.url or config.listen_url()
         self.files = prepare_data_dir(config)
         self.lock = threading.Condition()
         self.ledger = Ledger(config.data_dir)
         self.running: dict[int, Running] = {}
-        self.starting: set[int] = set()
+        self.starting: dict[int, Job] = {}  # being started by a launcher, whatever has become of them since
         self.slots: dict[tuple[str, int], int] = {}  # (repo, number of the checkout): the job in it
         self.turns: set[str] = set()
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
+        self.stuck: dict[tuple[str, str], str] = {}  # by (repo, branch): why its merge failed although it was due
         self.unspoken: set[int] = set()  # jobs whose verdict is not in the log yet
         self.closing = False
+        self.launcher = Launcher()
         self.threads: list[threading.Thread] = []
         self.wake_out, self.wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.littered = threading.Event()
@@ -1660,6 +1726,7 @@ class Engine:
         self.littered.set()
         for thread in self.threads:
             thread.join(timeout=4)
+        self.launcher.stop()
         with self.lock:
             self.ledger.journal.close()
         for running in self.running.values():
@@ -1763,8 +1830,10 @@ class Engine:
         path = self.usable(name)
         try:
             refs = read_refs(path)
-            if refs.tip is None and refs.heads:
-                base = choose_base(refs, push)
+            if refs.tip is None and refs.base is not None and refs.heads:
+                with self.lock:
+                    born = self.state.repos.get(name, Repo()).born
+                base = choose_base(refs, push, born)
                 if base is not None:
                     git(path, "symbolic-ref", "HEAD", f"refs/heads/{base}")
                     refs = read_refs(path)
@@ -1798,6 +1867,9 @@ class Engine:
             for folder in (self.config.data_dir / parent).iterdir():
                 if folder.name not in names and not any(key[0] == folder.name for key in self.slots):
                     discard(folder, self.trash)
+        for slot in (self.config.data_dir / "work").glob("*/*"):
+            if int(slot.name) > self.config.max_jobs + 1 and (slot.parent.name, int(slot.name)) not in self.slots:
+                discard(slot, self.trash)  # from when FORGE_MAX_JOBS was higher
         self.littered.set()
 
     def _deliver(self) -> None:
@@ -1806,16 +1878,18 @@ class Engine:
             if path.suffix in (".new", ".odd"):
                 continue
             try:
-                said = path.read_text("utf-8", "surrogateescape")
-                first, _, rest = said.partition("\n")
+                first, _, rest = path.read_text("utf-8", "surrogateescape").partition("\n")
                 push = parse_hook_lines(rest, at_time(path.stat().st_mtime))
                 self.submit(first.removeprefix("repo "), push)
                 path.unlink()
             except Refused as error:
-                if error.status >= 500:
-                    raise
-                log(f"{path}: {error}; kept as {path.name}.odd")
-                path.rename(f"{path}.odd")
+                if error.status in (400, 404):
+                    log(f"{path}: {error}; kept as {path.name}.odd")
+                    path.rename(f"{path}.odd")
+                else:
+                    log(f"{path} waits: {error}")
+            except (GitError, OSError) as error:
+                log(f"{path} waits: {error}")
 
     def _forget(self, name: str) -> None:
         """A repo was removed: end its jobs."""
@@ -1866,7 +1940,7 @@ class Engine:
             if self.closing or not self.threads:
                 return
             live = self.state.live_jobs()
-            busy = [job for job in live if job.status == "running" or job.id in self.starting]
+            busy = [job for job in live if job.status == "running" and job.id not in self.starting] + list(self.starting.values())
             free = self.config.max_jobs - sum(job.kind == PRE for job in busy)
             deploying = {job.repo for job in busy if job.kind == POST}
             for job in live:
@@ -1878,7 +1952,7 @@ class Engine:
                     free -= 1
                 else:
                     continue
-                self.starting.add(job.id)
+                self.starting[job.id] = job
                 threading.Thread(target=self._launch, args=(job,), name=f"launch-{job.id}", daemon=True).start()
 
     def _launch(self, job: Job) -> None:
@@ -1888,15 +1962,18 @@ class Engine:
             if launch is None:
                 return
             try:
-                process = start_job(launch)
+                pid = start_job(self.launcher, launch)
             except OSError as error:
                 self._end(job.id, f"its processes could not be started: {error}")
                 return
-            began = process_began(process.pid) or boot_clock()
-            pidfd = os.pidfd_open(process.pid)
+            try:
+                began, pidfd = process_began(pid) or boot_clock(), os.pidfd_open(pid)
+            except ProcessLookupError:  # it has ended already
+                self._end(job.id)
+                return
             deadline = began + (job.timeout or self.config.job_timeout)
             with self.lock:
-                self.running[job.id] = Running(job.id, process.pid, pidfd, launch.run, launch.log, began, deadline, process)
+                self.running[job.id] = Running(job.id, pid, pidfd, launch.run, launch.log, began, deadline)
             self.commit(job.repo, job.commit)  # the gate will ask
         except (Refused, GitError, OSError) as error:
             log(f"job {job.id}: {error}")
@@ -1904,7 +1981,7 @@ class Engine:
             log(f"job {job.id}: {traceback.format_exc()}")
         finally:
             with self.lock:
-                self.starting.discard(job.id)
+                del self.starting[job.id]
                 self._free_slot(job)
                 self.lock.notify_all()
             self.wake()
@@ -1914,8 +1991,9 @@ class Engine:
         path = self.config.repo(job.repo)
         with self.lock:
             known = self.state.repos.get(job.repo, Repo())
-            numbers = (n for n in range(1, self.config.max_jobs + 2) if (job.repo, n) not in self.slots)
-            number = next(numbers, self.config.max_jobs + 2)
+            if job.status != "pending":
+                return None
+            number = next(n for n in count(1) if (job.repo, n) not in self.slots)
             self.slots[job.repo, number] = job.id
         try:
             settings = repo_settings(path)
@@ -1929,12 +2007,17 @@ class Engine:
             return None
         home = self.config.data_dir / "home" / job.repo / job.kind
         home.mkdir(parents=True, exist_ok=True)
-        timeout = settings.get("forge.timeout", "")
+        timeout = settings.get("forge.timeout", str(self.config.job_timeout))
+        if not re.fullmatch("[1-9][0-9]{0,8}", timeout):
+            self._end(
+                job.id, f"forge.timeout is {timeout!r}, but must be a whole number of seconds; run: git config forge.timeout 600"
+            )
+            return None
         started = {
             "id": job.id,
             "started_at": now(),
             "checkout": number,
-            "timeout": int(timeout) if re.fullmatch("[1-9][0-9]{0,8}", timeout) else self.config.job_timeout,
+            "timeout": int(timeout),
             **facts,
         }
         with self.lock:
@@ -1955,7 +2038,7 @@ class Engine:
         """The commit that a job tests: the merge that would become base; the head itself with conflicts or after a merge."""
         if job.kind == PRE and tip is not None:
             merged = self.merged(job.repo, tip, job.commit)
-            if merged.clean and merged.tree:
+            if merged.tree:
                 message = merge_message(job.branch, job.commit, job.id)
                 tested = commit_tree(path, merged.tree, (tip, job.commit), message)
                 return {"base": tip, "tested": tested, "tree": merged.tree}
@@ -2050,13 +2133,10 @@ class Engine:
                 with contextlib.suppress(BlockingIOError):
                     os.read(file, 4096)
             else:
-                run = running[file]
-                if run.process:
-                    run.process.wait()
                 try:
-                    self._end(run.job_id)
+                    self._end(running[file].job_id)
                 except Refused as error:
-                    log(f"job {run.job_id} has ended, but {error}")
+                    log(f"job {running[file].job_id} has ended, but {error}")
                     time.sleep(0.5)
 
     def _enforce(self) -> bool:
@@ -2201,11 +2281,13 @@ class Engine:
         except GitError as error:
             with self.lock:
                 self.record(("merge.abandoned", {**merge, "begun": intent["seq"], "reason": str(error)}))
-                self.troubles[name] = f"{action.branch} could not be merged: {error}"
+                self.stuck[name, action.branch] = f"it could not be merged, and is tried again within a minute: {error}"
+                self.unspoken.discard(job.id)
             log(f"auto-merge not attempted for {name}/{action.branch}: {error}")
             return False
         with self.lock:
             self.record(("merged", {**merge, "begun": intent["seq"], "merged_at": now()}))
+            self.stuck.pop((name, action.branch), None)
             self.unspoken.discard(job.id)
             self.lock.notify_all()
         log(f"merged {name}/{action.branch}: {job.tested}")
@@ -2276,7 +2358,7 @@ class Engine:
                 job = self.state.jobs.get(known.job or 0) if known else None
                 blockers = why_blocked(branch, refs, known, job, merged)
                 if job and job.live:
-                    blockers.remove(_job_blocker(job))
+                    blockers = [blocker for blocker in blockers if blocker != _job_blocker(job)]
                 if blockers:
                     raise Refused(409, f"{branch} cannot be merged: {'; '.join(blockers)}")
                 self.record(("merge.asked", {"repo": name, "branch": branch, "head": head, "how": "manual"}))
@@ -2288,7 +2370,9 @@ class Engine:
             known = self.state.repos[name].branches.get(branch)
             job = self.state.jobs.get(known.job or 0) if known and known.head == head else None
             if job is None or not job.live:
-                raise Refused(409, f"{branch} was not merged: {self.troubles.get(name, 'it has changed meanwhile; look again')}")
+                raise Refused(
+                    409, f"{branch} was not merged: {self.stuck.get((name, branch), 'it has changed meanwhile; look again')}"
+                )
             return {"status": "queued", "job": job}
 
     def _open_head(self, name: str, refs: Refs, branch: str, head: str | None) -> str:
@@ -2529,8 +2613,8 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
         known = known if known and known.head == head else None
         job = engine.state.jobs.get(known.job or 0) if known else None
         blockers = why_blocked(branch, refs, known, job, merged)
-        if not blockers and name in engine.troubles:
-            blockers = [engine.troubles[name]]
+        if not blockers and (name, branch) in engine.stuck:
+            blockers = [engine.stuck[name, branch]]
         how = wish_of(known, Facts(about.auto_merge, merged or Merged(None))) if known else None
         view = {
             "repo": name,
@@ -2550,7 +2634,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
             "author": about.author,
             "why": explain(blockers, how, bool(job and job.base != refs.tip)),
         }
-        waits = bool(job and (job.live or (job.interrupted and job.cause != "rerun")))
+        waits = job.live or (job.interrupted and job.cause != "rerun") if job else open_for_merge
         view["settled"] = not waits and not (how and not blockers)
     return view
 
@@ -2604,7 +2688,9 @@ def parse_hook_lines(text: str, at: str) -> Push:
 
 def check_update(old: object, new: object, ref: object) -> Update:
     """An update as a hook gives it. Raises Refused for what git would never say."""
-    if not (isinstance(ref, str) and ref.startswith("refs/") and not re.search(r"[\x00-\x20\x7f]", ref)):
+    if not (
+        isinstance(ref, str) and ref.startswith("refs/") and not re.search(r"[\x00-\x20\x7f\ud800-\udc7f\udd00-\udfff]", ref)
+    ):
         raise Refused(400, f"{shorten(ref)} is no full ref name, like refs/heads/main")
     for value in (old, new):
         if not (isinstance(value, str) and OBJECT_ID.fullmatch(value)):
@@ -2771,7 +2857,10 @@ class Door:
             return False
         with self.lock:
             until, mark = self.sessions.get(session, (0.0, ""))
-        return bool(until > time.time() and same(mark, self._mark()))
+        try:
+            return bool(until > time.time() and same(mark, self._mark()))
+        except Refused:  # the password cannot be read now
+            return False
 
     def _save(self) -> None:
         write_private(self.store, json.dumps(self.sessions))
@@ -2826,6 +2915,12 @@ class Web:
         def start(status: str, headers: list[tuple[str, str]], error: Any = None) -> Any:
             return start_response(status, [*headers, *SECURITY_HEADERS.items()], error)
 
+        try:
+            path = environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8")
+        except UnicodeError:
+            path = "\0"
+        if any(char < " " or char == "\x7f" for char in path):
+            environ |= {"PATH_INFO": "/", "forge.odd_path": True}
         answer: Iterable[bytes] = self.app(environ, start)
         return answer
 
@@ -2858,7 +2953,9 @@ class Web:
         """What holds for every request: the Host is ours, a POST comes from our pages, and a private forge is private."""
         request = bottle.request
         try:
-            self._check_host(request.get_header("Host", ""))
+            if "forge.odd_path" in bottle.request.environ:
+                raise Refused(400, "this address has a control character, or is not valid UTF-8")
+            self._check_host(header("Host"))
             if request.method == "POST":
                 self._check_origin()
                 if request.content_length > MAX_BODY:
@@ -2870,7 +2967,8 @@ class Web:
             raise self._refusal(error) from None
 
     def _check_host(self, given: str) -> None:
-        host = (urlsplit(f"//{given}").hostname or "") if re.fullmatch(r"[\w.:\[\]-]+", given) else ""
+        found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?", given)
+        host = (found[1] or found[2]).lower() if found else ""
         try:
             ip_address(host)
         except ValueError:
@@ -2878,22 +2976,19 @@ class Web:
                 raise Refused(421, f"this forge does not answer for the host {shorten(given)}; set FORGE_URL") from None
 
     def _check_origin(self) -> None:
-        request = bottle.request
-        origin = request.get_header("Origin")
-        site = request.get_header("Sec-Fetch-Site", "same-origin")
-        ours = {request.get_header("Host", ""), urlsplit(self.engine.url).netloc}
-        if site not in ("same-origin", "none") or (origin is not None and urlsplit(origin).netloc not in ours):
+        origin, site = header("Origin"), header("Sec-Fetch-Site") or "none"
+        ours = {header("Host"), urlsplit(self.engine.url).netloc}
+        if site not in ("same-origin", "none") or (origin and origin.partition("://")[2] not in ours):
             raise Refused(403, "this request comes from another site")
 
     def _authorize(self, wants_form: bool = True) -> None:
         """Let pass who may act: token or password as bearer, the form field, a session. Raises Refused 401 or 429."""
-        request = bottle.request
-        scheme, _, given = utf8(request.get_header("Authorization", "")).partition(" ")
+        scheme, _, given = header("Authorization").partition(" ")
         if scheme.lower() == "bearer":
             if not self.door.is_token(given.strip()):
                 self.door.check_password(given.strip())
             return
-        if self.door.knows(request.get_cookie(COOKIE, "")):
+        if self.door.knows(bottle.request.get_cookie(COOKIE, "")):
             return
         password = self._form("password") if wants_form else None
         if not password:
@@ -2905,7 +3000,11 @@ class Web:
 
     @staticmethod
     def _form(name: str) -> str | None:
-        value = bottle.request.forms.get(name)
+        request = bottle.request
+        kind = request.content_type.partition(";")[0].strip().lower()
+        if request.content_length > 0 and kind not in ("application/x-www-form-urlencoded", "multipart/form-data"):
+            raise Refused(400, f"the body is {shorten(kind)}, but must be a form (application/x-www-form-urlencoded)")
+        value = request.forms.get(name)
         return utf8(value) if value else None
 
     def _answer(self, callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -2947,7 +3046,8 @@ class Web:
         spell = {"ago": ago, "spell_duration": spell_duration, "spell_bytes": spell_bytes, "mr_path": partial(mr_url, "")}
         logged_in = self.door.knows(bottle.request.get_cookie(COOKIE, ""))
         page = {"logged_in": logged_in, "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
-        return str(bottle.template(view, template_lookup=[str(self.views)], **{**spell, **page, **values}))
+        made = str(bottle.template(view, template_lookup=[str(self.views)], **{**spell, **page, **values}))
+        return made.encode("utf-8", "replace").decode()  # names in a repo that was copied in may be no UTF-8
 
     def _show(self, view: str, program: Mapping[str, Any], **values: Any) -> Any:
         """JSON to who asks for it, else the page."""
@@ -3085,13 +3185,13 @@ class Web:
     def log(self, job_id: str) -> Any:
         job = self._job(job_id)
         path = self.config.log(job.repo, job.id)
-        offset, wait = query_number("offset"), query_number("wait")
+        offset, wait = query_number("offset"), query_seconds("wait")
         headers = {"X-Job-Status": job.status, "Cache-Control": "no-store"}
         if not path.exists() and job.started_at and not job.live:
             raise Refused(410, f"the log of job {job.id} was pruned")
         if offset is not None:
-            chunk = self._log_after(job, path, offset, min(wait or 0, 1))
-            return text_response(200, chunk, headers | {"X-Job-Status": job.status})
+            # the status was read before the bytes: who sees a final one with no bytes has them all
+            return text_response(200, self._log_after(job, path, offset, wait), headers)
         if bottle.request.query.get("follow") == "1":
             if not self.followers.acquire(blocking=False):
                 raise Refused(503, "too many follow logs at once; use ?offset=N", headers={"Retry-After": "1"})
@@ -3108,13 +3208,11 @@ class Web:
         """At most `most` bytes of a log from `offset` on; waits up to `wait` seconds for the first while the job lives."""
         until = time.monotonic() + wait
         held = wait > 0 and self.followers.acquire(blocking=False)
-        if wait > 0 and not held:
-            time.sleep(0.1)  # so that who is turned away does not come back at once
         try:
             while True:
                 live = job.live
                 with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
-                    stream.seek(offset)
+                    stream.seek(min(offset, os.fstat(stream.fileno()).st_size))
                     chunk = stream.read(most)
                     if chunk:
                         return chunk
@@ -3138,9 +3236,9 @@ class Web:
                 offset += len(chunk)
                 if chunk:
                     yield chunk
-                elif ended or time.monotonic() >= until:
+                if time.monotonic() >= until or (ended and not chunk):
                     return
-                else:
+                if not chunk:
                     time.sleep(0.1)
         finally:
             self.followers.release()
@@ -3198,14 +3296,14 @@ class Web:
 
     def post_receive(self) -> Any:
         request = bottle.request
-        scheme, _, given = utf8(request.get_header("Authorization", "")).partition(" ")
+        scheme, _, given = header("Authorization").partition(" ")
         if scheme.lower() != "bearer" or not (same(given.strip(), self.door.hook_token) or self.door.is_token(given.strip())):
             raise Refused(401, "hooks authenticate with the hook token; is hook-header in the data directory current?")
-        if request.get_header("X-Forge-Follow"):
-            return self._follow_push(request.get_header("X-Forge-Follow"))
+        if header("X-Forge-Follow"):
+            return self._follow_push(header("X-Forge-Follow"))
         body = request.body.read(MAX_BODY + 1)
         if request.content_type.partition(";")[0].strip().lower() == "text/plain":
-            repo = request.get_header("X-Forge-Repo", "")
+            repo = header("X-Forge-Repo")
             if not is_repo_name(repo):
                 raise Refused(400, f"X-Forge-Repo is {shorten(repo)}, which is no name of a repo")
             push = parse_hook_lines(body.decode("utf-8", "surrogateescape"), now())
@@ -3243,11 +3341,15 @@ class Web:
 
     def _job_of_update(self, repo: str, refs: Refs, branch: str, update: Update) -> tuple[Job | None, str]:
         engine = self.engine
+        head = refs.heads.get(branch)
         with engine.lock:
             kind = POST if branch == refs.base else PRE
-            found = engine.ledger.search(20, repo=repo, branch=branch, kind=kind)
-        job = next((job for job in found if job.commit == update.new), None)
-        head = refs.heads.get(branch)
+            known = engine.state.repos.get(repo, Repo()).branches.get(branch)
+            if kind == PRE and head == update.new:  # what happened to an equal head of long ago is of no interest
+                found = [engine.ledger.job(known.job or 0)] if known and known.head == head else []
+            else:
+                found = [*engine.ledger.search(20, repo=repo, branch=branch, kind=kind)]
+        job = next((job for job in found if job and job.commit == update.new), None)
         if head is None and job is None:
             raise Refused(404, f"{repo} has no {shorten(update.ref)}")
         if job is None and refs.tip is None:
@@ -3270,16 +3372,17 @@ class Web:
         after = f"{job.id}:{offset + len(chunk)}"
         if not chunk and not live:
             watch, said = outlook(self.engine, job)
-            chunk = f"forge: {said}\n".encode("utf-8", "surrogateescape") if said else b""
+            whole_line = self._log_after(job, self.config.log(job.repo, job.id), max(0, offset - 1), 0, 1) in (b"", b"\n")
+            chunk = f"{'' if whole_line else chr(10)}forge: {said}\n".encode("utf-8", "surrogateescape") if said else b""
             after = f"{watch.id}:{offset if watch.id == job.id else 0}" if watch else ""
             if watch and watch.id == job.id:
                 time.sleep(0.05)
-        return text_response(200, chunk, {"X-Forge-Next": after})
+        return text_response(200, chunk, {"X-Forge-Next": after, "X-Forge-Pause": "no" if chunk else "yes"})
 
 
 def wanted_type() -> str:
     """What the client asks for: json, html or text."""
-    accept = bottle.request.get_header("Accept", "").lower()
+    accept = header("Accept").lower()
     for name, kind in (("application/json", "json"), ("text/html", "html"), ("text/plain", "text")):
         if name in accept:
             return kind
@@ -3296,6 +3399,11 @@ def text_response(status: int, body: str | bytes, headers: Mapping[str, str] | N
     return bottle.HTTPResponse(body, status, headers)
 
 
+def header(name: str) -> str:
+    """A header of the request, or "". Bytes that are no UTF-8 become question marks."""
+    return utf8(bottle.request.environ.get(f"HTTP_{name.upper().replace('-', '_')}", ""))
+
+
 def utf8(text: str) -> str:
     """What WSGI hands over as latin-1, as the UTF-8 it is."""
     return text.encode("latin-1", "replace").decode("utf-8", "replace")
@@ -3309,6 +3417,14 @@ def query_number(name: str) -> int | None:
     if not re.fullmatch("[0-9]{1,18}", text):
         raise Refused(400, f"{name} is {shorten(text)}, but must be a whole number")
     return int(text)
+
+
+def query_seconds(name: str) -> float:
+    """A duration in the query, from 0 to 1 second. Raises Refused."""
+    text = bottle.request.query.get(name) or "0"
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+        raise Refused(400, f"{name} is {shorten(text)}, but must be a number of seconds")
+    return min(1.0, float(text))
 
 
 def create_app(environ: Mapping[str, str] | None = None) -> Web:
@@ -3388,10 +3504,18 @@ class Client:
             return json.load(answer)
 
 
+def check_repo(name: str) -> str:
+    """A repo's name from the command line. Raises Fault."""
+    if not is_repo_name(name):
+        raise Fault(2, f"{name!r} is no name of a repo")
+    return name
+
+
 def mr_path(repo: str, branch: str) -> str:
-    if not is_repo_name(repo):
-        raise Fault(2, f"{repo!r} is no name of a repo")
-    return mr_url("", repo, branch)
+    """The address of a branch from the command line. Raises Fault."""
+    if not branch or not branch.isprintable():
+        raise Fault(2, f"{branch!r} is no name of a branch")
+    return mr_url("", check_repo(repo), branch)
 
 
 def show(args: argparse.Namespace, program: Any, text: str) -> None:
@@ -3477,7 +3601,10 @@ def cmd_repos(config: Config, args: argparse.Namespace) -> int:
 
 
 def cmd_jobs(config: Config, args: argparse.Namespace) -> int:
-    found = Client(config).get("/jobs", repo=args.repo, limit=args.limit)
+    client = Client(config)
+    found = client.get("/jobs", repo=args.repo and check_repo(args.repo), limit=args.limit)
+    if args.repo and not found["jobs"]:
+        client.get(f"/r/{args.repo}")  # says so when there is no such repo
     show(args, found, table([job_line(job) for job in found["jobs"]]))
     return 0
 
@@ -3666,27 +3793,30 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; jobs that run then go on, and the next server takes them over."""
     import waitress
 
-    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((config.host, config.port))
-    except OSError as error:
-        raise Fault(1, f"cannot listen on {config.host}:{config.port} ({error.strerror}); set FORGE_HOST or FORGE_PORT") from None
-    port = listener.getsockname()[1]
-    try:
-        engine = Engine(config, config.listen_url(port))
+        engine = Engine(config)
     except AlreadyServed as error:
         raise Fault(1, str(error)) from None
     except OSError as error:
         raise Fault(
             1, f"{error.filename or config.data_dir} cannot be used: {error.strerror}; set FORGE_DATA_DIR, or mend its owner"
         ) from None
+    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))
+    except socket.gaierror:
+        raise WrongSetting(f"FORGE_HOST is {config.host!r}, which is no address of this machine") from None
+    except OSError as error:
+        raise Fault(1, f"cannot listen on {config.host}:{config.port} ({error.strerror}); set FORGE_HOST or FORGE_PORT") from None
+    port = listener.getsockname()[1]
+    engine.url = config.url or config.listen_url(port)
     server = waitress.create_server(
         Web(engine),
         sockets=[listener],
         threads=WEB_THREADS,
         ident=None,
-        max_request_body_size=MAX_BODY,
+        max_request_body_size=MAX_BODY + 65536,  # so that it is we who refuse what is a little too large
         connection_limit=500,
         channel_timeout=60,
         clear_untrusted_proxy_headers=True,

@@ -28,7 +28,10 @@ import forge
         ("FORGE_LOG_LIMIT", "1G"),
     ]
     + [("FORGE_JOB_MEMORY", "0"), ("FORGE_JOB_PROCESSES", "1.5"), ("FORGE_PRIVATE", "yes"), ("FORGE_SANDBOX", "docker")]
-    + [("FORGE_URL", "forge.example.org"), ("FORGE_URL", "ftp://x")],
+    + [
+        ("FORGE_URL", url)
+        for url in ("forge.example.org", "ftp://x", "http://h o", "http://h:99999", "http://h/\n", "http://h?x")
+    ],
 )
 def test_a_wrong_setting_stops_the_start_with_one_line_that_names_it(tmp_path: Path, name: str, value: str) -> None:
     environ = clean_environ() | {"FORGE_DATA_DIR": str(tmp_path / "data"), name: value}
@@ -119,6 +122,8 @@ def test_what_is_not_there_and_who_does_not_answer(shared: Server, make_server: 
     ):
         done = shared.cli(*words, check=False)
         assert done.returncode == 2 and done.stdout == "", words
+    for words in (("jobs", "--repo", "nope"), ("jobs", "--repo", "../x"), ("merge", "app", "")):
+        assert shared.cli(*words, check=False).returncode == 2, words
     down = make_server("down")
     down.stop()
     for words in (("jobs",), ("repos",), ("why", "app", "x"), ("merge", "app", "x")):
@@ -139,6 +144,9 @@ def test_a_taken_port_is_one_line(shared: Server, tmp_path: Path) -> None:
     environ = shared.environ | {"FORGE_DATA_DIR": str(tmp_path / "other"), "FORGE_PORT": shared.url.rpartition(":")[2]}
     done = subprocess.run([*FORGE, "serve"], env=environ, capture_output=True, text=True, timeout=20)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "FORGE_PORT" in done.stderr
+    environ |= {"FORGE_DATA_DIR": str(shared.data)}
+    done = subprocess.run([*FORGE, "serve"], env=environ, capture_output=True, text=True, timeout=20)
+    assert shared.process and done.returncode == 1 and str(shared.process.pid) in done.stderr
 
 
 def test_doctor(make_server: Callable[..., Server]) -> None:

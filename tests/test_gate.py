@@ -51,7 +51,7 @@ OPEN = Refs("main", {"main": A, "topic": B}, frozenset({"topic"}))
 MOVED_BASE = Refs("main", {"main": C, "topic": B}, frozenset({"topic"}))
 MOVED_HEAD = Refs("main", {"main": A, "topic": C}, frozenset({"topic"}))
 GONE = Refs("main", {"main": A})
-CONFLICT = Merged(T, ("file",))
+CONFLICT = Merged(None, ("file",))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_head_gets_one_job_whoever_sees_it_first() -> None:
 def test_a_branch_deleted_and_pushed_again_is_new_even_when_both_are_told_late() -> None:
     state = state_with(FOUND, *notice("app", state_with(FOUND), OPEN, Push(), 1))
     push = Push((Update(B, NULL, "refs/heads/topic"),), (), "2030-01-01T00:00:00.000Z")
-    assert kinds(notice("app", state, OPEN, push, 2)) == ["job.finished", f"job.queued:{PRE}"]
+    assert kinds(notice("app", state, OPEN, push, 2)) == ["job.finished", "branch.gone", f"job.queued:{PRE}"]
     told_before_the_job = push._replace(at="2020-01-01T00:00:00.000Z")
     assert notice("app", state, OPEN, told_before_the_job, 2) == []
 
@@ -199,7 +199,9 @@ def test_the_merge_option_counts_for_the_head_it_was_pushed_with() -> None:
 )
 def test_which_branch_becomes_base(heads: list[str], pushed: list[str], expected: str | None) -> None:
     push = Push(tuple(Update(NULL, A, f"refs/heads/{name}") for name in pushed))
-    assert choose_base(Refs("trunk", dict.fromkeys(heads, A)), push) == expected
+    refs = Refs("trunk", dict.fromkeys(heads, A))
+    assert choose_base(refs, push, born=False) == expected
+    assert choose_base(refs, push, born=True) == (expected if pushed else None)
 
 
 @pytest.mark.parametrize(

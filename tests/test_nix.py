@@ -146,3 +146,18 @@ def test_the_demo_with_nix() -> None:
     done = subprocess.run([*FORGE, "demo", "--once"], env=clean_environ(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "nix works here" in done.stdout, done.stdout + done.stderr
     assert "merged into main as" in done.stdout and "failed after" in done.stdout
+
+
+def test_what_looks_like_a_missing_app_but_is_not(bare: Work) -> None:
+    bare.branch("topic", **{"flake.nix": "{ outputs = { self }: { apps = throw ''flake x does not provide attribute y''; }; }"})
+    bare.write(".forge/pre-merge", "#!/bin/sh\nexit 0\n", executable=True)
+    bare.commit("And a script")
+    assert bare.server.ended(bare.push_job("topic"))["status"] == "failed"
+
+
+def test_a_package_is_not_taken_for_the_app(bare: Work) -> None:
+    text = flake(apps="").replace("in {", "in { packages.${system}.pre-merge = program ''pre-merge'' ''exit 1'';")
+    bare.branch("topic", **{"flake.nix": "# apps\n" + text})
+    bare.write(".forge/pre-merge", "#!/bin/sh\necho from the script\n", executable=True)
+    bare.commit("And a script")
+    assert bare.server.ended(bare.push_job("topic"))["command"] == ".forge/pre-merge"

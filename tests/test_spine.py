@@ -858,4 +858,191 @@ def test_nothing_is_left_over(make_server: Callable[..., Server]) -> None:
     assert server.process
     import psutil
 
-    assert psutil.Process(server.process.pid).children() == []
+    (launcher,) = psutil.Process(server.process.pid).children(recursive=True)
+    assert "PR_SET_CHILD_SUBREAPER" in " ".join(launcher.cmdline())
+    server.stop()
+    assert not launcher.is_running()
+
+
+# -- found by a hostile tester --------------------------------------------------------------------------
+
+
+def test_a_conflict_without_a_path_is_a_conflict(work: Work) -> None:
+    """git ends with 1 and lists no file when a directory was renamed to two places."""
+    work.branch("main", **{f"d/f{number}": f"content {number}\n" * 20 for number in range(4)})
+    work.push("HEAD:main")
+    work.branch("split", AUTO)
+    for number in range(4):
+        (work.tree / "pq"[number % 2]).mkdir(exist_ok=True)
+        work.git("mv", f"d/f{number}", f"{'pq'[number % 2]}/f{number}")
+    work.commit(AUTO)
+    work.git("checkout", "-q", "main")
+    work.commit("A new file in the old place", **{"d/new": "new\n"})
+    work.push("HEAD:main")
+    work.server.ended(work.push_job("split"))
+    work.server.idle()
+    assert "split" in work.heads() and work.mr("split")["conflicts"] and not work.mr("split")["mergeable"]
+
+
+def test_pushes_in_quick_succession_to_one_branch(make_server: Callable[..., Server]) -> None:
+    server = make_server(FORGE_MAX_JOBS="1")
+    work = server.repo()
+    for number in range(3000):
+        work.write(f"many/{number % 50}/{number}", f"{number}\n")
+    work.commit("Many files")
+    work.push("HEAD:main")
+    server.idle()
+    for number in range(8):
+        head = work.branch("topic", f"Push {number}", count=str(number))
+        work.push("topic", force=True)
+    server.idle()
+    assert len(list((server.data / "work/app").iterdir())) <= 2
+    job = work.mr("topic")["job"]
+    assert (job["status"], job["commit"]) == ("passed", head)
+
+
+def test_one_broken_repo_does_not_hold_up_the_others(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    bad, good = server.repo("bad"), server.repo("good")
+    server.stop()
+    for work in (bad, good):
+        work.branch("topic")
+        work.push("topic", options=("merge",))
+    (server.data / "incoming/a-folder").mkdir()
+    (server.data / "incoming/1-odd").write_text("repo ../x\nrubbish\n")
+    refs = bad.path / "packed-refs"
+    refs.write_text("rubbish\n")
+    server.start()
+    wait_for(lambda: "topic" not in good.heads(), "the merge in the good repo")
+    assert any("rubbish" not in path.name and path.is_file() for path in (server.data / "incoming").iterdir())
+    assert (server.data / "incoming/1-odd.odd").exists() and "bad: git" in server.log
+    refs.unlink()
+    server.hook(b'{"repo": "bad", "updates": []}', Content_Type="application/json")
+    server.idle()
+    server.stop()
+    server.start()
+    wait_for(lambda: "topic" not in bad.heads(), "the merge in the mended repo")
+
+
+def test_a_merge_that_was_asked_for_is_forgotten_when_the_branch_is_pushed_anew(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    work = server.repo()
+    work.branch("topic", run='[ -e "$HOME/second" ] || { touch "$HOME/second"; exit 1; }\n')
+    server.ended(work.push_job("topic", options=("merge",)))
+    assert work.mr("topic")["auto_merge"] is True
+    server.stop()
+    work.push(":topic")
+    work.push("topic")
+    server.start()
+    wait_for(lambda: len(server.get("/jobs?kind=pre-merge")["jobs"]) == 2, "the second job")
+    server.idle()
+    assert work.mr("topic")["auto_merge"] is False and work.mr("topic")["job"]["status"] == "passed"
+
+
+def test_asking_while_the_job_is_being_stopped(work: Work) -> None:
+    work.branch("topic", run="trap '' TERM; echo ready; sleep 60; sleep 60\n")
+    job_id = work.push_job("topic")
+    wait_for(lambda: b"ready" in work.server.job_log(job_id), "the trap")
+    work.push("topic:main")
+    answer = work.server.act(f"/r/{work.name}/mr/topic/merge")
+    assert answer.status == 409 and "nothing to merge" in answer.json["error"]
+    assert work.server.ended(job_id)["status"] == "canceled"
+
+
+def test_base_that_was_deleted_is_not_replaced_by_a_merge_request(work: Work) -> None:
+    work.branch("topic")
+    work.server.ended(work.push_job("topic"))
+    work.bare("update-ref", "-d", "refs/heads/main")
+    work.server.hook(f'{{"repo": "{work.name}", "updates": []}}'.encode(), Content_Type="application/json")
+    assert work.bare("symbolic-ref", "HEAD") == "refs/heads/main"
+    assert "HEAD names main, which does not exist" in work.mr("topic")["why"]
+
+
+def test_many_who_wait_do_not_keep_the_server_busy(make_server: Callable[..., Server]) -> None:
+    import psutil
+
+    server = make_server(FORGE_MAX_JOBS="1")
+    work = server.repo()
+    names = [f"n{number}" for number in range(7)]
+    for name in names:
+        work.branch(name, run="sleep 0.7\n")
+    pushers = [
+        subprocess.Popen(
+            ["git", "push", "-o", "wait", "origin", name], cwd=work.tree, env=clean_environ(), stderr=subprocess.PIPE, text=True
+        )
+        for name in names
+    ]
+    assert server.process
+    before = psutil.Process(server.process.pid).cpu_times()
+    said = [pusher.communicate(timeout=60)[1] for pusher in pushers]
+    after = psutil.Process(server.process.pid).cpu_times()
+    assert all("passed after" in text for text in said)
+    assert after.user + after.system - before.user - before.system < 2.5
+
+
+@pytest.mark.parametrize("text", ["[forge] protect = true\n", "[forge]\n\tprotect = true"], ids=["one line", "no line break"])
+def test_protection_however_it_is_written(work: Work, text: str) -> None:
+    with open(work.path / "config", "a") as stream:
+        stream.write(text)
+    work.branch("main", other="file")
+    assert "forge.protect is set" in work.push("HEAD:main", check=False)
+
+
+def test_a_job_that_signals_its_own_group(work: Work) -> None:
+    for name, number in (("user", "USR1"), ("kill", "KILL")):
+        work.branch(name, run=f"kill -{number} 0; sleep 1\n")
+        job = work.server.ended(work.push_job(name))
+        assert job["status"] == "failed" and f"SIG{number}" in job["reason"]
+
+
+def test_fewer_checkouts_when_fewer_jobs_are_allowed(make_server: Callable[..., Server]) -> None:
+    server = make_server(FORGE_MAX_JOBS="4")
+    work = server.repo()
+    for number in range(4):
+        work.branch(f"n{number}", run="sleep 1\n")
+    work.push(*[f"n{number}" for number in range(4)])
+    server.idle()
+    assert len(list((server.data / "work/app").iterdir())) == 4
+    server.stop()
+    server.settings["FORGE_MAX_JOBS"] = "1"
+    server.start()
+    wait_for(lambda: len(list((server.data / "work/app").iterdir())) <= 2, "the clean-up")
+
+
+def test_a_merge_that_fails_is_the_trouble_of_its_branch_only(work: Work) -> None:
+    for name in ("first", "second"):
+        work.branch(name)
+        work.server.ended(work.push_job(name))
+    lock = work.path / "refs/heads/main.lock"
+    lock.touch()
+    refused = work.server.act(f"/r/{work.name}/mr/first/merge")
+    assert refused.status == 409 and "main.lock" in refused.json["error"]
+    assert not work.mr("first")["mergeable"] and work.mr("second")["mergeable"]
+    lock.unlink()
+    work.server.hook(f'{{"repo": "{work.name}", "updates": []}}'.encode(), Content_Type="application/json")
+    wait_for(lambda: "first" not in work.heads(), "the merge")
+
+
+def test_the_verdict_stands_on_a_line_of_its_own(work: Work) -> None:
+    work.branch("topic", run="printf partial\n")
+    assert "partialforge" not in work.push("topic", options=("wait",))
+
+
+def test_a_timeout_that_makes_no_sense_is_said(work: Work) -> None:
+    work.bare("config", "forge.timeout", "10m")
+    work.branch("topic")
+    job = work.server.ended(work.push_job("topic"))
+    assert job["status"] == "failed" and "forge.timeout is '10m'" in job["reason"]
+
+
+def test_more_refs_than_one_request_can_tell(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    work = server.repo()
+    work.branch("topic")
+    head = work.git("rev-parse", "HEAD")
+    work.git("update-ref", "--stdin", text="".join(f"create refs/tags/{'t' * 60}-{number} {head}\n" for number in range(9000)))
+    said = work.push("refs/tags/*:refs/tags/*", "topic", options=("merge",))
+    assert "the push is accepted" in said
+    server.stop()
+    server.start()
+    wait_for(lambda: "topic" not in work.heads(), "the merge")

@@ -419,3 +419,76 @@ def test_pages_are_quick_with_a_long_log(work: Work) -> None:
     began = time.monotonic()
     page = work.server.ask(f"/jobs/{job_id}", Accept="text/html")
     assert len(page.body) < 1_000_000 and time.monotonic() - began < 5 and "left out here" in page.text
+
+
+# -- found by a hostile tester --------------------------------------------------------------------------
+
+
+def talk(server: Server, request: bytes) -> bytes:
+    """The start of the answer to a request as it stands."""
+    host, port = server.url[7:].split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(request)
+        return connection.recv(65536)
+
+
+@pytest.mark.parametrize(
+    "name", ["Host", "Accept", "Authorization", "Origin", "Sec-Fetch-Site", "X-Forge-Follow", "Cookie", "Range"]
+)
+@pytest.mark.parametrize("value", [b"\xff\xfe", b"[", b"a]b", b"[foo]", b"http://[", b"x" * 3000])
+def test_odd_headers(shared: Server, name: str, value: bytes) -> None:
+    for method in (b"GET / ", b"POST /jobs/1/retry ", b"POST /hooks/post-receive ", b"GET /jobs/1/log "):
+        host = b"" if name == "Host" else b"Host: localhost\r\n"
+        request = method + b"HTTP/1.1\r\n" + host + name.encode() + b": " + value + b"\r\nConnection: close\r\n\r\n"
+        assert talk(shared, request)[9:10] in (b"2", b"4"), (method, value)
+
+
+@pytest.mark.parametrize("path", [b"/%ff", b"/r/x%FF", b"/r/a/mr/b%0A", b"/jobs%00", b"/\xff"])
+def test_addresses_that_are_no_text(shared: Server, path: bytes) -> None:
+    assert b" 400 " in talk(shared, b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n\r\n").split(b"\r\n")[0]
+
+
+def test_a_branch_that_is_no_utf8_does_not_break_the_pages(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    work = server.repo()
+    work.branch("topic")
+    head = work.git("rev-parse", "HEAD")
+    work.push("topic")
+    with open(str(work.path).encode() + b"/refs/heads/bad\xffname", "w") as stream:
+        stream.write(head + "\n")
+    server.hook(b'{"repo": "app", "updates": []}', Content_Type="application/json")
+    server.idle()
+    for path in ("/", "/jobs", "/r/app"):
+        assert server.ask(path, Accept="text/html").status == 200 and server.ask(path).status == 200, path
+
+
+def test_an_offset_beyond_everything(work: Work) -> None:
+    job_id = work.server.get(f"/jobs?repo={work.name}")["jobs"][0]["id"]
+    assert work.server.ask(f"/jobs/{job_id}/log?offset=999999999999999999").body == b""
+    assert work.server.ask(f"/jobs/{job_id}/log?offset=0&wait=0.5").status == 200
+
+
+def test_a_password_with_letters_of_all_sorts(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("pä ß\n")
+    server = make_server(FORGE_MERGE_PASSWORD_FILE=str(secret))
+    request = "POST /jobs/1/cancel HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer pä ß\r\nContent-Length: 0\r\n\r\n"
+    assert b" 404 " in talk(server, request.encode()).split(b"\r\n")[0]
+    session = raw(server, "POST", "/login", "password=p%C3%A4+%C3%9F").headers["Set-Cookie"].split(";")[0]
+    assert ">Log out<" in raw(server, "GET", "/", Cookie=session, Accept="text/html").text
+    secret.unlink()
+    assert ">Log in<" in raw(server, "GET", "/", Cookie=session, Accept="text/html").text
+
+
+def test_a_body_of_a_mebibyte_and_one_more(shared: Server) -> None:
+    exact = json.dumps({"repo": "x" * (1 << 20)}).encode()[: 1 << 20]
+    assert shared.hook(exact, Content_Type="application/json").status == 400
+    refused = shared.hook(exact + b" ", Content_Type="application/json")
+    assert refused.status == 413 and "1 MiB" in refused.json["error"]
+
+
+def test_json_is_not_taken_for_a_form(work: Work, branch: str) -> None:
+    token = (work.server.data / "token").read_text().strip()
+    body = json.dumps({"head": "1" * 40}).encode()
+    answer = work.server.ask(f"{branch}/merge", body=body, Content_Type="application/json", Authorization=f"Bearer {token}")
+    assert answer.status == 400 and "must be a form" in answer.json["error"]
