@@ -1311,7 +1311,8 @@ for line in sys.stdin.buffer:
     pid = os.fork()
     if pid == 0:
         try:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores the latter two
+                signal.signal(number, signal.SIG_DFL)
             os.setsid()
             prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # kept over exec, see prctl(2)
             nothing = os.open(os.devnull, os.O_RDWR)
@@ -2013,13 +2014,7 @@ class Engine:
                 job.id, f"forge.timeout is {timeout!r}, but must be a whole number of seconds; run: git config forge.timeout 600"
             )
             return None
-        started = {
-            "id": job.id,
-            "started_at": now(),
-            "checkout": number,
-            "timeout": int(timeout),
-            **facts,
-        }
+        started = {"id": job.id, "started_at": now(), "checkout": number, "timeout": int(timeout), **facts}
         with self.lock:
             if job.status != "pending" or self.closing:
                 return None
@@ -2560,8 +2555,9 @@ def write_private(path: Path, text: str) -> None:
 
 
 def write_command(path: Path) -> None:
-    """Write the ``forge`` that hooks and jobs find: this file, with this Python."""
-    command = shlex.join((sys.executable, str(Path(__file__).resolve())))
+    """Write the ``forge`` that hooks and jobs find: this file with this Python, as a module, so that its bytecode is kept."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parent)!r}); import forge; sys.exit(forge.main())"
+    command = shlex.join((sys.executable, "-c", code))
     path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     path.chmod(0o755)
 

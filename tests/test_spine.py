@@ -442,6 +442,12 @@ git push -o wait origin HEAD:main
     assert states == ["passed"] * 3
 
 
+def test_signals_of_a_job_are_as_a_shell_has_them(work: Work) -> None:
+    work.branch("topic", run="yes | head -n 1; grep -E 'Sig(Ign|Blk)' /proc/self/status\n")
+    job = work.server.ended(work.push_job("topic"))
+    assert work.server.job_log(job["id"]).split() == [b"y", b"SigBlk:", b"0" * 16, b"SigIgn:", b"0" * 16]
+
+
 def test_a_retry_is_a_job_and_a_log_of_its_own(work: Work) -> None:
     work.branch("topic", run='[ -e "$HOME/second" ] || { touch "$HOME/second"; echo first; exit 1; }; echo second\n')
     first = work.server.ended(work.push_job("topic"))
