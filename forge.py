@@ -79,6 +79,7 @@ import zlib
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -1050,26 +1051,33 @@ class Surprise(Exception):
     """A checkout is in a state that is not worth mending; it is thrown away as a whole."""
 
 
-def prepare_checkout(slot: Path, trash: Path, repo: Path, commit: str) -> Path:
-    """Bring the checkout in `slot` to `commit` and return its tree. Nothing of what a job left there stays.
+def tidy_checkout(slot: Path, trash: Path, repo: Path) -> None:
+    """Take away what a job left in a checkout, or the whole checkout where that is not worth it. Raises OSError.
 
     The tree is `slot`/tree; the index, by whose stat data git knows what is unchanged, is `slot`/index, where no job
-    reaches it. Git runs with the bare repo's own directory and this index, so nothing a job wrote is read as
-    configuration. Raises GitError or OSError when not even a new checkout can be made.
+    reaches it. Git runs with the bare repo's own directory and this index, so nothing a job wrote is read as configuration.
     """
+    try:
+        if not (slot / "index").exists():
+            raise Surprise("there is no checkout yet")
+        discard(slot / "tree/.git", trash)
+        sweep_tree(slot / "tree", tracked_paths(repo, slot / "index"), trash)
+    except (Surprise, GitError, OSError):
+        discard(slot, trash)
+
+
+def fill_checkout(slot: Path, trash: Path, repo: Path, commit: str) -> Path:
+    """Bring a tidy checkout to `commit` and return its tree. Raises GitError or OSError when not even a new one can be made."""
     tree, index = slot / "tree", slot / "index"
-    git_dir = tree / ".git"
     try:
         if not index.exists():
             raise Surprise("there is no checkout yet")
-        discard(git_dir, trash)
-        sweep_tree(tree, tracked_paths(repo, index), trash)
         read_tree(repo, tree, index, commit)
-    except (Surprise, GitError, OSError):
+    except (Surprise, GitError):
         discard(slot, trash)
         tree.mkdir(parents=True)
         read_tree(repo, tree, index, commit)
-    write_git_dir(git_dir, repo, commit, index)
+    write_git_dir(tree / ".git", repo, commit, index)
     return tree
 
 
@@ -1117,7 +1125,7 @@ def sweep_tree(tree: Path, tracked: set[str], trash: Path) -> None:
 
 def write_git_dir(git_dir: Path, repo: Path, commit: str, index: Path) -> None:
     """Give a checkout a repository of its own: HEAD detached at `commit`, objects borrowed from `repo`."""
-    for folder in ("objects/info", "objects/pack", "refs/heads", "refs/tags"):
+    for folder in ("objects/info", "refs"):
         (git_dir / folder).mkdir(parents=True)
     version = "1\n[extensions]\n\tobjectFormat = sha256\n[core]" if len(commit) == 64 else "0"
     (git_dir / "config").write_text(f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n")
@@ -1823,7 +1831,10 @@ class Engine:
         with self.turn(name):
             refs = self.look(name, push)
         self.dispatch()
-        self.poke(name)
+        with self.lock:
+            jobs = [self.state.jobs.get(branch.job or 0) for branch in self.state.repos[name].branches.values()]
+            if any(job and not job.live for job in jobs):
+                self.poke(name)  # else there is nothing to decide
         return refs
 
     def look(self, name: str, push: Push = NO_PUSH) -> Refs:
@@ -1922,6 +1933,13 @@ class Engine:
         )
         return counts
 
+    def settings(self, name: str) -> dict[str, str]:
+        """The ``forge.*`` settings of a repo's config, read again when the file has changed."""
+        facts = (self.config.repo(name) / "config").stat()
+        seen = (str(facts.st_mtime_ns), str(facts.st_size), str(facts.st_ino))
+        settings: dict[str, str] = self._kept(("settings", name, *seen), lambda: repo_settings(self.config.repo(name)))
+        return settings
+
     def _kept(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
         with self.lock:
             if key in self._facts:
@@ -1997,11 +2015,14 @@ class Engine:
             number = next(n for n in count(1) if (job.repo, n) not in self.slots)
             self.slots[job.repo, number] = job.id
         try:
-            settings = repo_settings(path)
-            facts = self._candidate(path, job, known.tip)
             slot = self.config.data_dir / "work" / job.repo / str(number)
             slot.parent.mkdir(parents=True, exist_ok=True)
-            tree = prepare_checkout(slot, self.trash, path, str(facts["tested"]))
+            with ThreadPoolExecutor(1) as beside:
+                tidy = beside.submit(tidy_checkout, slot, self.trash, path)
+                settings = self.settings(job.repo)
+                facts = self._candidate(path, job, known.tip)
+                tidy.result()
+            tree = fill_checkout(slot, self.trash, path, str(facts["tested"]))
             self.littered.set()
         except (GitError, OSError) as error:
             self._end(job.id, f"it could not be prepared: {error}")

@@ -1,9 +1,10 @@
-"""How fast forge is, beside the same commands called by a script: ``make bench``. A benchmark, no test: nothing fails for being slow.
+"""How fast forge is, beside the same commands called by a script: ``make bench``.
 
-Each bench is a function from a Lab (a temporary folder with a clean environment) to rows; ``BENCHES`` lists them. Where
-there is a bare side, forge and it take turns in one loop, each round with commits of its own, so that a noisy moment
-hits both and neither finds what the other one left in a cache. The bare side works in a copy of the same bare repo,
-with the same configuration but without hooks; ``BARE`` holds what it runs.
+A benchmark and no test: nothing fails for being slow. Each bench is a function from a Lab (a temporary folder with a clean
+environment) to rows; ``BENCHES`` lists them. Where there is a bare side, forge and it take turns in one loop, each
+round with commits of its own, so that a noisy moment hits both and neither finds what the other one left in a cache.
+The bare side works in a copy of the same bare repo, with the same configuration but without hooks; ``BARE`` holds what
+it runs. A machine that does something else meanwhile makes all of it slow, and forge, which has more threads, most.
 
 Options: ``--quick`` (3 rounds), ``--only NAME`` (as often as wanted), ``--budget SECONDS``. The temporary folders are
 made where ``TMPDIR`` says; what kind of disk that is matters.
@@ -84,7 +85,7 @@ WIDTHS = (46, 6, 25, 25, 10, 10, 7)
 
 def line_of(cells: Iterable[str]) -> str:
     """A line of the table."""
-    return " | ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS)).rstrip()
+    return " | ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
 
 
 def spell(number: float) -> str:
@@ -319,11 +320,12 @@ class Server:
 
 
 class Commit(NamedTuple):
-    """A commit to be made: on top of main, or as its first one. Files below .forge/ are executable."""
+    """A commit to be made: on top of the commit `parent`, or without one. Files below .forge/ are executable."""
 
     branch: str
     files: dict[str, str]
     message: str = "A change"
+    parent: str = ""
 
 
 AUTO = "A change that merges by itself\n\nAuto-Merge: yes\n"
@@ -395,15 +397,21 @@ class Pair:
         """Put commits into the source; returns all its branches with their ids."""
         stream = "".join(map(as_import, commits))
         self.lab.run("git", "-C", self.source, "fast-import", "--quiet", text=stream)
-        listing = self.lab.run(
-            "git", "-C", self.source, "for-each-ref", "--format=%(refname:lstrip=2) %(objectname)", "refs/heads/"
-        )
+        form = "--format=%(refname:lstrip=2) %(objectname)"
+        listing = self.lab.run("git", "-C", self.source, "for-each-ref", form, "refs/heads/")
         return dict(line.split(" ") for line in listing.splitlines())
 
-    def changes(self, names: Iterable[str], message: str) -> dict[str, str]:
-        """Make a branch for each name and each side, ``<side>-<name>``, with a file that no other has; their ids."""
-        every = [f"{side}-{name}" for name in names for side in self.repos]
-        return self.make(Commit(branch, {f"changes/{branch}": f"{branch}\n"}, message) for branch in every)
+    def changes(self, side: str, names: Iterable[object], message: str) -> dict[str, str]:
+        """Make a branch for each name on top of the present base, as people do; returns their ids.
+
+        The n-th of them writes the n-th file, so that they merge with each other, and the repo does not grow.
+        """
+        self.lab.run("git", "-C", self.source, "fetch", "--quiet", self.repos[side], f"+refs/heads/main:refs/remotes/{side}/main")
+        parent = self.tip(side).strip()
+        branches = [f"{side}-{name}" for name in names]
+        files = [{f"changes/{number}": f"{branch}\n"} for number, branch in enumerate(branches)]
+        made = self.make(Commit(branch, its, message, parent) for branch, its in zip(branches, files, strict=True))
+        return {branch: made[branch] for branch in branches}
 
     def push_command(self, side: str, branches: Iterable[str]) -> tuple[str | Path, ...]:
         """What pushes branches to one of the repos."""
@@ -421,26 +429,16 @@ class Pair:
         """The commit of base, from its ref file."""
         return (self.repos[side] / "refs/heads/main").read_text()
 
-    def time_merge(self, side: str, branches: list[str], heads: dict[str, str], job: tuple[str, ...]) -> float:
+    def time_merge(self, side: str, names: Iterable[object], job: tuple[str, ...]) -> float:
         """Milliseconds from the start of a push until base has moved and all its branches are gone, on either side."""
-        files = [self.repos[side] / "refs/heads" / branch for branch in branches]
+        heads = self.changes(side, names, AUTO)
+        files = [self.repos[side] / "refs/heads" / branch for branch in heads]
         before = self.tip(side)
-        command = self.push_command(side, branches)
+        command = self.push_command(side, heads)
+        trees = self.lab.folder("trees")
         if side == "bare":
-            trees = self.lab.folder("trees")
-            pairs = [word for branch in branches for word in (branch, heads[branch])]
-            command = (
-                "sh",
-                "-c",
-                BARE["merge"],
-                "bare",
-                self.source,
-                self.repos[side],
-                trees,
-                before.strip(),
-                " ".join(job),
-                *pairs,
-            )
+            words = (self.source, self.repos[side], trees, before.strip(), " ".join(job))
+            command = ("sh", "-c", BARE["merge"], "bare", *words, *(word for pair in heads.items() for word in pair))
 
         def merged() -> bool:
             if process.poll():  # it failed; zero or None is fine
@@ -449,10 +447,9 @@ class Pair:
 
         began = time.perf_counter()
         with self.lab.running(*command) as process:
-            ended = wait_until(merged, f"the merge of {', '.join(branches)} ({side})")
-        if side == "bare":
-            shutil.rmtree(trees)
-            self.lab.run("git", "-C", self.repos[side], "worktree", "prune")
+            ended = wait_until(merged, f"the merge of {', '.join(heads)}")
+        shutil.rmtree(trees)
+        self.lab.run("git", "-C", self.repos["bare"], "worktree", "prune")
         self.server.settle()
         return 1000 * (ended - began)
 
@@ -461,8 +458,8 @@ def as_import(commit: Commit) -> str:
     """A commit in the language of git fast-import."""
     who = f"B <b@localhost> {int(time.time())} +0000"
     parts = [f"commit refs/heads/{commit.branch}\ncommitter {who}\n{as_data(commit.message)}"]
-    if commit.branch != "main":
-        parts.append("from refs/heads/main\n")
+    if commit.parent:
+        parts.append(f"from {commit.parent}\n")
     for path, text in commit.files.items():
         parts.append(f"M {'100755' if path.startswith('.forge/') else '100644'} inline {path}\n{as_data(text)}")
     return "".join(parts) + "\n"
@@ -533,12 +530,11 @@ def time_merges(lab: Lab, files: dict[str, str], job: tuple[str, ...]) -> tuple[
     took = {"forge": Series(), "bare": Series()}
     with Server(lab) as server:
         pair = Pair(lab, server, files)
-        heads = pair.changes(["first", *map(str, range(15))], AUTO)
         for side in took:
-            pair.time_merge(side, [f"{side}-first"], heads, job)
+            pair.time_merge(side, ["first"], job)
         for number, sides in lab.rounds():
             for side in sides:
-                took[side].values.append(pair.time_merge(side, [f"{side}-{number}"], heads, job))
+                took[side].values.append(pair.time_merge(side, [number], job))
     return took["forge"], took["bare"]
 
 
@@ -554,11 +550,9 @@ def bench_push(lab: Lab) -> Iterator[Row]:
 def time_pushes(lab: Lab, server: Server, pair: Pair, count: int) -> tuple[Series, Series]:
     """Pushes of `count` new branches on both sides; they are removed after each round."""
     took = {"forge": Series(), "bare": Series()}
-    names = [f"{count}-{number}-{one}" for number in range(15) for one in range(count)]
-    pair.changes(names, "A change that waits")
     for number, sides in lab.rounds():
         for side in sides:
-            branches = [f"{side}-{count}-{number}-{one}" for one in range(count)]
+            branches = pair.changes(side, [f"{count}-{number}-{one}" for one in range(count)], "A change that waits")
             began = time.perf_counter()
             with lab.running(*pair.push_command(side, branches)) as process:
                 wait_for_end(process)
@@ -574,16 +568,14 @@ def bench_many_nix(lab: Lab) -> Iterator[Row]:
     single, took = Series(), {"forge": Series(), "bare": Series()}
     with Server(lab) as server:
         pair = Pair(lab, server, with_nix())
-        names = [f"{number}-{one}" for number in range(3) for one in range(25)]
-        heads = pair.changes(["first", *names], AUTO)
         for side in took:
-            pair.time_merge(side, [f"{side}-first"], heads, WITH_NIX_COMMAND)
+            pair.time_merge(side, ["first"], WITH_NIX_COMMAND)
         for number, sides in lab.rounds(3):
-            for one in range(20, 25):
-                single.values.append(pair.time_merge("forge", [f"forge-{number}-{one}"], heads, WITH_NIX_COMMAND))
+            for one in range(5):
+                single.values.append(pair.time_merge("forge", [f"{number}-single-{one}"], WITH_NIX_COMMAND))
             for side in sides:
-                branches = [f"{side}-{number}-{one}" for one in range(20)]
-                took[side].values.append(pair.time_merge(side, branches, heads, WITH_NIX_COMMAND))
+                names = [f"{number}-{one}" for one in range(20)]
+                took[side].values.append(pair.time_merge(side, names, WITH_NIX_COMMAND))
     yield Row("one push → merged, the same server", single)
     ratio = took["forge"].median / single.median
     yield Row("20 branches in one push → all merged, nix", took["forge"], took["bare"], f"{ratio:.1f} ×", "≤ 20 ×", ratio <= 20)
@@ -593,22 +585,21 @@ def bench_large(lab: Lab) -> Iterator[Row]:
     """From the start of a push until the job runs, in a repo of 20,000 files; the checkout is there from the job before."""
     files = {f"{n % 200:03d}/{n:05d}.txt": f"the text of file {n}\n" * 20 for n in range(20000)}
     files[".forge/pre-merge"] = "#!/bin/sh\ndate +%s.%N\n"
-    took, rounds = {"forge": Series(), "bare": Series()}, 5
+    took = {"forge": Series(), "bare": Series()}
     with Server(lab) as server:
         pair = Pair(lab, server, files, "large")
-        pair.changes(["first", *map(str, range(rounds))], "A change in a large repo")
         lab.run("git", "-C", pair.repos["bare"], "worktree", "add", "--quiet", "--detach", lab.root / "tree", "main")
         for side in took:
             time_start(lab, server, pair, side, "first")
-        for number, sides in lab.rounds(rounds):
+        for number, sides in lab.rounds(5):
             for side in sides:
-                took[side].values.append(time_start(lab, server, pair, side, str(number)))
+                took[side].values.append(time_start(lab, server, pair, side, number))
     yield row_by_limit("push → job runs, 20,000 files, checkout there", took["forge"], 300, took["bare"])
 
 
-def time_start(lab: Lab, server: Server, pair: Pair, side: str, name: str) -> float:
+def time_start(lab: Lab, server: Server, pair: Pair, side: str, name: object) -> float:
     """Milliseconds from the start of a push to the time that its job prints."""
-    branch = f"{side}-{name}"
+    (branch,) = pair.changes(side, [name], "A change in a large repo")
     command = pair.push_command(side, [branch])
     log = lab.root / "bare.log"
     if side == "bare":
@@ -632,16 +623,15 @@ def bench_chatty(lab: Lab) -> Iterator[Row]:
     script.chmod(0o755)
     with Server(lab) as server:
         pair = Pair(lab, server, {".forge/pre-merge": chatty})
-        pair.changes(["first", *map(str, range(5))], "A change that is talked about")
-        watch_chatty(lab, server, pair, "forge-first")
+        watch_chatty(lab, server, pair, "first")
         time_into_file(lab, script)
         for number, sides in lab.rounds(5):
             for side in sides:
                 if side == "bare":
                     took[side].values.append(time_into_file(lab, script))
                 else:
-                    figures = watch_chatty(lab, server, pair, f"forge-{number}")
-                    for series, value in zip((took[side], cpu, rss), figures):
+                    figures = watch_chatty(lab, server, pair, number)
+                    for series, value in zip((took[side], cpu, rss), figures, strict=True):
                         series.values.append(value)
     yield row_by_ratio("a job that prints 200 MB", took["forge"], took["bare"], 1.1)
     yield row_by_limit("… the server's processor time meanwhile", cpu, 0.05)
@@ -660,8 +650,9 @@ def time_into_file(lab: Lab, script: Path) -> float:
     return took
 
 
-def watch_chatty(lab: Lab, server: Server, pair: Pair, branch: str) -> tuple[float, float, float]:
+def watch_chatty(lab: Lab, server: Server, pair: Pair, name: object) -> tuple[float, float, float]:
     """(milliseconds from the start of the job to its end, the server's processor seconds, its growth in MB) of one job."""
+    (branch,) = pair.changes("forge", [name], "A change that is talked about")
     most = 0
 
     def ended() -> bool:
@@ -741,7 +732,7 @@ def run_bench(name: str, rounds: int, deadline: float) -> bool:
 
 def versions() -> str:
     """What this ran on, in one line."""
-    found = [f"{os.cpu_count()} CPUs", f"Python {platform.python_version()}"]
+    found = [f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}", f"Python {platform.python_version()}"]
     for command in ("git", "nix"):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             found.append(subprocess.run([command, "--version"], capture_output=True, text=True, timeout=10).stdout.strip())
