@@ -2459,7 +2459,7 @@ class Engine:
             if old.kind == POST and refs.tip != old.commit:
                 raise Refused(
                     409,
-                    f"job {job_id} deployed {old.commit[:12]}, but base is at {(refs.tip or 'nothing')[:12]} now; roll back instead",
+                    f"job {job_id} deployed {old.commit[:12]}, but base is at {(refs.tip or 'nothing')[:12]}; roll back instead",
                 )
             if old.kind == PRE and (refs.heads.get(old.branch) != old.commit or old.branch not in refs.ahead):
                 where = refs.heads.get(old.branch)

@@ -625,7 +625,7 @@ def bench_chatty(lab: Lab) -> Iterator[Row]:
         pair = Pair(lab, server, {".forge/pre-merge": chatty})
         watch_chatty(lab, server, pair, "first")
         time_into_file(lab, script)
-        for number, sides in lab.rounds(5):
+        for number, sides in lab.rounds(9):
             for side in sides:
                 if side == "bare":
                     took[side].values.append(time_into_file(lab, script))

@@ -294,7 +294,7 @@ MESSES = {
     "links": "rm -rf .forge; ln -s /etc .forge; ln -s / root",
     "files for folders": "rm -rf .forge; echo x >.forge; rm file-a; mkdir file-a; echo x >file-a/x",
     "modes": "chmod 700 .forge; chmod 777 .; chmod +x file-a",
-    "hooks": "mkdir -p .git/hooks; cd .git/hooks; printf '#!/bin/sh\\ntouch /tmp/forge-test-owned\\n' >post-index-change; chmod +x *",
+    "hooks": "mkdir .git/hooks; cd .git/hooks; printf '#!/bin/sh\\ntouch /tmp/forge-test-owned\\n' >post-index-change; chmod +x *",
 }
 LOOK = """git status --porcelain --ignored; ls -A | tr '\\n' ' '; cat file-a; stat -c %a . .forge file-a | tr '\\n' ' '
 ls -A .git | tr '\\n' ' '; git config --list --local | wc -l; find . -name .git | wc -l\n"""
