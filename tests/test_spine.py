@@ -289,12 +289,12 @@ MESSES = {
     "nested folders": "p=.; for i in $(seq 3000); do mkdir n && cd n || exit 1; done",
     "tracked file changed with its old times": "touch -r file-a ref; echo xile-a >file-a; touch -r ref file-a; rm ref",
     "index": "git rm -q --cached -r . ; git update-index --assume-unchanged file-a 2>/dev/null; echo evil >file-a",
-    "own git": "rm -rf .git; git init -q; echo '[core]\n\tfsmonitor = touch /tmp/forge-test-owned' >.git/config",
+    "own git": "rm -rf .git; git init -q; echo '[core]\n\tfsmonitor = touch /tmp/forge-owned' >.git/config",
     "git inside": "mkdir -p .forge/.git dir/.git; echo x >.forge/.git/config; git init -q sub",
     "links": "rm -rf .forge; ln -s /etc .forge; ln -s / root",
     "files for folders": "rm -rf .forge; echo x >.forge; rm file-a; mkdir file-a; echo x >file-a/x",
     "modes": "chmod 700 .forge; chmod 777 .; chmod +x file-a",
-    "hooks": "mkdir .git/hooks; cd .git/hooks; printf '#!/bin/sh\\ntouch /tmp/forge-test-owned\\n' >post-index-change; chmod +x *",
+    "hooks": "mkdir .git/hooks; cd .git/hooks; printf '#!/bin/sh\\ntouch /tmp/forge-owned\\n' >post-index-change; chmod +x *",
 }
 LOOK = """git status --porcelain --ignored; ls -A | tr '\\n' ' '; cat file-a; stat -c %a . .forge file-a | tr '\\n' ' '
 ls -A .git | tr '\\n' ' '; git config --list --local | wc -l; find . -name .git | wc -l\n"""
@@ -327,7 +327,7 @@ def test_nothing_a_job_left_reaches_the_next(messy: Work, mess: str) -> None:
     second = server.ended(messy.push_job("look", force=True))
     assert second["status"] == "passed"
     assert server.job_log(second["id"]) == server.job_log(first["id"])
-    assert not Path("/tmp/forge-test-owned").exists()
+    assert not Path("/tmp/forge-owned").exists()
     assert len(list((server.data / "work/app").iterdir())) <= 2
     wait_for(lambda: not list((server.data / "trash").iterdir()), "the janitor")
 
