@@ -193,8 +193,8 @@ def load_config(environ: Mapping[str, str]) -> Config:
 
 
 def is_http_url(text: str) -> bool:
-    """Whether `text` is an http(s) URL with a host and nothing after the path."""
-    found = re.fullmatch(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?(?:/[A-Za-z0-9._~%/-]*)?", text)
+    """Whether `text` is an http(s) URL of a host, with or without a port; the pages live at its root."""
+    found = re.fullmatch(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", text)
     return found is not None and 0 < int(found[1] or 1) < 65536
 
 
@@ -2953,6 +2953,7 @@ class Web:
             ("POST", "/jobs/<job_id>/retry", self.retry),
             ("GET", "/login", self.login_page),
             ("POST", "/login", self.login),
+            ("GET", "/logout", self.login_page),
             ("POST", "/logout", self.logout),
             ("POST", "/hooks/post-receive", self.post_receive),
             ("GET", "/r/<repo>", self.repo),
@@ -3684,10 +3685,11 @@ def cmd_wait(config: Config, args: argparse.Namespace) -> int:
         if "merge" in view or view["settled"]:
             break
         time.sleep(0.2)
-    job = view.get("job")
-    show(args, view, view["why"])
-    good = "merge" in view or (view["mergeable"] and not view["auto_merge"]) or (job is None and view["ahead"] == 0)
-    return 0 if good else 1
+    good = "merge" in view or (view["mergeable"] and not view["auto_merge"]) or view["ahead"] == 0
+    show(args, view, view["why"] if good else "")
+    if not good:
+        raise Fault(1, view["why"])
+    return 0
 
 
 def cmd_merge(config: Config, args: argparse.Namespace) -> int:

@@ -95,7 +95,7 @@ def test_wait_merge_retry_and_cancel(work: Work) -> None:
     work.branch("bad", run="exit 4\n")
     bad = work.push_job("bad")
     waited = cli("wait", work.name, "bad", check=False)
-    assert waited.returncode == 1 and "exit code 4" in waited.stdout
+    assert waited.returncode == 1 and "exit code 4" in waited.stderr and waited.stderr.count("\n") == 1
     refused = cli("merge", work.name, "bad", check=False)
     assert refused.returncode == 1 and "exit code 4" in refused.stderr and refused.stderr.count("\n") == 1
     again = json.loads(cli("retry", str(bad), "--json").stdout)

@@ -185,7 +185,8 @@ def test_a_session(work: Work, branch: str) -> None:
     assert (
         raw(work.server, "POST", f"{branch}/merge", "", Cookie=session[:-1] + ("0" if session[-1] != "0" else "1")).status == 401
     )
-    assert ">Log out<" in raw(work.server, "GET", "/", Cookie=session, Accept="text/html").text
+    for path in ("/", "/login", "/logout"):
+        assert ">Log out<" in raw(work.server, "GET", path, Cookie=session, Accept="text/html").text
     assert 'type="password"' not in raw(work.server, "GET", branch, Cookie=session, Accept="text/html").text
     assert raw(work.server, "POST", f"{branch}/merge", "", Cookie=session).status == 200
     assert raw(work.server, "POST", "/logout", "", Cookie=session).status == 200
