@@ -22,7 +22,7 @@ The data directory
     logs/<repo>/<id>.log        a job's bytes as it wrote them
     work/<repo>/<n>/tree        a checkout with a .git of its own; beside it its index, which no job sees
     home/<repo>/<kind>          HOME of the jobs
-    running/<id>/               what a supervisor keeps: pid, command, exit
+    running/<id>/               what a supervisor keeps: pid, command, exit.new → exit
     incoming/                   what hooks could not deliver
     trash/                      what is being removed
     bin/forge                   the command, for hooks and jobs
@@ -30,7 +30,8 @@ The data directory
 
 Events
 ------
-``jobs.jsonl``:   repo.found repo.gone base.moved branch.gone job.queued job.started job.stopping job.finished
+``jobs.jsonl``:   repo.found repo.gone base.moved branch.gone
+                  job.queued job.started job.unstarted job.stopping job.finished
 ``merges.jsonl``: merge.asked, merge.begun → merged | merge.abandoned, branch.deleting → branch.deleted | branch.kept
 
 An effect on refs is written as an intent (begun, deleting), done, and written as an outcome. After a crash
@@ -39,16 +40,19 @@ An effect on refs is written as an intent (begun, deleting), done, and written a
 Threads and the lock
 --------------------
 One lock, ``Engine.lock`` (a Condition), guards the ledger (journal, state, indexes), the table of running jobs and the
-turns. It is held for memory and the journal's one write, never for git, a checkout or a process. What needs a quiet
-repo (reading refs and acting on them) takes the repo's turn; turns are marked under the lock and held without it.
+turns. It is held for memory and for reading and writing the journal, never for git, a checkout or a process. What needs
+a quiet repo (reading refs and acting on them) takes the repo's turn, which pushes do not: every move of a ref names the
+old value. Turns are marked under the lock and held without it.
 
 ==========  =========================================================================================
 watcher     one; waits on the pidfds of the jobs, measures and stops them, starts a scan when due
 workers     ``WORKERS``; take repos from ``Engine.todo`` and step them
-launchers   one for each job that is being started; gone when its process runs
+starters    one for each job that is being started; gone when its process runs
 janitor     one; empties ``trash/``
 web         waitress's; they submit, ask, and read
 ==========  =========================================================================================
+
+Beside the server runs one process, the launcher, which forks the supervisors; see ``LAUNCHER`` and ``SUPERVISOR``.
 """
 
 from __future__ import annotations
@@ -642,6 +646,14 @@ def _fold_job_changed(state: State, record: Mapping[str, Any]) -> None:
             del state.jobs[job.id]
 
 
+def _fold_job_unstarted(state: State, record: Mapping[str, Any]) -> None:
+    job = state.jobs.get(record["id"])
+    if job:
+        job.status = "pending"
+        job.started_at = job.tested = job.tree = job.checkout = None
+        job.base = job.base if job.kind == POST else None
+
+
 def _fold_job_stopping(state: State, record: Mapping[str, Any]) -> None:
     job = state.jobs.get(record["id"])
     if job and not job.stopping:
@@ -689,6 +701,7 @@ FOLDS: dict[str, Callable[[State, Mapping[str, Any]], None]] = {
     "branch.gone": _fold_branch_gone,
     "job.queued": _fold_job_queued,
     "job.started": _fold_job_changed,
+    "job.unstarted": _fold_job_unstarted,
     "job.stopping": _fold_job_stopping,
     "job.finished": _fold_job_changed,
     "merge.asked": _fold_merge_asked,
@@ -762,6 +775,11 @@ class Ledger:
                 if len(found) >= limit:
                     break
         return found
+
+    def merge_of(self, repo: str, branch: str) -> dict[str, Any] | None:
+        """The merge by which a branch that is gone went, or None: it may have been pushed again since, and deleted."""
+        merges, jobs = self.merges_of(repo, branch, 1), self.search(1, repo=repo, branch=branch, kind=PRE)
+        return merges[0] if merges and not (jobs and jobs[0].id > merges[0]["job"]) else None
 
     def merges_of(self, repo: str, branch: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
         """The newest merges of a repo (of one branch of it), newest first, as the journal has them."""
@@ -1134,15 +1152,17 @@ def write_git_dir(git_dir: Path, repo: Path, commit: str, index: Path) -> None:
     shutil.copy2(index, git_dir / "index")  # with its mtime, by which git knows which entries may be stale
 
 
-def discard(path: Path, trash: Path) -> None:
-    """Take a file or a directory out of the way at once; the janitor removes it. What is not there is fine."""
+def discard(path: Path, trash: Path) -> Path | None:
+    """Take a file or a directory out of the way at once; the janitor removes it. Returns where it is then, if it was."""
     try:
         facts = os.lstat(path)
     except FileNotFoundError:
-        return
+        return None
     if stat.S_ISDIR(facts.st_mode):
         os.chmod(path, 0o700)  # a directory without write permission cannot be moved
-    os.rename(path, trash / f"{time.time_ns()}-{secrets.token_hex(4)}")
+    target = trash / f"{time.time_ns()}-{secrets.token_hex(4)}"
+    os.rename(path, target)
+    return target
 
 
 def empty_trash(trash: Path) -> None:
@@ -1190,8 +1210,10 @@ trap : HUP INT QUIT USR1 USR2 PIPE ALRM TERM
 command -v setsid >/dev/null && set -- setsid "$@" # a signal to the job's own group must not reach us
 read -r boot </proc/sys/kernel/random/boot_id
 read -r stat </proc/$$/stat
+set -C # a server that has given this start up has taken $run away, or has filled it anew
 note() { shift 19; printf '%s %s %s\n' "$$" "$1" "$boot" >"$run/pid"; }
-note ${stat##*) }
+note ${stat##*) } 2>/dev/null || exit 1
+set +C
 (exec "$@" >>"$log" 2>&1 3>>"$run/command")  # in a subshell, so that no word of this shell gets into the log
 code=$?
 tries=0
@@ -1207,9 +1229,9 @@ printf '%-4s%s\n' "$code" "$up" 1<>"$run/exit.new" && mv "$run/exit.new" "$run/e
 # What runs in the checkout: find the job's command, tell it on descriptor 3, become it.
 # The usual flake is run without a look first (each start of nix costs); only when that fails is the reason looked at.
 FINDER = r"""
-kind=$1 system=$2 setting=$3 configured=$4
+kind=$1 system=$2 setting=$3 repo=$4 configured=$5
 why="there is no justfile with the recipe $kind, no flake.nix with apps.$system.$kind, no executable .forge/$kind; \
-add one, or set a command: git config $setting '…'"
+add one, or set a command on the server: git -C $repo config $setting '…'"
 tell() { printf '%s\n' "$*" >&3; }
 become() { exec 3>&- 4>&-; exec "$@"; }
 flake() { command nix --extra-experimental-features 'nix-command flakes' "$@"; }
@@ -1288,6 +1310,7 @@ class Launch:
     run: Path
     log: Path
     environ: Mapping[str, str]
+    repo: Path
     command: str = ""  # from the repo's config; empty: the finder looks
 
 
@@ -1369,8 +1392,18 @@ def start_job(launcher: Launcher, launch: Launch) -> int:
     launch.run.mkdir(parents=True)
     (launch.run / "exit.new").write_bytes(b" " * 32)
     launch.log.parent.mkdir(parents=True, exist_ok=True)
-    launch.log.touch(exist_ok=False)
-    finder = ["sh", "-c", FINDER, "forge-job", launch.kind, nix_system(), COMMAND_SETTING[launch.kind], launch.command]
+    launch.log.touch()
+    finder = [
+        "sh",
+        "-c",
+        FINDER,
+        "forge-job",
+        launch.kind,
+        nix_system(),
+        COMMAND_SETTING[launch.kind],
+        str(launch.repo),
+        launch.command,
+    ]
     supervisor = ["sh", "-c", SUPERVISOR, "forge-supervisor", str(launch.run), str(launch.log)]
     return launcher.start(launch.tree, supervisor + finder, launch.environ)
 
@@ -1663,8 +1696,8 @@ def explain(blockers: list[str], how: str | None, stale: bool) -> str:
             if not stale
             else "it passed on an older base and is about to be tested on the new one"
         )
-    again = ", after another test, since base has moved on" if stale else ""
-    return f"nothing keeps it: it passed, and merges when somebody asks{again} (it has no trailer Auto-Merge: yes)"
+    again = ", after another test since base has moved on" if stale else ""
+    return f"it passed, and merges when somebody asks{again}: its head commit has no trailer Auto-Merge: yes"
 
 
 ###############################################################################
@@ -1692,7 +1725,7 @@ class Engine:
         self.lock = threading.Condition()
         self.ledger = Ledger(config.data_dir)
         self.running: dict[int, Running] = {}
-        self.starting: dict[int, Job] = {}  # being started by a launcher, whatever has become of them since
+        self.starting: dict[int, Job] = {}  # being started, whatever has become of them since
         self.slots: dict[tuple[str, int], int] = {}  # (repo, number of the checkout): the job in it
         self.turns: set[str] = set()
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
@@ -1763,7 +1796,14 @@ class Engine:
             else:
                 lost.append(job.id)
         for job_id in lost:
-            self._end(job_id)
+            run = runs / str(job_id)
+            moved = None if read_exit(run) else discard(run, self.trash)
+            if read_exit(run) or self.state.jobs[job_id].stopping or (moved and (moved / "pid").exists()):
+                self._end(job_id)
+            else:  # its supervisor never began, and now it cannot
+                with self.lock:
+                    self.record(("job.unstarted", {"id": job_id}))
+                    self.slots = {key: value for key, value in self.slots.items() if value != job_id}
         for run in runs.iterdir():
             if not run.name.isdigit() or int(run.name) not in self.running:
                 discard(run, self.trash)
@@ -1972,10 +2012,10 @@ class Engine:
                 else:
                     continue
                 self.starting[job.id] = job
-                threading.Thread(target=self._launch, args=(job,), name=f"launch-{job.id}", daemon=True).start()
+                threading.Thread(target=self._launch, args=(job,), name=f"start-{job.id}", daemon=True).start()
 
     def _launch(self, job: Job) -> None:
-        """Start one job; a launcher thread runs this and ends with it."""
+        """Start one job; a starter thread runs this and ends with it."""
         try:
             launch = self._prepare(job)
             if launch is None:
@@ -1995,7 +2035,9 @@ class Engine:
                 self.running[job.id] = Running(job.id, pid, pidfd, launch.run, launch.log, began, deadline)
             self.commit(job.repo, job.commit)  # the gate will ask
         except (Refused, GitError, OSError) as error:
-            log(f"job {job.id}: {error}")
+            log(f"job {job.id} cannot be started now: {error}")
+            with self.lock:
+                self.lock.wait_for(lambda: self.closing, timeout=5)  # it is tried again, but not at once
         except Exception:
             log(f"job {job.id}: {traceback.format_exc()}")
         finally:
@@ -2032,7 +2074,8 @@ class Engine:
         timeout = settings.get("forge.timeout", str(self.config.job_timeout))
         if not re.fullmatch("[1-9][0-9]{0,8}", timeout):
             self._end(
-                job.id, f"forge.timeout is {timeout!r}, but must be a whole number of seconds; run: git config forge.timeout 600"
+                job.id,
+                f"forge.timeout is {timeout!r}, but must be a number of seconds; run: git -C {path} config forge.timeout 600",
             )
             return None
         started = {"id": job.id, "started_at": now(), "checkout": number, "timeout": int(timeout), **facts}
@@ -2047,6 +2090,7 @@ class Engine:
             run=self.config.data_dir / "running" / str(job.id),
             log=self.config.log(job.repo, job.id),
             environ=environ,
+            repo=path,
             command=settings.get(COMMAND_SETTING[job.kind].lower(), ""),
         )
 
@@ -2396,8 +2440,8 @@ class Engine:
         there = refs.heads.get(branch)
         if there is None:
             with self.lock:
-                done = self.ledger.merges_of(name, branch, 1)
-            said = f"; it was merged as {done[0]['merge_commit']}" if done else ""
+                done = self.ledger.merge_of(name, branch)
+            said = f"; it was merged as {done['merge_commit']}" if done else ""
             raise Refused(404, f"{name} has no branch {branch}{said}")
         if branch == refs.base:
             raise Refused(409, f"{branch} is the base of {name}")
@@ -3126,9 +3170,9 @@ class Web:
             if action[2] in ("merge", "delete") and action[0] in refs.heads:
                 raise Refused(405, f"{action[2]} is done with POST", headers={"Allow": "POST"})
             with self.engine.lock:
-                done = self.engine.ledger.merges_of(repo, branch, 1)
+                done = self.engine.ledger.merge_of(repo, branch)
             if done:
-                merge = merge_view(done[0])
+                merge = merge_view(done)
                 raise Refused(
                     404, f"{branch} was merged into {refs.base} as {merge['merge_commit']} by job {merge['job']}", merge=merge
                 )
@@ -3154,12 +3198,16 @@ class Web:
     def jobs(self) -> Any:
         query = bottle.request.query
         wanted = {name: utf8(query[name]) for name in ("repo", "branch", "kind", "status") if query.get(name)}
-        limit, before = (query_number(name) for name in ("limit", "before"))
+        for name, known in (("status", (*LIVE, *FINAL)), ("kind", (PRE, POST))):
+            if wanted.get(name, known[0]) not in known:
+                raise Refused(400, f"{name} is {shorten(wanted[name])}, but must be one of {', '.join(known)}")
+        limit, before = min(query_number("limit") or 100, 1000), query_number("before")
         with self.engine.lock:
-            found = self.engine.ledger.search(min(limit or 100, 1000), before, **wanted)
+            found = self.engine.ledger.search(limit, before, **wanted)
             running = [job_view(self.engine, job) for job in self.engine.state.live_jobs() if job.status == "running"]
             jobs = [job_view(self.engine, job) for job in found]
-        return self._show("jobs", {"jobs": jobs}, running=running, wanted=wanted, more=len(jobs) >= (limit or 100))
+        older = urlencode({**wanted, "limit": limit, "before": jobs[-1]["id"]}) if len(jobs) >= limit else None
+        return self._show("jobs", {"jobs": jobs}, running=running, wanted=wanted, older=older)
 
     def job(self, job_id: str) -> Any:
         job = self._job(job_id)
@@ -3264,7 +3312,12 @@ class Web:
     # -- actions ----------------------------------------------------------------------
 
     def login_page(self) -> Any:
-        return self._show("login", {"logged_in": self.door.knows(bottle.request.get_cookie(COOKIE, ""))}, wrong=None)
+        return self._show(
+            "login",
+            {"logged_in": self.door.knows(bottle.request.get_cookie(COOKIE, ""))},
+            wrong=None,
+            to=bottle.request.query.get("to") or "/",
+        )
 
     def login(self) -> Any:
         try:
@@ -3272,7 +3325,7 @@ class Web:
         except Refused as error:
             if wanted_type() != "html" or error.status == 429:
                 raise
-            body = self._render("login", wrong=error.text)
+            body = self._render("login", wrong=error.text, to=self._form("to") or "/")
             return bottle.HTTPResponse(body, error.status, {"Content-Type": "text/html; charset=utf-8"})
         target = self._form("to") or "/"
         answer = self._done({"status": "logged in"}, target if re.fullmatch(r"/(?![/\\])[!-~]*", target) else "/")
@@ -3329,6 +3382,8 @@ class Web:
             repo, push = parse_hook_json(body, now())
         refs = self.engine.submit(repo, push)
         jobs, lines, watch = self._tell_push(repo, refs, push)
+        odd = [option for option in push.options if option not in ("wait", "merge")]
+        lines += [f"forge: the push option {shorten(option)} is not known; there are wait and merge" for option in odd]
         if wanted_type() != "text":
             return json_response({"jobs": jobs}, 202)
         if "wait" in push.options and watch:
@@ -3614,7 +3669,7 @@ def cmd_repos(config: Config, args: argparse.Namespace) -> int:
         [r["repo"], r["base"] or "-", (r["head"] or "empty")[:10], f"{r['open']} open", r["trouble"] or ""]
         for r in found["repos"]
     ]
-    show(args, found, table(rows))
+    show(args, found, table(rows) or "no repo yet; make one with: forge create NAME")
     return 0
 
 
@@ -3623,13 +3678,14 @@ def cmd_jobs(config: Config, args: argparse.Namespace) -> int:
     found = client.get("/jobs", repo=args.repo and check_repo(args.repo), limit=args.limit)
     if args.repo and not found["jobs"]:
         client.get(f"/r/{args.repo}")  # says so when there is no such repo
-    show(args, found, table([job_line(job) for job in found["jobs"]]))
+    show(args, found, table([job_line(job) for job in found["jobs"]]) or "no job yet")
     return 0
 
 
 def cmd_job(config: Config, args: argparse.Namespace) -> int:
     job = Client(config).get(f"/jobs/{args.id}")
-    show(args, job, "\n".join(f"{name + ':':14}{value}" for name, value in job.items() if value not in (None, [])))
+    job_lines = (f"{name + ':':14}{value}" for name, value in job.items() if value is not None and name != "heads")
+    show(args, job, "\n".join(job_lines))
     return 0
 
 
@@ -3665,7 +3721,7 @@ def cmd_status(config: Config, args: argparse.Namespace) -> int:
     view = find_mr(Client(config), args.repo, args.branch)
     job = view.get("job")
     if "merge" in view:
-        text = f"merged: {view['why']}"
+        text = view["why"]
     else:
         text = f"{job['status'] if job else 'no job'}: {view['why']}" + (f"\n{job['url']}" if job else "")
     show(args, view, text)
@@ -3685,7 +3741,8 @@ def cmd_wait(config: Config, args: argparse.Namespace) -> int:
         if "merge" in view or view["settled"]:
             break
         time.sleep(0.2)
-    good = "merge" in view or (view["mergeable"] and not view["auto_merge"]) or view["ahead"] == 0
+    passed = view.get("job") and view["job"]["status"] == "passed" and not view["auto_merge"]
+    good = "merge" in view or passed or view["ahead"] == 0
     show(args, view, view["why"] if good else "")
     if not good:
         raise Fault(1, view["why"])
@@ -3702,7 +3759,8 @@ def cmd_merge(config: Config, args: argparse.Namespace) -> int:
 
 
 def cmd_cancel(config: Config, args: argparse.Namespace) -> int:
-    show(args, Client(config).post(f"/jobs/{args.id}/cancel"), f"job {args.id} is being stopped")
+    job = Client(config).post(f"/jobs/{args.id}/cancel")
+    show(args, job, f"job {args.id} is {job['status'] if job['status'] not in LIVE else 'being stopped'}")
     return 0
 
 
@@ -3746,8 +3804,8 @@ def examine(config: Config) -> Iterator[tuple[str, bool, str]]:
     )
     yield (
         "subreaper",
-        Path("/proc/self/task").exists() and Path(f"/proc/self/task/{os.getpid()}/children").exists(),
-        "needs /proc with children lists (CONFIG_PROC_CHILDREN)",
+        Path(f"/proc/self/task/{os.getpid()}/children").exists(),
+        "what jobs leave behind is found by /proc/<pid>/task/<tid>/children (CONFIG_PROC_CHILDREN)",
     )
     root = config.data_dir
     if not root.is_dir():
@@ -3921,7 +3979,12 @@ def cmd_demo(config: Config, args: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"\n== {text}", flush=True)
 
+    def leave(*_: Any) -> None:
+        raise SystemExit(0)
+
     server = None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
     try:
         no_nix = demo_uses_nix(root / "probe")
         say(
@@ -3969,9 +4032,9 @@ def cmd_demo(config: Config, args: argparse.Namespace) -> int:
         git_in("git", "push", "-q", "-o", "wait", "origin", "friendly")
         git_in("git", "fetch", "-q", "--prune")
         git_in("git", "log", "--oneline", "--graph", "origin/main")
-        say(f"look at it: {url}/r/hello · the failed one: {url}/r/hello/mr/careless · all jobs: {url}/jobs")
-        print(f"   the merge password is demo; a clone to play with is {work}", flush=True)
         if not args.once:
+            say(f"look at it: {url}/r/hello · the failed one: {url}/r/hello/mr/careless · all jobs: {url}/jobs")
+            print(f"   the merge password is demo; a clone to play with is {work}", flush=True)
             say("serving until Ctrl-C")
             server.wait()
         return 0
@@ -3982,7 +4045,6 @@ def cmd_demo(config: Config, args: argparse.Namespace) -> int:
         if server and server.poll() is None:
             server.terminate()
             server.wait(timeout=15)
-        (root / "trash").mkdir(exist_ok=True)
         shutil.rmtree(root, ignore_errors=True)
 
 

@@ -84,8 +84,8 @@ WIDTHS = (46, 6, 25, 25, 10, 10, 7)
 
 
 def line_of(cells: Iterable[str]) -> str:
-    """A line of the table."""
-    return " | ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
+    """A line of the table; cells that are missing at its end stay empty."""
+    return " | ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=False)).rstrip()
 
 
 def spell(number: float) -> str:
@@ -545,6 +545,9 @@ def bench_push(lab: Lab) -> Iterator[Row]:
         for count in (1, 20):
             what = f"git push of {count} branch{'es' if count > 1 else ''}"
             yield row_by_difference(what, *time_pushes(lab, server, pair, count), 15)
+        helpers = [process.memory_full_info().uss for process in server.watched.children(recursive=True)]
+        yield Row("… the server's memory after these jobs (RSS)", Series([server.watched.memory_info().rss / MEGABYTE], "MB"))
+        yield Row("… what its helper processes add (USS)", Series([sum(helpers) / MEGABYTE], "MB"))
 
 
 def time_pushes(lab: Lab, server: Server, pair: Pair, count: int) -> tuple[Series, Series]:

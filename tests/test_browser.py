@@ -79,6 +79,17 @@ def test_a_running_job_is_followed_to_its_end(work: Work, page: Any) -> None:
     assert page.locator("#log .line > span").all_inner_texts() == ["one", "two"]
 
 
+def test_a_line_that_has_not_ended_is_shown(work: Work, page: Any) -> None:
+    work.branch("topic", run=r"printf '\033[32mgreen\033[0m 10%%'; sleep 3; printf ' 20%%\rdone\n'" + "\n")
+    job_id = work.push_job("topic")
+    work.server.running(job_id)
+    page.goto(f"{work.server.url}/jobs/{job_id}")
+    page.wait_for_selector("#log .ansi-green-fg", timeout=5000)
+    assert page.locator("#log .line > span").all_inner_texts() == ["green 10%"]
+    page.wait_for_selector("[data-status=passed]", timeout=15000)
+    assert page.locator("#log .line > span").all_inner_texts() == ["done"]
+
+
 def test_merging_with_the_password_and_with_a_session(work: Work, page: Any) -> None:
     for name in ("first", "second"):
         work.branch(name)

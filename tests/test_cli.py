@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,10 +185,12 @@ def test_the_demo_twice_without_nix(tmp_path: Path) -> None:
         done = subprocess.run([*FORGE, "demo", "--once"], env=environ, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0 and "without Nix (nix is not on the PATH)" in done.stdout, done.stdout + done.stderr
         assert "merged into main as" in done.stdout and "failed after" in done.stdout and "http://127.0.0.1:" in done.stdout
+        assert "merge password is demo" not in done.stdout
     assert list(tmp_path.iterdir()) == [tmp_path / "bin"]
 
 
-def test_the_demo_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_demo_serves_until_it_is_told_to_stop(tmp_path: Path, number: int) -> None:
     environ = clean_environ() | {"TMPDIR": str(tmp_path)}
     process = subprocess.Popen([*FORGE, "demo"], env=environ, stdout=subprocess.PIPE, text=True)
     assert process.stdout
@@ -196,7 +199,7 @@ def test_the_demo_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         line = process.stdout.readline()
         assert line, said
         said += line
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(timeout=20) == 0
     process.stdout.close()
     wait_for(lambda: list(tmp_path.iterdir()) == [], "the clean-up")
@@ -222,6 +225,14 @@ def test_every_setting_command_option_and_page_is_in_the_readme() -> None:
     for path in re.findall(r'"(?:GET|POST)", "(/[^"]*)"', source):
         shown = re.sub(r"<(\w+)(?::path)?>", lambda found: {"job_id": "<id>"}.get(found[1], f"<{found[1]}>"), path)
         assert shown in readme or path.startswith("/static"), shown
+
+
+@pytest.mark.skipif(not shutil.which("nix-instantiate"), reason="nix is not installed: flake.nix is not parsed")
+def test_the_flake_can_be_parsed() -> None:
+    done = subprocess.run(
+        ["nix-instantiate", "--parse", str(ROOT / "flake.nix")], capture_output=True, text=True, env=clean_environ()
+    )
+    assert done.returncode == 0 and "pre-merge" in done.stdout, done.stderr
 
 
 def test_the_installed_package_finds_its_views_and_hooks(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
@@ -138,6 +139,39 @@ def test_every_page_says_what_it_should_and_loads_only_from_here(work: Work) -> 
     assert ">Delete branch</button>" in mr and ">Merge</button>" not in mr
 
 
+HOSTILE = "<i>&'\""
+
+
+def test_everything_foreign_is_escaped_on_every_page(work: Work) -> None:
+    branch = "<i>&'\"x"
+    work.bare("config", "forge.preMerge", f"printf '%s' \"{HOSTILE[:-1]}\"; exit 1 # {HOSTILE}")
+    work.branch(branch, f"Subject {HOSTILE}\n\nBody {HOSTILE}", **{f"file{HOSTILE[:4]}".replace("/", ""): f"{HOSTILE}\n"})
+    work.git("commit", "-q", "--amend", "--no-edit", f"--author=Author {HOSTILE[1:2]}i{HOSTILE[3:]} <a@b>")
+    job_id = work.push_job(f"refs/heads/{branch}:refs/heads/{branch}")
+    work.server.ended(job_id)
+    work.bare("config", "forge.preMerge", "true")
+    work.branch(f"{branch}2", "Another")
+    work.push(f"refs/heads/{branch}2:refs/heads/{branch}2", options=("merge", "wait"))
+    work.bare("config", "forge.timeout", f"{HOSTILE}")
+    work.branch(f"{branch}3", "A third")
+    odd = work.server.ended(work.push_job(f"refs/heads/{branch}3:refs/heads/{branch}3"))
+    assert "<i>&" in odd["reason"]
+    work.server.idle()
+    quoted = [quote(name) for name in (branch, f"{branch}2", f"{branch}3")]
+    pages = ["/", "/jobs", f"/jobs?branch={quoted[0]}", "/jobs?repo=%3Ci%3E", f"/r/{work.name}", f"/r/{work.name}/history"]
+    pages += [f"/r/{work.name}/mr/{name}" for name in quoted] + [
+        f"/jobs/{job_id}",
+        f"/jobs/{odd['id']}",
+        "/r/%3Ci%3E",
+        "/jobs/%3Ci%3E",
+    ]
+    pages += ["/jobs?status=%3Ci%3E", "/login?to=%22%3E%3Ci%3E"]
+    for page in pages:
+        html = work.server.ask(page, Accept="text/html").text
+        assert "<i>" not in html and "&amp;lt;" not in html, page
+    assert all("&lt;i&gt;" in work.server.ask(page, Accept="text/html").text for page in pages if page not in ("/",)), pages
+
+
 def test_running_pages_refresh_without_javascript(work: Work) -> None:
     work.branch("topic", run="sleep 60\n")
     job_id = work.push_job("topic")
@@ -221,6 +255,18 @@ def test_without_a_password_only_the_token_acts(make_server: Callable[..., Serve
     server = make_server(FORGE_MERGE_PASSWORD="")
     refused = server.ask("/login", {"password": "x"})
     assert refused.status == 401 and "no merge password" in refused.json["error"]
+
+
+def test_a_session_ends_after_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = forge.load_config({"FORGE_DATA_DIR": str(tmp_path), "FORGE_MERGE_PASSWORD": PASSWORD})
+    for name in ("token", "hook-token", "session-key"):
+        (tmp_path / name).write_text("x")
+    door = forge.Door(config)
+    cookie = door.log_in()
+    assert door.knows(cookie) and forge.Door(config).knows(cookie)
+    later = time.time() + forge.SESSION_SECONDS + 1
+    monkeypatch.setattr(forge.time, "time", lambda: later)
+    assert not door.knows(cookie)
 
 
 def test_requests_from_other_sites(work: Work, branch: str) -> None:
@@ -410,6 +456,7 @@ def test_the_vendored_script_is_the_release() -> None:
 
     vendor = Path(forge.__file__).parent / "views/static/vendor"
     found = hashlib.sha256((vendor / "ansi_up.js").read_bytes()).hexdigest()
+    assert found == "554a7d9ca4f3721db1f14941f92dc75b254f57d4b7bffeb84eea1174aa160780"
     assert f"`{found}`" in (vendor / "README.md").read_text() and "MIT" in (vendor / "ansi_up.LICENSE").read_text()
 
 

@@ -36,10 +36,9 @@
 </h2>
 % if jobs:
 %   job_table(jobs)
-%   if more:
-%     from urllib.parse import urlencode
-<p><a href="/jobs?{{urlencode({**wanted, 'before': jobs[-1]['id']})}}">Older</a></p>
+%   if older:
+<p><a href="/jobs?{{older}}">Older</a></p>
 %   end
 % else:
-<p class="empty">No job yet. Push a branch, and it is tested.</p>
+<p class="empty">{{'No job fits.' if wanted else 'No job yet. Push a branch, and it is tested.'}}</p>
 % end

@@ -10,6 +10,7 @@
 % end
 <form method="post" action="/login" class="login">
 <label>Merge password <input type="password" name="password" autocomplete="current-password" required autofocus></label>
+<input type="hidden" name="to" value="{{to}}">
 <button class="go">Log in</button>
 </form>
 % end

@@ -23,6 +23,11 @@
 % password_field()
 <button class="go">Merge</button></form>
 % end
+% if job and not live and job['status'] != 'passed':
+<form method="post" action="/jobs/{{job['id']}}/retry">
+% password_field()
+<button>Retry</button></form>
+% end
 <form method="post" action="{{mr_path(repo, branch)}}/delete"><input type="hidden" name="head" value="{{head}}">
 % password_field()
 <button class="danger">Delete branch</button></form>
@@ -39,8 +44,10 @@
 <p class="empty">It changes no file.</p>
 % else:
 <div class="wide"><pre class="diff">\\
+%   head_of_file = True
 %   for line in diff:
-%     kind = 'file' if line.startswith(('diff ', 'index ', '--- ', '+++ ', 'new ', 'deleted ', 'similarity ', 'rename ')) else {'+': 'add', '-': 'del', '@': 'hunk'}.get(line[:1], '')
+%     head_of_file = line.startswith('diff ') or (head_of_file and not line.startswith('@'))
+%     kind = 'file' if head_of_file else {'+': 'add', '-': 'del', '@': 'hunk'}.get(line[:1], '')
 <span class="{{kind}}">{{line}}
 </span>\\
 %   end

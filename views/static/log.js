@@ -10,7 +10,8 @@ function painter() {
   const ansi = new AnsiUp();
   ansi.use_classes = true;
   ansi.url_allowlist = {};
-  return (text) => {
+  return (text, unfinished) => {
+    const before = { ...ansi };
     const holder = document.createElement("template");
     // the content security policy takes styles that a script sets, not those in markup; all text in it is escaped
     holder.innerHTML = ansi.ansi_to_html(text).replaceAll('<span style="', '<span data-style="');
@@ -18,6 +19,7 @@ function painter() {
       element.style.cssText = element.dataset.style;
       delete element.dataset.style;
     }
+    if (unfinished) Object.assign(ansi, before); // it is painted again when more of it is there
     return holder.content;
   };
 }
@@ -30,11 +32,12 @@ async function show() {
   let rest = "";
   let row = null;
   let fresh = true;
+  let open = false; // whether the last row is a line that has not ended yet
 
-  const put = (text) => {
+  const put = (text, unfinished) => {
     // what overwrites itself with \r is shown as it would stand in the end
     const shown = text.replace(LINKS, "").replace(/\r+$/, "").split("\r").pop().replace(/[\x00-\x08\x0b-\x1a\x1c-\x1f]/g, "");
-    row.lastChild.replaceChildren(paint(shown));
+    row.lastChild.replaceChildren(paint(shown, unfinished));
   };
   const begin = (into) => {
     row = document.createElement("div");
@@ -65,8 +68,14 @@ async function show() {
       rest = lines.pop();
       const all = document.createDocumentFragment();
       for (const line of lines) {
-        begin(all);
+        if (!open) begin(all);
+        open = false;
         put(line);
+      }
+      if (rest) {
+        if (!open) begin(all);
+        open = true;
+        put(rest, true);
       }
       const tail = window.innerHeight + window.scrollY >= document.body.offsetHeight - 40;
       const inner = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
@@ -80,10 +89,6 @@ async function show() {
     }
     if (status !== "pending" && status !== "running") break;
     await new Promise((done) => setTimeout(done, 700));
-  }
-  if (rest) {
-    begin(log);
-    put(rest);
   }
   if (log.dataset.live === "yes") location.reload();
   else if (/^#L\d+$/.test(location.hash)) document.querySelector(location.hash)?.scrollIntoView({ block: "center" });
