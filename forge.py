@@ -400,6 +400,11 @@ def at_time(seconds: float) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
+def seconds_of(moment: str) -> float:
+    """A time of the journal in seconds since the epoch."""
+    return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
+
+
 def log(text: str) -> None:
     """One line in the server's log, which is its standard error."""
     print(f"forge: {text}", file=sys.stderr, flush=True)
@@ -589,6 +594,11 @@ class State:
     repos: dict[str, Repo] = field(default_factory=dict)
     jobs: dict[int, Job] = field(default_factory=dict)
     intents: dict[int, dict[str, Any]] = field(default_factory=dict)  # by seq: begun, and not yet done or given up
+
+    def newest_job(self, repo: str, branch: str) -> Job | None:
+        """The newest job of an open branch."""
+        known = self.repos[repo].branches.get(branch) if repo in self.repos else None
+        return self.jobs.get(known.job) if known and known.job else None
 
     def live_jobs(self, repo: str | None = None) -> list[Job]:
         """Pending and running jobs, oldest first."""
@@ -941,13 +951,13 @@ def merge_message(branch: str, head: str, job_id: int) -> str:
     return f"Forge Merge: {branch}\n\nForge-Branch: {branch}\nForge-Head: {head}\nForge-Job: {job_id}\n"
 
 
-def move_refs(repo: Path, moves: Iterable[tuple[str, str, str]]) -> None:
-    """Move refs in one transaction: (full name, old id, new id); a null `new` removes. One differs: nothing moves, GitError."""
+def move_refs(repo: Path, moves: Iterable[tuple[str, str, str | None]]) -> None:
+    """Move refs in one transaction: (full name, old id, new id, or None to remove). One differs: nothing moves, GitError."""
     commands = ["start"]
     for ref, old, new in moves:
         if "\0" in ref or "\n" in ref:
             raise ValueError(f"{ref!r} is no ref name")
-        commands.append(f"delete {ref}\0{old}" if is_null(new) else f"update {ref}\0{new}\0{old}")
+        commands.append(f"delete {ref}\0{old}" if new is None else f"update {ref}\0{new}\0{old}")
     commands += ["prepare", "commit"]
     git(repo, "update-ref", "-z", "--stdin", text="".join(f"{command}\0" for command in commands))
 
@@ -1686,6 +1696,37 @@ def _job_blocker(job: Job) -> str:
     return f"job {job.id} ended as {job.status}{said}; push a fix, or retry it"
 
 
+def verdict_of(
+    job: Job, code: int | None, command: str | None, skipped: str | None, trouble: str | None
+) -> tuple[str, str | None]:
+    """(status, reason) of a job that is over. `code` is None without a verdict; `trouble` is why it never ran."""
+    if job.stopping:
+        return job.stopping[0], job.stopping[1]
+    if trouble:
+        return "failed", trouble
+    if code is None:
+        return "failed", "interrupted: its processes are gone without a verdict (a reboot, or something killed them)"
+    if skipped and code == 0:
+        return "skipped", skipped
+    return ("failed" if code else "passed"), exit_reason(code, command)
+
+
+def why_no_retry(old: Job, refs: Refs, live: Iterable[Job]) -> str | None:
+    """Why a job cannot be run again, or None. `live` are the repo's pending and running jobs."""
+    if old.live:
+        return f"job {old.id} has not ended yet: {old.status}"
+    if old.kind == POST and refs.tip != old.commit:
+        return f"job {old.id} deployed {old.commit[:12]}, but base is at {(refs.tip or 'nothing')[:12]}; roll back instead"
+    if old.kind == PRE and (refs.heads.get(old.branch) != old.commit or old.branch not in refs.ahead):
+        head = refs.heads.get(old.branch)
+        stands = "is gone" if head is None else "has nothing to merge" if head == old.commit else f"is at {head[:12]} now"
+        return f"job {old.id} tested {old.commit[:12]}, but {old.branch} {stands}; push again to have it tested"
+    for job in live:
+        if (job.kind, job.branch) == (old.kind, old.branch):
+            return f"job {job.id} is {job.status} for this {'deployment' if old.kind == POST else 'head'} already"
+    return None
+
+
 def explain(blockers: list[str], how: str | None, stale: bool) -> str:
     """The gate's verdict on an open branch in one sentence."""
     if blockers:
@@ -1872,8 +1913,8 @@ class Engine:
             refs = self.look(name, push)
         self.dispatch()
         with self.lock:
-            jobs = [self.state.jobs.get(branch.job or 0) for branch in self.state.repos[name].branches.values()]
-            if any(job and not job.live for job in jobs):
+            newest = (self.state.newest_job(name, branch) for branch in self.state.repos[name].branches)
+            if any(job and not job.live for job in newest):
                 self.poke(name)  # else there is nothing to decide
         return refs
 
@@ -2119,30 +2160,15 @@ class Engine:
             job, running = self.state.jobs.get(job_id), self.running.get(job_id)
             if job is None or not job.live:
                 return
-            code = left[0] if left else None
-            reason: str | None
-            if job.stopping:
-                status, reason = job.stopping
-            elif trouble:
-                status, reason = "failed", trouble
-            elif code is None:
-                status, reason = (
-                    "failed",
-                    "interrupted: its processes are gone without a verdict (a reboot, or something killed them)",
-                )
-            elif skipped and code == 0:
-                status, reason = "skipped", skipped
-            else:
-                status, reason = ("failed" if code else "passed"), exit_reason(code, command)
+            code, up = left or (None, boot_clock())
+            status, reason = verdict_of(job, code, command, skipped, trouble)
             ended = replace(job, status=status, reason=reason, exit_code=code, command=command, stopping=None)
-            clock = boot_clock()
-            up = left[1] if left else clock
-            ended.finished_at = at_time(time.time() - max(0.0, clock - up))
+            finished = time.time() - max(0.0, boot_clock() - up)
+            ended.finished_at = at_time(finished)
             if running:
                 ended.duration = round(max(0.0, up - running.began), 3)
-            elif job.started_at and left:
-                began = datetime.fromisoformat(job.started_at.replace("Z", "+00:00")).timestamp()
-                ended.duration = round(max(0.0, time.time() - max(0.0, clock - up) - began), 3)
+            elif job.started_at and left:  # it ended while no server was there
+                ended.duration = round(max(0.0, finished - seconds_of(job.started_at)), 3)
             with contextlib.suppress(OSError):
                 ended.log_size = self.config.log(job.repo, job_id).stat().st_size
             self.record(("job.finished", asdict(ended)))
@@ -2303,7 +2329,7 @@ class Engine:
             known = self.state.repos.get(name, Repo())
             heads = []
             for branch_name, branch in known.branches.items():
-                job = self.state.jobs.get(branch.job or 0)
+                job = self.state.newest_job(name, branch_name)
                 if job and job.status == "passed" and branch_name in refs.ahead and refs.heads[branch_name] == branch.head:
                     heads.append(branch.head)
         if refs.tip is None:
@@ -2330,10 +2356,7 @@ class Engine:
             "how": action.how,
         }
         assert refs.tip and job.tested
-        moves = (
-            (f"refs/heads/{refs.base}", refs.tip, job.tested),
-            (f"refs/heads/{action.branch}", action.head, "0" * len(action.head)),
-        )
+        moves = ((f"refs/heads/{refs.base}", refs.tip, job.tested), (f"refs/heads/{action.branch}", action.head, None))
         with self.lock:
             (intent,) = self.record(("merge.begun", {"repo": name, "base": refs.base, "merges": [merge]}))
         try:
@@ -2375,7 +2398,7 @@ class Engine:
         for merge in intent["merges"]:
             if tip and is_ancestor(path, merge["merge_commit"], tip):
                 if heads.get(merge["branch"]) == merge["head"]:
-                    move_refs(path, [(f"refs/heads/{merge['branch']}", merge["head"], "0" * len(merge["head"]))])
+                    move_refs(path, [(f"refs/heads/{merge['branch']}", merge["head"], None)])
                 events.append(("merged", {**merge, "begun": intent["seq"], "merged_at": intent["at"]}))
             else:
                 reason = "the server ended before base was moved"
@@ -2414,8 +2437,7 @@ class Engine:
             head = self._open_head(name, refs, branch, head)
             merged = self.merged(name, refs.tip, head) if refs.tip else None
             with self.lock:
-                known = self.state.repos[name].branches.get(branch)
-                job = self.state.jobs.get(known.job or 0) if known else None
+                known, job = self.state.repos[name].branches.get(branch), self.state.newest_job(name, branch)
                 blockers = why_blocked(branch, refs, known, job, merged)
                 if job and job.live:
                     blockers = [blocker for blocker in blockers if blocker != _job_blocker(job)]
@@ -2427,9 +2449,8 @@ class Engine:
             done = self.ledger.merges_of(name, branch, 1)
             if done and done[0]["head"] == head:
                 return done[0]
-            known = self.state.repos[name].branches.get(branch)
-            job = self.state.jobs.get(known.job or 0) if known and known.head == head else None
-            if job is None or not job.live:
+            job = self.state.newest_job(name, branch)
+            if job is None or job.commit != head or not job.live:
                 raise Refused(
                     409, f"{branch} was not merged: {self.stuck.get((name, branch), 'it has changed meanwhile; look again')}"
                 )
@@ -2458,13 +2479,12 @@ class Engine:
             with self.lock:
                 (intent,) = self.record(("branch.deleting", about))
             try:
-                move_refs(self.config.repo(name), [(f"refs/heads/{branch}", head, "0" * len(head))])
+                move_refs(self.config.repo(name), [(f"refs/heads/{branch}", head, None)])
                 outcome = "branch.deleted"
             except GitError as error:
                 outcome, reason = "branch.kept", str(error)
             with self.lock:
-                known = self.state.repos[name].branches.get(branch)
-                job = self.state.jobs.get(known.job or 0) if known else None
+                job = self.state.newest_job(name, branch)
                 ends = (
                     [end_job(job, "canceled", f"{branch} was deleted")]
                     if job and job.stoppable and outcome == "branch.deleted"
@@ -2496,29 +2516,12 @@ class Engine:
             old = self.ledger.job(job_id)
         if old is None:
             raise Refused(404, f"there is no job {job_id}")
-        if old.live:
-            raise Refused(409, f"job {job_id} has not ended yet: {old.status}")
         with self.turn(old.repo):
             refs = self.look(old.repo)
-            if old.kind == POST and refs.tip != old.commit:
-                raise Refused(
-                    409,
-                    f"job {job_id} deployed {old.commit[:12]}, but base is at {(refs.tip or 'nothing')[:12]}; roll back instead",
-                )
-            if old.kind == PRE and (refs.heads.get(old.branch) != old.commit or old.branch not in refs.ahead):
-                where = refs.heads.get(old.branch)
-                now_at = (
-                    f"is at {where[:12]} now" if where and where != old.commit else "has nothing to merge" if where else "is gone"
-                )
-                raise Refused(
-                    409, f"job {job_id} tested {old.commit[:12]}, but {old.branch} {now_at}; push again to have it tested"
-                )
             with self.lock:
-                for job in self.state.live_jobs(old.repo):
-                    if job.kind == old.kind and job.branch == old.branch:
-                        raise Refused(
-                            409, f"job {job.id} is {job.status} for this {'deployment' if old.kind == POST else 'head'} already"
-                        )
+                reason = why_no_retry(old, refs, self.state.live_jobs(old.repo))
+                if reason:
+                    raise Refused(409, reason)
                 event = queue_job(
                     self.state.last_job + 1,
                     old.repo,
@@ -2718,7 +2721,7 @@ def outlook(engine: Engine, job: Job) -> tuple[Job | None, str]:
         done = engine.ledger.merges_of(job.repo, job.branch, 1)
         repo = engine.state.repos.get(job.repo, Repo())
         known = repo.branches.get(job.branch)
-        newest = engine.state.jobs.get(known.job or 0) if known else None
+        newest = engine.state.newest_job(job.repo, job.branch)
     if done and done[0]["head"] == job.commit and known is None:
         return None, f"{said}; merged into {repo.base} as {done[0]['merge_commit']}"
     if known is None or known.head != job.commit or newest is None:
@@ -2811,8 +2814,7 @@ def ago(moment: str | None) -> str:
     """A time of the journal as people say it."""
     if not moment:
         return ""
-    then = datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
-    seconds = max(0, int(time.time() - then))
+    seconds = max(0, int(time.time() - seconds_of(moment)))
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= size:
             number = seconds // size
@@ -3523,9 +3525,9 @@ def write_address(config: Config, port: int) -> None:
 class Fault(Exception):
     """Ends a command with an exit code and one line on standard error."""
 
-    def __init__(self, code: int, text: str):
+    def __init__(self, code: int, text: str, answer: bytes = b""):
         super().__init__(text)
-        self.code = code
+        self.code, self.answer = code, answer  # what the server said, if it did
 
 
 class Client:
@@ -3559,9 +3561,7 @@ class Client:
                 text = json.loads(said)["error"]
             except (ValueError, KeyError, TypeError):
                 text = said.decode("utf-8", "replace").strip()[:200] or str(error)
-            fault = Fault(2 if error.code in (400, 404) else 1, text)
-            fault.answer = said  # type: ignore[attr-defined]
-            raise fault from None
+            raise Fault(2 if error.code in (400, 404) else 1, text, said) from None
         except (OSError, HTTPException):
             raise Fault(3, f"no server answers at {self.url}; start it with: forge serve") from None
 
@@ -3710,7 +3710,7 @@ def find_mr(client: Client, repo: str, branch: str) -> dict[str, Any]:
         view: dict[str, Any] = client.get(mr_path(repo, branch))
     except Fault as fault:
         with contextlib.suppress(ValueError, AttributeError):
-            said = json.loads(fault.answer)  # type: ignore[attr-defined]
+            said = json.loads(fault.answer)
             if said.get("merge"):
                 return {"merge": said["merge"], "why": said["error"]}
         raise

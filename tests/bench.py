@@ -256,7 +256,8 @@ class Server:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(15)
             for process in left:
-                end_tree(process.pid) if process.is_running() else None
+                if process.is_running():
+                    end_tree(process.pid)
         end_tree(self.process.pid)
         self.process.wait()
         if self.process.stdout:
@@ -579,9 +580,9 @@ def bench_many_nix(lab: Lab) -> Iterator[Row]:
             for side in sides:
                 names = [f"{number}-{one}" for one in range(20)]
                 took[side].values.append(pair.time_merge(side, names, WITH_NIX_COMMAND))
-    yield Row("one push → merged, the same server", single)
     ratio = took["forge"].median / single.median
     yield Row("20 branches in one push → all merged, nix", took["forge"], took["bare"], f"{ratio:.1f} ×", "≤ 20 ×", ratio <= 20)
+    yield Row("… the single merge that this is compared with", single)
 
 
 def bench_large(lab: Lab) -> Iterator[Row]:

@@ -26,8 +26,10 @@ from forge import (
     fold,
     is_repo_name,
     notice,
+    verdict_of,
     why_blocked,
     why_name_refused,
+    why_no_retry,
 )
 
 A, B, C, T = ("a" * 40), ("b" * 40), ("c" * 40), ("d" * 40)
@@ -107,6 +109,47 @@ def test_who_asked_is_how_it_merges() -> None:
 def test_what_keeps_a_branch_is_said(refs: Refs, job: Job | None, merged: Merged | None, words: str | None) -> None:
     blockers = why_blocked("topic", refs, Branch(B, 1), job, merged)
     assert (blockers == []) if words is None else any(words in blocker for blocker in blockers)
+
+
+@pytest.mark.parametrize(
+    ("old", "refs", "live", "words"),
+    [
+        (a_job("failed"), OPEN, [], None),
+        (a_job("failed"), MOVED_BASE, [], None),
+        (a_job("running"), OPEN, [], "has not ended"),
+        (a_job("failed"), MOVED_HEAD, [], f"is at {C[:12]} now"),
+        (a_job("failed"), GONE, [], "is gone"),
+        (a_job("passed"), Refs("main", {"main": A, "topic": B}), [], "has nothing to merge"),
+        (a_job("failed"), OPEN, [a_job("pending", id=2)], "job 2 is pending"),
+        (a_job("failed"), OPEN, [a_job("pending", id=2, branch="other")], None),
+        (a_job("failed", kind=POST, branch="main"), Refs("main", {"main": B}), [], None),
+        (a_job("failed", kind=POST, branch="main"), OPEN, [], "roll back instead"),
+        (a_job("failed", kind=POST, branch="main"), Refs("main", {}), [], "base is at nothing"),
+    ],
+)
+def test_why_a_job_is_not_run_again(old: Job, refs: Refs, live: list[Job], words: str | None) -> None:
+    reason = why_no_retry(old, refs, live)
+    assert reason is None if words is None else words in str(reason)
+
+
+@pytest.mark.parametrize(
+    ("job", "code", "skipped", "trouble", "status", "words"),
+    [
+        (a_job("running"), 0, None, None, "passed", None),
+        (a_job("running"), 1, None, None, "failed", "exit code 1"),
+        (a_job("running"), 137, None, None, "failed", "SIGKILL"),
+        (a_job("running"), 127, None, None, "failed", "was not found"),
+        (a_job("running"), 0, "add an app", None, "skipped", "add an app"),
+        (a_job("running"), 1, "add an app", None, "failed", "exit code 1"),
+        (a_job("running"), None, None, None, "failed", "interrupted"),
+        (a_job("pending"), None, None, "no checkout", "failed", "no checkout"),
+        (a_job("running", stopping=["canceled", "somebody"]), 0, None, None, "canceled", "somebody"),
+        (a_job("running", stopping=["timeout", "too long"]), None, None, None, "timeout", "too long"),
+    ],
+)
+def test_how_a_job_has_ended(job: Job, code: int, skipped: str, trouble: str, status: str, words: str | None) -> None:
+    found, reason = verdict_of(job, code, "just pre-merge", skipped, trouble)
+    assert found == status and (reason is None if words is None else words in str(reason))
 
 
 def state_with(*events: tuple[str, dict[str, object]]) -> State:

@@ -1069,14 +1069,14 @@ def test_refs_move_only_from_where_they_were_seen(work: Work) -> None:
     wrong = work.git("rev-parse", "HEAD^{tree}")
     for moves in (
         [("refs/heads/main", head, main)],
-        [("refs/heads/topic", main, "0" * 40)],
-        [("refs/heads/main", main, head), ("refs/heads/topic", main, "0" * 40)],
+        [("refs/heads/topic", main, None)],
+        [("refs/heads/main", main, head), ("refs/heads/topic", main, None)],
         [("refs/heads/new", "0" * 40, wrong)],
     ):
         with pytest.raises(forge.GitError):
             forge.move_refs(work.path, moves)
         assert work.heads() == {"main": main, "topic": head}
-    forge.move_refs(work.path, [("refs/heads/main", main, head), ("refs/heads/topic", head, "0" * 40)])
+    forge.move_refs(work.path, [("refs/heads/main", main, head), ("refs/heads/topic", head, None)])
     assert work.heads() == {"main": head}
     work.server.idle()
 
