@@ -2184,7 +2184,8 @@ class Engine:
         discard(run, self.trash)
         self.littered.set()
         log(f"job {job_id} ({ended.repo}/{ended.branch}, {ended.kind}) {status}{f': {reason}' if reason else ''}")
-        self.dispatch()
+        if (status, ended.kind) != ("passed", PRE):
+            self.dispatch()  # else the next job would start on the base before the merge that the step makes
         self.poke(ended.repo if ended.repo in self.state.repos else "")
 
     # -- the watcher ----------------------------------------------------------
@@ -2321,7 +2322,8 @@ class Engine:
                 going = self._merge(name, refs, action) if isinstance(action, Merge) else action is not None
                 if not going:
                     self._announce(name, refs, facts)
-            self.dispatch()
+            if not isinstance(action, Merge):  # after a merge the next round looks first, so that nothing starts on the old base
+                self.dispatch()
 
     def gather(self, name: str, refs: Refs) -> dict[str, Facts]:
         """What the gate needs to know of the heads whose newest job has ended. The repo's turn is held."""
