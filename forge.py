@@ -3191,7 +3191,7 @@ class Web:
         diff, cut = read_diff(self.config.repo(repo), start, view["head"], DIFF_PAGE_BYTES) if start else ("", False)
         with self.engine.lock:
             jobs = [job_view(self.engine, job) for job in self.engine.ledger.search(20, repo=repo, branch=branch)]
-        return self._show("mr", view, about=about, diff=diff.split("\n"), cut=cut, jobs=jobs)
+        return self._show("mr", view, about=about, diff=diff.removesuffix("\n").split("\n"), cut=cut, jobs=jobs)
 
     def history(self, repo: str) -> Any:
         self.engine.usable(repo)

@@ -130,6 +130,9 @@ def test_nothing_scrolls_sideways_on_a_phone(work: Work, browser: Any) -> None:
     work.branch("a-branch-with-a-name-that-goes-on-and-on-and-on-and-on-and-on", run=f"echo {'x' * 300}\n")
     job_id = work.push_job("a-branch-with-a-name-that-goes-on-and-on-and-on-and-on-and-on")
     work.server.ended(job_id)
+    work.branch("running", run="sleep 60\n")
+    running = work.push_job("running")
+    work.server.running(running)
     context = browser.new_context(viewport={"width": 360, "height": 740})
     page = context.new_page()
     mr = f"/r/{work.name}/mr/a-branch-with-a-name-that-goes-on-and-on-and-on-and-on-and-on"
@@ -137,3 +140,5 @@ def test_nothing_scrolls_sideways_on_a_phone(work: Work, browser: Any) -> None:
         page.goto(work.server.url + path)
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
     context.close()
+    work.server.act(f"/jobs/{running}/cancel")
+    work.server.ended(running)
