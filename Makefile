@@ -24,7 +24,7 @@ format: .venv/test
 lock: ## pin what .ci/*.in ask for, with hashes; on the oldest Python that is supported
 	cd .ci && for set in requirements requirements-test; do \
 	  pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --output-file $$set.txt $$set.in; done
+	    --no-emit-options --output-file $$set.txt $$set.in; done
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis __pycache__ tests/__pycache__

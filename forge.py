@@ -3136,6 +3136,7 @@ class Web:
         return answer
 
     def index(self) -> Any:
+        """The repos, from what the journal knows of them: no git runs."""
         engine = self.engine
         repos = []
         names = engine.repo_names()
@@ -3157,6 +3158,7 @@ class Web:
         return self._show("index", {"repos": repos}, clone=str(self.config.repos))
 
     def repo(self, repo: str) -> Any:
+        """A repo's branches with what the gate says of each, and its newest jobs."""
         path = self.engine.usable(repo)
         refs = read_refs(path)
         requests = [mr_view(self.engine, repo, refs, branch) for branch in sorted(refs.heads) if branch != refs.base]
@@ -3168,6 +3170,7 @@ class Web:
         return self._show("repo", view, jobs=jobs, trouble=trouble, path=str(path), heads=len(refs.heads))
 
     def mr(self, repo: str, branch: str) -> Any:
+        """A merge request with its checks and its diff; 404 with the merge for a branch that was merged."""
         refs = read_refs(self.engine.usable(repo))
         if branch not in refs.heads:
             action = branch.rpartition("/")
@@ -3194,12 +3197,14 @@ class Web:
         return self._show("mr", view, about=about, diff=diff.removesuffix("\n").split("\n"), cut=cut, jobs=jobs)
 
     def history(self, repo: str) -> Any:
+        """The merges of a repo, newest first."""
         self.engine.usable(repo)
         with self.engine.lock:
             merges = [merge_view(record) for record in self.engine.ledger.merges_of(repo)]
         return self._show("history", {"merges": merges}, repo=repo)
 
     def jobs(self) -> Any:
+        """What runs, and the newest jobs that fit the query."""
         query = bottle.request.query
         wanted = {name: utf8(query[name]) for name in ("repo", "branch", "kind", "status") if query.get(name)}
         for name, known in (("status", (*LIVE, *FINAL)), ("kind", (PRE, POST))):
@@ -3214,6 +3219,7 @@ class Web:
         return self._show("jobs", {"jobs": jobs}, running=running, wanted=wanted, older=older)
 
     def job(self, job_id: str) -> Any:
+        """A job with the end of its log in plain lines, which log.js colours."""
         job = self._job(job_id)
         view = job_view(self.engine, job)
         if wanted_type() == "json":
@@ -3253,6 +3259,7 @@ class Web:
     # -- logs -----------------------------------------------------------------------
 
     def log(self, job_id: str) -> Any:
+        """The log as the job wrote it: whole or by range, from an offset on, or as it grows."""
         job = self._job(job_id)
         path = self.config.log(job.repo, job.id)
         offset, wait = query_number("offset"), query_seconds("wait")
@@ -3316,6 +3323,7 @@ class Web:
     # -- actions ----------------------------------------------------------------------
 
     def login_page(self) -> Any:
+        """The form to log in, or to log out."""
         return self._show(
             "login",
             {"logged_in": self.door.knows(bottle.request.get_cookie(COOKIE, ""))},
@@ -3324,6 +3332,7 @@ class Web:
         )
 
     def login(self) -> Any:
+        """Begin a session."""
         try:
             self._authorize()
         except Refused as error:
@@ -3340,12 +3349,14 @@ class Web:
         return answer
 
     def logout(self) -> Any:
+        """End a session."""
         self.door.log_out(bottle.request.get_cookie(COOKIE, ""))
         answer = self._done({"status": "logged out"}, "/")
         answer.delete_cookie(COOKIE, path="/")
         return answer
 
     def merge(self, repo: str, branch: str) -> Any:
+        """Merge now (200) or when the test has passed (202)."""
         self._authorize()
         result = self.engine.ask_merge(repo, branch, self._form("head"))
         if result.get("status") == "queued":
@@ -3358,11 +3369,13 @@ class Web:
         return self._done({"status": "deleted", **self.engine.delete_branch(repo, branch, self._form("head"))}, f"/r/{repo}")
 
     def cancel(self, job_id: str) -> Any:
+        """Stop a job."""
         self._authorize()
         job = self.engine.cancel(self._job(job_id).id)
         return self._done(job_view(self.engine, job), f"/jobs/{job.id}")
 
     def retry(self, job_id: str) -> Any:
+        """Run a job again, as a new one (202)."""
         self._authorize()
         job = self.engine.retry(self._job(job_id).id)
         return self._done(job_view(self.engine, job), f"/jobs/{job.id}", 202)
@@ -3370,6 +3383,7 @@ class Web:
     # -- what the hooks say --------------------------------------------------------------
 
     def post_receive(self) -> Any:
+        """Take a push from a hook, or go on showing a log to a pusher who waits."""
         request = bottle.request
         scheme, _, given = header("Authorization").partition(" ")
         if scheme.lower() != "bearer" or not (same(given.strip(), self.door.hook_token) or self.door.is_token(given.strip())):
@@ -3737,6 +3751,7 @@ def cmd_why(config: Config, args: argparse.Namespace) -> int:
 
 
 def cmd_wait(config: Config, args: argparse.Namespace) -> int:
+    """Wait for the verdict and, with auto-merge, the merge. Raises Fault(1) with what keeps it."""
     client = Client(config)
     while True:
         view = find_mr(client, args.repo, args.branch)
