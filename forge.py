@@ -62,6 +62,7 @@ import contextlib
 import fcntl
 import hashlib
 import hmac
+import itertools
 import json
 import os
 import platform
@@ -89,7 +90,6 @@ from datetime import datetime, timezone
 from functools import partial
 from heapq import merge as merge_sorted
 from ipaddress import ip_address
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
@@ -934,10 +934,10 @@ def _paths_in_messages(items: list[str]) -> Iterator[str]:
     """The paths of conflicts in merge-tree's messages: each a count, so many paths, a type and a text."""
     at = 0
     while at < len(items) and items[at].isdigit():
-        count = int(items[at])
-        if items[at + count + 1 : at + count + 2] and items[at + count + 1].startswith("CONFLICT"):
-            yield from items[at + 1 : at + 1 + count]
-        at += count + 3
+        kind = at + int(items[at]) + 1
+        if "".join(items[kind : kind + 1]).startswith("CONFLICT"):
+            yield from items[at + 1 : kind]
+        at = kind + 2
 
 
 def commit_tree(repo: Path, tree: str, parents: Iterable[str], message: str) -> str:
@@ -1584,8 +1584,7 @@ def notice(name: str, state: State, refs: Refs, push: Push, first_id: int) -> li
         events += _notice_base(name, state, known, refs, fresh)
     deleted = {u.branch for u in push.updates if is_null(u.new)}
     for branch, head in refs.heads.items():
-        seen = known.branches.get(branch)
-        job = state.jobs.get(seen.job) if seen and seen.job else None
+        seen, job = known.branches.get(branch), state.newest_job(name, branch)
         live = [job] if job and job.stoppable else []
         if branch == refs.base:
             events += [end_job(job, "canceled", f"{branch} is base now") for job in live]
@@ -1600,7 +1599,7 @@ def notice(name: str, state: State, refs: Refs, push: Push, first_id: int) -> li
             events += [end_job(job, "canceled", reason) for job in live]
     for branch, seen in known.branches.items():
         if branch not in refs.heads:
-            job = state.jobs.get(seen.job) if seen.job else None
+            job = state.newest_job(name, branch)
             if job and job.stoppable:
                 events.append(end_job(job, "canceled", f"{branch} was deleted"))
             events.append(("branch.gone", {"repo": name, "branch": branch, "head": seen.head}))
@@ -1778,7 +1777,7 @@ class Engine:
         self.threads: list[threading.Thread] = []
         self.wake_out, self.wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.littered = threading.Event()
-        self._facts: OrderedDict[tuple[str, ...], Any] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 
     @property
     def state(self) -> State:
@@ -2023,13 +2022,13 @@ class Engine:
 
     def _kept(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
         with self.lock:
-            if key in self._facts:
-                return self._facts[key]
+            if key in self._cache:
+                return self._cache[key]
         value = make()
         with self.lock:
-            self._facts[key] = value
-            if len(self._facts) > 10_000:
-                self._facts.popitem(last=False)
+            self._cache[key] = value
+            if len(self._cache) > 10_000:
+                self._cache.popitem(last=False)
         return value
 
     # -- jobs ---------------------------------------------------------------
@@ -2095,7 +2094,7 @@ class Engine:
             known = self.state.repos.get(job.repo, Repo())
             if job.status != "pending":
                 return None
-            number = next(n for n in count(1) if (job.repo, n) not in self.slots)
+            number = next(n for n in itertools.count(1) if (job.repo, n) not in self.slots)
             self.slots[job.repo, number] = job.id
         try:
             slot = self.config.data_dir / "work" / job.repo / str(number)
@@ -2677,7 +2676,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
     with engine.lock:
         known = engine.state.repos.get(name, Repo()).branches.get(branch)
         known = known if known and known.head == head else None
-        job = engine.state.jobs.get(known.job or 0) if known else None
+        job = engine.state.newest_job(name, branch) if known else None
         blockers = why_blocked(branch, refs, known, job, merged)
         if not blockers and (name, branch) in engine.stuck:
             blockers = [engine.stuck[name, branch]]
@@ -2797,6 +2796,14 @@ def plain_lines(log_bytes: bytes) -> list[str]:
     if lines[-1] == "":
         lines.pop()
     return [re.sub(r"[\x00-\x08\x0b-\x1f]", "", line.rstrip("\r").rpartition("\r")[2]) for line in lines]
+
+
+def read_log(path: Path, offset: int, most: int) -> bytes:
+    """At most `most` bytes of a log from `offset` on; none when there is no more, or no log."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
+        stream.seek(min(offset, os.fstat(stream.fileno()).st_size))
+        return stream.read(most)
+    return b""
 
 
 def count_newlines(path: Path, end: int) -> int:
@@ -3112,6 +3119,7 @@ class Web:
         spell = {"ago": ago, "spell_duration": spell_duration, "spell_bytes": spell_bytes, "mr_path": partial(mr_url, "")}
         logged_in = self.door.knows(bottle.request.get_cookie(COOKIE, ""))
         page = {"logged_in": logged_in, "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
+        page["here_quoted"] = quote(quote(bottle.request.path), safe="")  # an address, as a value in another address
         made = str(bottle.template(view, template_lookup=[str(self.views)], **{**spell, **page, **values}))
         return made.encode("utf-8", "replace").decode()  # names in a repo that was copied in may be no UTF-8
 
@@ -3287,12 +3295,9 @@ class Web:
         held = wait > 0 and self.followers.acquire(blocking=False)
         try:
             while True:
-                live = job.live
-                with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
-                    stream.seek(min(offset, os.fstat(stream.fileno()).st_size))
-                    chunk = stream.read(most)
-                    if chunk:
-                        return chunk
+                live, chunk = job.live, read_log(path, offset, most)
+                if chunk:
+                    return chunk
                 if not live or not held or time.monotonic() >= until:
                     return b""
                 time.sleep(0.05)
@@ -3306,10 +3311,7 @@ class Web:
             until, offset, ended = time.monotonic() + FOLLOW_SECONDS, 0, False
             while True:
                 ended = not job.live
-                chunk = b""
-                with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
-                    stream.seek(offset)
-                    chunk = stream.read(1 << 16)
+                chunk = read_log(path, offset, 1 << 16)
                 offset += len(chunk)
                 if chunk:
                     yield chunk
@@ -3435,12 +3437,12 @@ class Web:
         head = refs.heads.get(branch)
         with engine.lock:
             kind = POST if branch == refs.base else PRE
-            known = engine.state.repos.get(repo, Repo()).branches.get(branch)
             if kind == PRE and head == update.new:  # what happened to an equal head of long ago is of no interest
-                found = [engine.ledger.job(known.job or 0)] if known and known.head == head else []
+                newest = engine.state.newest_job(repo, branch)
+                found = [newest] if newest else []
             else:
-                found = [*engine.ledger.search(20, repo=repo, branch=branch, kind=kind)]
-        job = next((job for job in found if job and job.commit == update.new), None)
+                found = engine.ledger.search(20, repo=repo, branch=branch, kind=kind)
+        job = next((job for job in found if job.commit == update.new), None)
         if head is None and job is None:
             raise Refused(404, f"{repo} has no {shorten(update.ref)}")
         if job is None and refs.tip is None:
@@ -3463,7 +3465,7 @@ class Web:
         after = f"{job.id}:{offset + len(chunk)}"
         if not chunk and not live:
             watch, said = outlook(self.engine, job)
-            whole_line = self._log_after(job, self.config.log(job.repo, job.id), max(0, offset - 1), 0, 1) in (b"", b"\n")
+            whole_line = read_log(self.config.log(job.repo, job.id), max(0, offset - 1), 1) in (b"", b"\n")
             chunk = f"{'' if whole_line else chr(10)}forge: {said}\n".encode("utf-8", "surrogateescape") if said else b""
             after = f"{watch.id}:{offset if watch.id == job.id else 0}" if watch else ""
             if watch and watch.id == job.id:
@@ -3706,6 +3708,7 @@ def cmd_job(config: Config, args: argparse.Namespace) -> int:
 
 
 def cmd_log(config: Config, args: argparse.Namespace) -> int:
+    """Copy a log to standard output byte for byte, and go on until the job ends when asked to follow."""
     client, offset = Client(config), 0
     out = sys.stdout.buffer
     while True:

@@ -540,3 +540,16 @@ def test_json_is_not_taken_for_a_form(work: Work, branch: str) -> None:
     body = json.dumps({"head": "1" * 40}).encode()
     answer = work.server.ask(f"{branch}/merge", body=body, Content_Type="application/json", Authorization=f"Bearer {token}")
     assert answer.status == 400 and "must be a form" in answer.json["error"]
+
+
+def test_logging_in_leads_back_to_any_page(work: Work) -> None:
+    work.branch("a#b&c%2Fd-é")
+    work.push("a#b&c%2Fd-é")
+    page = f"/r/{work.name}/mr/{quote('a#b&c%2Fd-é')}"
+    link = re.search(r'href="(/login[^"]*)"', work.server.ask(page, Accept="text/html").text)
+    assert link
+    back = re.search(r'name="to" value="([^"]*)"', work.server.ask(link[1], Accept="text/html").text)
+    assert back and back[1] == page
+    form = f"password={quote(PASSWORD)}&to={quote(back[1], safe='')}"
+    assert raw(work.server, "POST", "/login", form, Accept="text/html").headers["Location"].endswith(page)
+    work.server.idle()

@@ -28,7 +28,7 @@
 % if logged_in:
 <form method="post" action="/logout"><button class="quiet">Log out</button></form>
 % else:
-<a href="/login?to={{here}}">Log in</a>
+<a href="/login?to={{here_quoted}}">Log in</a>
 % end
 </header>
 <main id="main">

@@ -11,7 +11,7 @@ function painter() {
   ansi.use_classes = true;
   ansi.url_allowlist = {};
   return (text, unfinished) => {
-    const before = { ...ansi };
+    const before = unfinished && { ...ansi };
     const holder = document.createElement("template");
     // the content security policy takes styles that a script sets, not those in markup; all text in it is escaped
     holder.innerHTML = ansi.ansi_to_html(text).replaceAll('<span style="', '<span data-style="');
