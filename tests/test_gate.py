@@ -358,6 +358,7 @@ BY_PLACE = Queue((("one", B), ("two", C)), "retest")
         ([another("pending", 9)], {"moment": LATER}, BY_PLACE),  # overdue
         ([another("pending", 9)], {"moment": LATER, "early_job": 10}, None),  # but once for what was pushed before
         ([another("pending", 11)], {"moment": LATER, "early_job": 10}, BY_PLACE),
+        ([a_job("running", id=9, heads=BOTH[:1], cause="retry")], {"moment": LATER}, Queue((("two", C),), "retest")),
         ([the_chain("pending")], {}, None),
         ([the_chain("running")], {}, None),
         ([the_chain("superseded")], {}, BY_PLACE),
@@ -436,8 +437,8 @@ def test_a_second_interruption_counts_as_a_failure_of_the_chain() -> None:
 
 def test_whoever_is_found_at_fault_by_halving_costs_a_logarithm() -> None:
     """One bad pair among 64 branches: halves, not one after the other."""
-    world = World(2)
-    world.broken = {frozenset({"f00", "f63"})}
+    world = World(64)
+    world.broken = {frozenset({"f32", "f63"})}
     root = world.heads["main"]
     for number in range(64):
         world.heads[f"b{number:02}"] = world.commit(frozenset({(f"f{number:02}", "")}), (root,), True)
