@@ -3203,32 +3203,31 @@ def mr_url(url: str, repo: str, branch: str) -> str:
     return f"{url}/r/{repo}/mr/{quote(branch.encode('utf-8', 'surrogateescape'), safe='/')}"
 
 
-def outlook(engine: Engine, job: Job) -> tuple[Job | None, str]:
-    """(the job to watch next or None when all is said, what to say of `job`), for who waits for a push."""
+def outlook(engine: Engine, job: Job, pushed: Job) -> tuple[Job | None, str]:
+    """(the job to watch next or None when all is said, what to say of `job`), for who waits for what became of `pushed`."""
     if job.live:
         return job, ""
-    took = f" after {spell_duration(job.duration)}" if job.duration is not None else ""
+    took = f" after {spell_duration(job.duration)}" if job.duration else ""
     said = f"job {job.id} {job.status}{took}{f': {job.reason}' if job.reason else ''}"
     if job.kind == POST:
         return None, said
+    branch, head = pushed.branch, pushed.commit
     refs = read_refs(engine.usable(job.repo))
     with engine.lock:
-        done = engine.ledger.merges_of(job.repo, job.branch, 1)
+        done = engine.ledger.merges_of(job.repo, branch, 1)
         repo = engine.state.repos.get(job.repo, Repo())
-        known = repo.branches.get(job.branch)
-        newest = engine.state.newest_job(job.repo, job.branch)
-    if done and done[0]["head"] == job.commit and known is None:
+        known = repo.branches.get(branch)
+        newest = engine.state.newest_job(job.repo, branch)
+    if done and done[0]["head"] == head and known is None:
         return None, f"{said}; merged into {repo.base} as {done[0]['merge_commit']}"
-    if known is None or known.head != job.commit or newest is None:
+    if known is None or known.head != head or newest is None:
         return None, said
     if newest.id > job.id:
-        return (
-            newest,
-            f"{said}; job {newest.id} tests it again, {newest.cause if newest.is_first else 'on base as it is by now'}",
-        )
-    view = mr_view(engine, job.repo, refs, job.branch) if refs.heads.get(job.branch) == job.commit else {}
+        why = newest.cause if newest.is_first else "on base as it is by now"
+        return newest, f"{said}; job {newest.id} tests it again, {why}"
+    view = mr_view(engine, job.repo, refs, branch) if refs.heads.get(branch) == head else {}
     if not view.get("job") or not view["settled"]:
-        return job, ""  # it is being merged, or has changed while we looked
+        return job, ""  # it is being merged, waits in line, or has changed while we looked
     return None, said if job.status != "passed" else f"{said}; {view['why']}"
 
 
@@ -3950,18 +3949,18 @@ class Web:
 
     def _follow_push(self, given: str) -> Any:
         """The next piece of a log for ``git push -o wait``, and in X-Forge-Next where to go on; forge's words at the end."""
-        found = re.fullmatch(r"([1-9][0-9]{0,17}):([0-9]{1,18})", given)
-        job = self._job(found[1]) if found else None
-        if not found or not job:
-            raise Refused(400, f"X-Forge-Follow is {shorten(given)}, but must be <job>:<offset>")
+        found = re.fullmatch(r"([1-9][0-9]{0,17}):([0-9]{1,18})(?::([1-9][0-9]{0,17}))?", given)
+        if not found:
+            raise Refused(400, f"X-Forge-Follow is {shorten(given)}, but must be <job>:<offset>[:<job of the push>]")
+        job, pushed = self._job(found[1]), self._job(found[3] or found[1])
         offset, live = int(found[2]), job.live
         chunk = self._log_after(job, self.config.log(job.repo, job.id), offset, 1.0, 1 << 16)
-        after = f"{job.id}:{offset + len(chunk)}"
+        after = f"{job.id}:{offset + len(chunk)}:{pushed.id}"
         if not chunk and not live:
-            watch, said = outlook(self.engine, job)
+            watch, said = outlook(self.engine, job, pushed)
             whole_line = read_log(self.config.log(job.repo, job.id), max(0, offset - 1), 1) in (b"", b"\n")
             chunk = f"{'' if whole_line else chr(10)}forge: {said}\n".encode("utf-8", "surrogateescape") if said else b""
-            after = f"{watch.id}:{offset if watch.id == job.id else 0}" if watch else ""
+            after = f"{watch.id}:{offset if watch.id == job.id else 0}:{pushed.id}" if watch else ""
             if watch and watch.id == job.id:
                 time.sleep(0.05)
         return text_response(200, chunk, {"X-Forge-Next": after, "X-Forge-Pause": "no" if chunk else "yes"})
@@ -4266,7 +4265,9 @@ def cmd_wait(config: Config, args: argparse.Namespace) -> int:
 def cmd_merge(config: Config, args: argparse.Namespace) -> int:
     result = Client(config).post(f"{mr_path(args.repo, args.branch)}/merge")
     if result.get("status") == "queued":
-        show(args, result, f"queued: job {result['job']['id']} tests it, then it merges; forge wait {args.repo} {args.branch}")
+        job = result["job"]
+        tests = f"job {job['id']} tests it" if job["status"] in LIVE else "it is tested with what else is ready"
+        show(args, result, f"queued: {tests}, then it merges; forge wait {args.repo} {args.branch}")
     else:
         show(args, result, f"merged as {result['merge_commit']}")
     return 0

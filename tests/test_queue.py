@@ -284,6 +284,25 @@ def test_on_a_moved_base_both_are_tested_together(work: Work) -> None:
     base_is_tested(work)
 
 
+def test_who_waits_for_a_push_is_told_of_its_own_branch(work: Work) -> None:
+    """Each of two that are tested together; the job's own branch is only the last of them."""
+    chain, go = hold_chain(work)
+    follow = {"Accept": "text/plain", "Content_Type": "text/plain", "X_Forge_Repo": work.name}
+    firsts = {job["branch"]: job["id"] for job in pre_jobs(work.server, work.name) if job["id"] < chain}
+    afters = {}
+    for branch, first in firsts.items():
+        answer = work.server.hook(b"", **follow, X_Forge_Follow=f"{first}:0")
+        assert f"job {chain} tests it again" in answer.text
+        afters[branch] = answer.headers["X-Forge-Next"]
+        assert afters[branch] == f"{chain}:0:{first}"
+    go.touch()
+    wait_for(lambda: set(work.heads()) == {"main"}, "the merge of both")
+    commits = {merge["branch"]: merge["merge_commit"] for merge in work.merges()}
+    for branch, after in afters.items():
+        answer = work.server.hook(b"", **follow, X_Forge_Follow=after)
+        assert f"merged into main as {commits[branch]}" in answer.text and answer.headers["X-Forge-Next"] == ""
+
+
 @pytest.mark.parametrize("what", ["new commit", "forced", "deleted", "deleted by button", "base"])
 def test_what_changes_during_a_test_of_the_queue_never_merges_on_its_verdict(work: Work, what: str) -> None:
     chain, go = hold_chain(work)
