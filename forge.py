@@ -2070,7 +2070,7 @@ def explain(blockers: list[str], how: str | None, stale: bool) -> str:
     if how and stale:
         return "it passed on an older base and waits to be tested on the new one, with what else is ready"
     if how:
-        return "it passed and is about to be merged"
+        return "it passed and is in line to be merged"
     again = ", after another test since base has moved on" if stale else ""
     return f"it passed, and merges when somebody asks{again}: its head commit has no trailer Auto-Merge: yes"
 
@@ -3135,8 +3135,9 @@ def job_view(engine: Engine, job: Job) -> dict[str, Any]:
     """A job as programs see it."""
     hidden = ("cause", "checkout", "timeout", "stopping", "configured", "chain")
     view = {name: getattr(job, name) for name in JOB_FIELDS if name not in hidden}
-    if job.id in engine.state.flakes:
-        view["flake"] = engine.state.flakes[job.id]
+    flake = engine.state.flakes.get(job.reused_from or job.id)
+    if flake:
+        view["flake"] = flake
     view["url"] = f"{engine.url}/jobs/{job.id}"
     view["log_url"] = f"{view['url']}/log"
     running = engine.running.get(job.id)

@@ -201,8 +201,11 @@ def test_a_flake_is_proven_by_both_verdicts_on_one_tree(work: Work) -> None:
     passed = server.ended(server.act(f"/jobs/{failed['id']}/retry").json["id"])
     assert passed["status"] == "passed" and passed["flake"] == failed["id"]
     assert server.get(f"/jobs/{failed['id']}")["flake"] == passed["id"]
-    for page in (f"/jobs/{failed['id']}", f"/jobs/{passed['id']}", f"/r/{work.name}/mr/topic"):
-        assert "flake" in server.ask(page, Accept="text/html").text
+    pages = (f"/jobs/{failed['id']}", f"/jobs/{passed['id']}", f"/r/{work.name}/mr/topic")
+    assert all("flake" in server.ask(page, Accept="text/html").text for page in pages)
+    work.git("commit", "-q", "--amend", "-m", "The same tree")
+    assert server.ended(work.push_job("topic", force=True))["reused_from"] == passed["id"]
+    assert all("flake" in server.ask(page, Accept="text/html").text for page in pages)
 
 
 def test_what_was_tested_can_be_fetched_and_nobody_pushes_there(work: Work) -> None:
