@@ -1559,6 +1559,8 @@ def exit_reason(code: int, command: str | None) -> str | None:
 # Above all not SYS_ADMIN (mounts), MKNOD (disks) and DAC_READ_SEARCH (opens files by their number, past all mounts).
 ROOT_KEEPS = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID")
 CAP_SYS_ADMIN = 21
+# The kernel lets root write below these whatever else it lacks, and bubblewrap leaves them open.
+ROOT_MAY_NOT_WRITE = ("/proc/acpi", "/proc/fs", "/proc/scsi", "/proc/sys")
 SECRET_PLACES = ("/run/credentials", "/run/agenix", "/run/agenix.d", "/run/secrets", "/run/secrets.d", "/run/user")
 TMP_PLACES = ("/tmp", "/var/tmp")
 WITHOUT_SANDBOX = "a job can read and change all that the server's user can"
@@ -1577,7 +1579,8 @@ class Surroundings:
     """What a sandbox has to know of this machine. Places are paths without links, as a job comes to them."""
 
     bwrap: str
-    privileged: bool  # whether namespaces need no user namespace
+    root: bool
+    privileged: bool  # whether it needs no user namespace to make others
     folders: tuple[Path, ...] = ()  # hidden, as are
     files: tuple[Path, ...] = ()
     tmp: tuple[Path, ...] = ()
@@ -1601,11 +1604,10 @@ def sandbox_args(config: Config, launch: Launch, around: Surroundings) -> list[s
     anybody's branch decides, sees nothing that lets it act; a post-merge job, which base decides, can push to `repos/`.
     """
     args = [around.bwrap, "--unshare-pid", "--unshare-ipc", "--die-with-parent", "--chdir", str(launch.tree)]
-    if around.privileged:
-        args += ["--cap-drop", "ALL", *(word for name in ROOT_KEEPS for word in ("--cap-add", name))]
-    else:
-        args += ["--unshare-user", "--cap-drop", "ALL"]
+    args += ["--cap-drop", "ALL"]
+    args += [word for name in ROOT_KEEPS for word in ("--cap-add", name)] if around.privileged else ["--unshare-user"]
     args += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
+    args += [word for place in ROOT_MAY_NOT_WRITE for word in ("--ro-bind-try", place, place)] if around.root else []
     emptied = []
     above: dict[Path, bool] = {}  # of what is mounted so far: whether it hides
     mounts = sandbox_mounts(config, launch, around)
@@ -1654,6 +1656,7 @@ def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surro
 
     return Surroundings(
         bwrap=bwrap,
+        root=os.geteuid() == 0,
         privileged=bool(int(re.findall(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[0], 16) >> CAP_SYS_ADMIN & 1),
         folders=tuple(place for place in hidden if place.is_dir()),
         files=tuple(place for place in hidden if place.is_file()),
@@ -1991,7 +1994,7 @@ class Engine:
     """Takes pushes and wishes, runs jobs, merges. Methods that name no thread may be called from any."""
 
     def __init__(self, config: Config):
-        """Open the data directory. Raises AlreadyServed when another server has it, OSError when that is not possible, NoSandbox."""
+        """Open the data directory. Raises OSError when it cannot be written, AlreadyServed, NoSandbox."""
         self.config = config
         self.url = config.url or config.listen_url()
         self.files = prepare_data_dir(config)
