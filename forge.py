@@ -1558,7 +1558,6 @@ def exit_reason(code: int, command: str | None) -> str | None:
 # What root keeps in a sandbox: as much as Nix needs to build as its build users (tried one by one with Nix 2.8).
 # Above all not SYS_ADMIN (mounts), MKNOD (disks) and DAC_READ_SEARCH (opens files by their number, past all mounts).
 ROOT_KEEPS = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID")
-CAP_SYS_ADMIN = 21
 # The kernel lets root write below these whatever else it lacks, and bubblewrap leaves them open.
 ROOT_MAY_NOT_WRITE = ("/proc/acpi", "/proc/fs", "/proc/scsi", "/proc/sys")
 SECRET_PLACES = ("/run/credentials", "/run/agenix", "/run/agenix.d", "/run/secrets", "/run/secrets.d", "/run/user")
@@ -1580,7 +1579,6 @@ class Surroundings:
 
     bwrap: str
     root: bool
-    privileged: bool  # whether it needs no user namespace to make others
     folders: tuple[Path, ...] = ()  # hidden, as are
     files: tuple[Path, ...] = ()
     tmp: tuple[Path, ...] = ()
@@ -1604,10 +1602,12 @@ def sandbox_args(config: Config, launch: Launch, around: Surroundings) -> list[s
     anybody's branch decides, sees nothing that lets it act; a post-merge job, which base decides, can push to `repos/`.
     """
     args = [around.bwrap, "--unshare-pid", "--unshare-ipc", "--die-with-parent", "--chdir", str(launch.tree)]
-    args += ["--cap-drop", "ALL"]
-    args += [word for name in ROOT_KEEPS for word in ("--cap-add", name)] if around.privileged else ["--unshare-user"]
-    args += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
-    args += [word for place in ROOT_MAY_NOT_WRITE for word in ("--ro-bind-try", place, place)] if around.root else []
+    args += ["--cap-drop", "ALL", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
+    if around.root:
+        args += [word for name in ROOT_KEEPS for word in ("--cap-add", name)]
+        args += [word for place in ROOT_MAY_NOT_WRITE for word in ("--ro-bind-try", place, place)]
+    else:
+        args.append("--unshare-user")
     emptied = []
     above: dict[Path, bool] = {}  # of what is mounted so far: whether it hides
     mounts = sandbox_mounts(config, launch, around)
@@ -1657,7 +1657,6 @@ def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surro
     return Surroundings(
         bwrap=bwrap,
         root=os.geteuid() == 0,
-        privileged=bool(int(re.findall(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())[0], 16) >> CAP_SYS_ADMIN & 1),
         folders=tuple(place for place in hidden if place.is_dir()),
         files=tuple(place for place in hidden if place.is_file()),
         tmp=tuple(place for place in tmp if place.is_dir()),
@@ -1698,7 +1697,7 @@ def secret_places(secrets_dir: Path | None) -> list[Path]:
     if secrets_dir is None:
         return []
     inside = (Path(folder) / name for folder, folders, files in os.walk(secrets_dir) for name in folders + files)
-    return [secrets_dir, *(link.parent / os.readlink(link) for link in inside if link.is_symlink())]
+    return [secrets_dir, *(Path(os.path.realpath(link.parent)) / os.readlink(link) for link in inside if link.is_symlink())]
 
 
 def find_nix(environ: Mapping[str, str]) -> tuple[list[Path], bool]:

@@ -51,14 +51,14 @@ LAUNCH = forge.Launch(
     CONFIG.repo("app"),
     CONFIG.data_dir / "home/app/pre-merge",
 )
-AROUND = forge.Surroundings("/bin/bwrap", False, False, folders=(CONFIG.data_dir, Path("/home/git")), tmp=(Path("/tmp"),))
+AROUND = forge.Surroundings("/bin/bwrap", False, folders=(CONFIG.data_dir, Path("/home/git")), tmp=(Path("/tmp"),))
 
 
 def mounts(launch: forge.Launch = LAUNCH, config: forge.Config = CONFIG, **around: object) -> list[str]:
     """What is mounted after /, /dev and /proc, an option with its words each, in order."""
     words = forge.sandbox_args(config, launch, replace(AROUND, **around))  # type: ignore[arg-type]
     assert words[-1] == "--"
-    text = " ".join(words[words.index("/proc", words.index("--proc")) + 1 : -1])
+    text = " ".join(words[words.index("--unshare-user") + 1 : -1])
     return [f"--{part.strip()}" for part in text.split("--")[1:]]
 
 
@@ -126,7 +126,7 @@ def test_mounts_go_from_outer_to_inner() -> None:
 
 
 def test_root_keeps_few_rights_and_others_get_a_user_namespace() -> None:
-    root = forge.sandbox_args(CONFIG, LAUNCH, replace(AROUND, root=True, privileged=True))
+    root = forge.sandbox_args(CONFIG, LAUNCH, replace(AROUND, root=True))
     assert "--unshare-user" not in root and root[root.index("--cap-drop") + 1] == "ALL"
     kept = {root[number + 1] for number, word in enumerate(root) if word == "--cap-add"}
     assert not kept & {"CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE", "CAP_NET_ADMIN"}
@@ -163,12 +163,10 @@ def test_secrets_are_followed_to_where_they_are_kept(tmp_path: Path) -> None:
     (tmp_path / "now").symlink_to(tmp_path / "kept/4")
     (tmp_path / "secrets/ssh/id").symlink_to(tmp_path / "now/key")
     (tmp_path / "secrets/gone").symlink_to(tmp_path / "nothing")
-    around = forge.look_around(forge.Config(tmp_path / "data", secrets_dir=tmp_path / "secrets"), "bwrap", {})
-    assert around.secrets == ((tmp_path / "secrets",) * 2, (tmp_path / "kept/4/key", tmp_path / "now/key")) or around.secrets == (
-        (tmp_path / "secrets",) * 2,
-        (tmp_path / "kept/4/key",) * 2,
-    )
-    assert tmp_path / "secrets" in around.folders
+    config = forge.Config(tmp_path / "data", secrets_dir=tmp_path / "secrets")
+    around = forge.look_around(config, "bwrap", {"HOME": str(tmp_path)})
+    assert around.secrets == ((tmp_path / "secrets",) * 2, (tmp_path / "kept/4/key", tmp_path / "now/key"))
+    assert {tmp_path / "secrets", tmp_path} <= set(around.folders)
 
 
 # -- a hostile branch --------------------------------------------------------------------------------
@@ -566,10 +564,22 @@ def test_all_of_this_as_an_ordinary_user() -> None:
         python = ordinary_python(place)
         if python is None:
             pytest.skip("no Python with the packages that a user without rights can run")
-        words = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={place}/tmp", str(Path(__file__).resolve())]
+        words = [
+            python,
+            "-m",
+            "pytest",
+            "-rs",
+            "-p",
+            "no:cacheprovider",
+            f"--basetemp={place}/tmp",
+            str(Path(__file__).resolve()),
+        ]
         environ = clean_environ() | {"HOME": str(place), "PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
         environ = {name: value for name, value in environ.items() if not name.startswith("PYTEST_")}
         done = subprocess.run([*NOBODY, *words], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=380)
         assert done.returncode == 0, shlex.join(words) + "\n" + done.stdout + done.stderr
+        if "bubblewrap does not work here" in done.stdout:
+            pytest.skip("an ordinary user may not make user namespaces here")
+        print(done.stdout)
     finally:
         shutil.rmtree(place)
