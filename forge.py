@@ -1598,7 +1598,7 @@ class Mount(NamedTuple):
 def sandbox_args(config: Config, launch: Launch, around: Surroundings) -> list[str]:
     """What stands before a job's command to run it in its sandbox (pure).
 
-    All is read-only; first what is private is hidden, then the job's own places are shown again. A pre-merge job, which
+    All is read-only; what is private is hidden, and what the job needs of it is shown again. A pre-merge job, which
     anybody's branch decides, sees nothing that lets it act; a post-merge job, which base decides, can push to `repos/`.
     """
     args = [around.bwrap, "--unshare-pid", "--unshare-ipc", "--die-with-parent", "--chdir", str(launch.tree)]
@@ -1657,9 +1657,9 @@ def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surro
     return Surroundings(
         bwrap=bwrap,
         root=os.geteuid() == 0,
-        folders=tuple(place for place in hidden if place.is_dir()),
-        files=tuple(place for place in hidden if place.is_file()),
-        tmp=tuple(place for place in tmp if place.is_dir()),
+        folders=tuple(filter(os.path.isdir, hidden)),  # what the server's user cannot even look at needs no hiding
+        files=tuple(filter(os.path.isfile, hidden)),
+        tmp=tuple(filter(os.path.isdir, tmp)),
         programs=shown(forge_places() + [Path(place) for place in environ.get("PATH", "").split(":") if place.startswith("/")]),
         secrets=shown(secret_places(config.secrets_dir)),
         nix=shown(nix),
@@ -1752,10 +1752,10 @@ def find_sandbox(config: Config) -> str | None:
 
 
 def sandbox_trouble(code: int | None, log_file: Path) -> str | None:
-    """Why a job has ended that never said what it runs: bubblewrap did not get so far, and its last words are in the log."""
-    if code is None or not 0 < code < 128:
-        return None
+    """Why a job ended that never said what it runs, when bubblewrap did not get so far: its last words are in the log."""
     said = read_log(log_file, 0, 2000).decode("utf-8", "replace").strip().split("\n")[-1]
+    if not code or code > 127 or (said and "bwrap" not in said):
+        return None
     return f"its sandbox could not be set up: {said or f'exit code {code}'}"
 
 
@@ -4092,10 +4092,10 @@ def examine(config: Config) -> Iterator[tuple[str, bool, str]]:
         str(root) if mine else f"{root} belongs to uid {root.stat().st_uid}, or is read-only; run forge as its user",
     )
     if config.sandbox == "none":
-        yield "sandbox", True, f"none, as FORGE_SANDBOX says; {WITHOUT_SANDBOX}"
+        yield "bwrap", True, f"not used, as FORGE_SANDBOX is none; {WITHOUT_SANDBOX}"
     else:
         reason = why_no_sandbox(config)
-        yield "sandbox", reason is None, reason or "jobs run under bubblewrap"
+        yield "bwrap", reason is None, reason or f"{version('bwrap', '--version')}; jobs run under it"
     free = shutil.disk_usage(root).free
     yield "disk", free > 1 << 30, f"{spell_bytes(free)} free"
     for name in ("token", "hook-token"):
@@ -4142,7 +4142,7 @@ def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
     found = list(examine(config))
     rows = [["ok" if well else "!!", what, said] for what, well, said in found]
     show(args, {"checks": [{"what": w, "ok": ok, "text": t} for w, ok, t in found]}, table(rows))
-    return 0 if all(well for what, well, _ in found if what not in ("nix", "sandbox", "server")) else 1
+    return 0 if all(well for what, well, _ in found if what not in ("nix", "bwrap", "server")) else 1
 
 
 def cmd_serve(config: Config, args: argparse.Namespace) -> int:

@@ -169,6 +169,11 @@ def test_secrets_are_followed_to_where_they_are_kept(tmp_path: Path) -> None:
     assert {tmp_path / "secrets", tmp_path} <= set(around.folders)
 
 
+def test_a_home_that_cannot_be_looked_at_needs_no_hiding() -> None:
+    around = forge.look_around(CONFIG, "bwrap", {"HOME": "/root/nothing/here"})
+    assert Path("/root/nothing/here") not in around.folders
+
+
 # -- a hostile branch --------------------------------------------------------------------------------
 
 
@@ -353,6 +358,11 @@ def test_post_merge_has_the_secrets_and_may_push(boxed: Server, lair: Lair) -> N
     assert [job["branch"] for job in boxed.get("/jobs?repo=pushed-to&kind=pre-merge")["jobs"]] == ["from-a-job"]
 
 
+def named(mark: str) -> list[psutil.Process]:
+    """The processes of this machine that have a word on their command line."""
+    return [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]
+
+
 @needs_bwrap
 def test_what_a_job_left_running_is_gone_with_it(boxed: Server) -> None:
     work = boxed.repo("daemons")
@@ -360,12 +370,13 @@ def test_what_a_job_left_running_is_gone_with_it(boxed: Server) -> None:
     work.branch("topic", run=f"setsid sleep {mark} & (setsid sleep {mark} &) ; sleep 0.2; echo left\n")
     job = boxed.ended(work.push_job("topic"))
     assert job["status"] == "passed" and boxed.job_log(job["id"]) == b"left\n"
-    assert not [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]
+    assert not named(mark)
 
 
 # -- stopping, measuring, taking over ------------------------------------------------------------------
 
-POLITE = "trap 'echo got TERM; exit 3' TERM; echo begun; while :; do sleep 0.05; done\n"
+# what is told to stop takes its time, so that a box that was told to stop as well would be gone before its last word
+POLITE = "trap 'sleep 0.3; echo got TERM; exit 3' TERM; echo begun; while :; do sleep 0.05; done\n"
 
 
 def begun(server: Server, job_id: int) -> None:
@@ -401,8 +412,8 @@ def test_the_figures_are_the_jobs_own(boxed: Server) -> None:
 
 
 @needs_bwrap
-def test_a_job_in_its_box_is_taken_over(make_server: Callable[..., Server]) -> None:
-    server = make_server(FORGE_MAX_JOBS="3", FORGE_SANDBOX="bwrap")
+def test_a_job_in_its_box_is_taken_over(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = make_server(FORGE_MAX_JOBS="3", FORGE_SANDBOX="bwrap", HOME=str(tmp_path))  # the data directory is in the home
     work = server.repo()
     go = 'echo begun; until [ -e "$HOME/go" ]; do sleep 0.05; done; echo ended; exit 9\n'
     work.branch("ends", run=go)
@@ -422,21 +433,21 @@ def test_a_job_in_its_box_is_taken_over(make_server: Callable[..., Server]) -> N
 
 
 @needs_bwrap
-def test_a_box_dies_with_its_supervisor(make_server: Callable[..., Server]) -> None:
-    server = make_server(FORGE_SANDBOX="bwrap")
+def test_a_box_dies_with_its_supervisor(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = make_server(FORGE_SANDBOX="bwrap", HOME=str(tmp_path / "data"))  # the data directory is the home
     work = server.repo()
     mark = f"8{os.getpid()}"
     work.branch("topic", run=f"echo begun; setsid sleep {mark}\n")
     job_id = work.push_job("topic")
     begun(server, job_id)
+    server.stop(signal.SIGKILL)
     os.kill(int((server.data / f"running/{job_id}/pid").read_text().split()[0]), signal.SIGKILL)
+    wait_for(lambda: not named(mark), "the end of the processes")
+    server.start()
     assert server.ended(job_id)["reason"].startswith("interrupted")
     again = wait_for(lambda: [job["id"] for job in server.get("/jobs")["jobs"] if job["id"] > job_id], "the second run")[0]
     server.act(f"/jobs/{again}/cancel")
     server.ended(again)
-    wait_for(
-        lambda: not [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])], "the end of the processes"
-    )
 
 
 @needs_bwrap
@@ -495,11 +506,11 @@ def test_bubblewrap_or_nothing(make_server: Callable[..., Server], tmp_path: Pat
 @needs_bwrap
 def test_the_doctor_looks_at_it(make_server: Callable[..., Server], tmp_path: Path) -> None:
     server = make_server()
-    assert "jobs run under bubblewrap" in server.cli("doctor").stdout
+    assert "; jobs run under it" in server.cli("doctor").stdout
     server.settings["FORGE_SANDBOX"] = "none"
-    assert "none, as FORGE_SANDBOX says; a job can read and change" in server.cli("doctor").stdout
+    assert "not used, as FORGE_SANDBOX is none; a job can read and change" in server.cli("doctor").stdout
     server.settings |= {"FORGE_SANDBOX": "auto", "PATH": without_bwrap(tmp_path / "bin")}
-    assert "!! sandbox" in " ".join(server.cli("doctor", check=False).stdout.split())
+    assert "!! bwrap bwrap is not on the PATH; install" in " ".join(server.cli("doctor").stdout.split())
     assert not list((server.data / "running").glob("probe-*"))
 
 
