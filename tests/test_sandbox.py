@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -363,10 +364,18 @@ def named(mark: str) -> list[psutil.Process]:
     return [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]
 
 
+@pytest.fixture
+def mark() -> Iterator[str]:
+    """A number of seconds to sleep that nobody else sleeps; who still does so in the end is ended."""
+    number = f"9{os.getpid()}{time.time_ns() % 1000:03d}"
+    yield number
+    for process in named(number):
+        process.kill()
+
+
 @needs_bwrap
-def test_what_a_job_left_running_is_gone_with_it(boxed: Server) -> None:
+def test_what_a_job_left_running_is_gone_with_it(boxed: Server, mark: str) -> None:
     work = boxed.repo("daemons")
-    mark = f"9{os.getpid()}"
     work.branch("topic", run=f"setsid sleep {mark} & (setsid sleep {mark} &) ; sleep 0.2; echo left\n")
     job = boxed.ended(work.push_job("topic"))
     assert job["status"] == "passed" and boxed.job_log(job["id"]) == b"left\n"
@@ -433,10 +442,9 @@ def test_a_job_in_its_box_is_taken_over(make_server: Callable[..., Server], tmp_
 
 
 @needs_bwrap
-def test_a_box_dies_with_its_supervisor(make_server: Callable[..., Server], tmp_path: Path) -> None:
+def test_a_box_dies_with_its_supervisor(make_server: Callable[..., Server], tmp_path: Path, mark: str) -> None:
     server = make_server(FORGE_SANDBOX="bwrap", HOME=str(tmp_path / "data"))  # the data directory is the home
     work = server.repo()
-    mark = f"8{os.getpid()}"
     work.branch("topic", run=f"echo begun; setsid sleep {mark}\n")
     job_id = work.push_job("topic")
     begun(server, job_id)
