@@ -435,7 +435,7 @@ def test_a_job_in_its_box_is_taken_over(make_server: Callable[..., Server], tmp_
     server.act(f"/jobs/{stops}/cancel")
     assert server.ended(stops, 4.5)["status"] == "canceled"
     assert server.job_log(stops).startswith(b"begun\n") and server.job_log(stops).endswith(b"got TERM\n")
-    (server.data / "home/app/pre-merge/go").touch()
+    work.gate("go").touch()
     job = server.ended(ends)
     assert (job["id"], job["status"], job["exit_code"]) == (ends, "failed", 9)
     assert server.job_log(ends) == b"begun\nended\n"
