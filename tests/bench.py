@@ -694,6 +694,33 @@ def watch_chatty(lab: Lab, server: Server, pair: Pair, name: object) -> tuple[fl
     return took, cpu, (most - rss) / MEGABYTE
 
 
+def bench_sandbox(lab: Lab) -> Iterator[Row]:
+    """From the start of a push to the verdict of its job, which does nothing: in the sandbox, and beside it without one."""
+    took = {"forge": Series(), "bare": Series()}
+    pairs = {}
+    with contextlib.ExitStack() as stack:
+        for side, setting in (("forge", "bwrap"), ("bare", "none")):
+            lab.environ["FORGE_SANDBOX"] = setting
+            pairs[side] = Pair(lab, stack.enter_context(Server(lab, f"data-{setting}")), WITH_SCRIPT, setting)
+            time_verdict(lab, pairs[side], "first")
+        for number, sides in lab.rounds():
+            for one, side in enumerate(sides * 2):
+                took[side].values.append(time_verdict(lab, pairs[side], f"{number}-{one}"))
+    yield row_by_difference("push → verdict, sandbox against none", took["forge"], took["bare"], 20)
+
+
+def time_verdict(lab: Lab, pair: Pair, name: object) -> float:
+    """Milliseconds from the start of a push until its job has ended."""
+    (branch,) = pair.changes("forge", [name], "A change to be judged")
+    began = time.perf_counter()
+    with lab.running(*pair.push_command("forge", [branch])):
+        ended = wait_until(lambda: bool(pair.server.job_of(branch)["event"] == "job.finished"), f"the verdict on {branch}")
+    pair.server.settle()
+    if pair.server.job_of(branch)["status"] != "passed":
+        raise Broken(f"the job of {branch} did not pass: {pair.server.job_of(branch)}")
+    return 1000 * (ended - began)
+
+
 def bench_idle(lab: Lab) -> Iterator[Row]:
     """Start to first answer, and what a server with nothing to do takes."""
     started, rss = Series(), Series(unit="MB")
@@ -712,6 +739,7 @@ class Bench(NamedTuple):
 
     run: Callable[[Lab], Iterator[Row]]
     needs_nix: bool = False
+    needs_bwrap: bool = False
 
 
 BENCHES: dict[str, Bench] = {
@@ -722,6 +750,7 @@ BENCHES: dict[str, Bench] = {
     "queue": Bench(bench_queue),
     "large": Bench(bench_large),
     "chatty": Bench(bench_chatty),
+    "sandbox": Bench(bench_sandbox, needs_bwrap=True),
     "idle": Bench(bench_idle),
 }
 
@@ -736,6 +765,8 @@ def run_bench(name: str, rounds: int, deadline: float) -> bool:
     lab = Lab(Path(tempfile.mkdtemp(prefix="forge-bench-")), rounds, deadline)
     try:
         trouble = why_no_nix(lab) if BENCHES[name].needs_nix else None
+        if BENCHES[name].needs_bwrap and not shutil.which("bwrap"):
+            trouble = "no bwrap"
         if trouble:
             print(line_of((name, "", f"skipped: {trouble}")), flush=True)
             return True

@@ -192,7 +192,7 @@ def test_a_failure_is_never_reused(work: Work) -> None:
 
 def test_a_flake_is_proven_by_both_verdicts_on_one_tree(work: Work) -> None:
     server = work.server
-    mark = server.data.parent / f"flaky-{work.name}"
+    mark = work.gate("well")
     work.bare("config", "forge.preMerge", f"test -e {mark}")
     work.branch("topic", "A change")
     failed = server.ended(work.push_job("topic"))
@@ -250,7 +250,7 @@ def test_refs_of_old_candidates_are_dropped(make_server: Callable[..., Server]) 
 
 def hold_chain(work: Work) -> tuple[int, Any]:
     """Two branches that are ready on an old base, and the running job that tests them together until `go` is made."""
-    server, go = work.server, work.server.data.parent / f"go-{work.name}"
+    server, go = work.server, work.gate("go")
     # a second, so that the first to pass is not overdue before the other has passed
     wait = f"""sleep 1; gate={go}-first; [ ! -e part-one ] || [ ! -e part-two ] || gate={go}
     while [ ! -e "$gate" ]; do sleep 0.05; done"""
@@ -367,7 +367,7 @@ def test_a_test_of_the_queue_survives_the_server(make_server: Callable[..., Serv
 
 
 def test_the_new_version_fails_and_nothing_is_merged(work: Work) -> None:
-    go = work.server.data.parent / f"go-{work.name}"
+    go = work.gate("go")
     work.branch("topic", AUTO, run=f"while [ ! -e {go} ]; do sleep 0.05; done\n")
     first = work.push_job("topic")
     work.server.running(first)
