@@ -978,7 +978,7 @@ def test_many_who_wait_do_not_keep_the_server_busy(make_server: Callable[..., Se
     work = server.repo()
     names = [f"n{number}" for number in range(7)]
     for name in names:
-        work.branch(name, run="sleep 0.7\n")
+        work.branch(name, run=f"sleep 0.7 # {name}\n")
     pushers = [
         subprocess.Popen(
             ["git", "push", "-o", "wait", "origin", name], cwd=work.tree, env=clean_environ(), stderr=subprocess.PIPE, text=True
