@@ -1,0 +1,96 @@
+"""One git call of the server that goes wrong: what tests/soak.py puts in its place runs the real git and kills.
+
+Arguments: the real git, when, whom, the server's pid and its start in clock ticks, a delay in seconds, a file to write
+what was done to, then what the server gave git. When: `before`, `after`, `middle` (after the delay), `late` (the server dies,
+git does its work after the delay), and for ``update-ref --stdin`` also `locked` (killed with its locks taken) and `moved`
+(killed when the first ref has moved). Whom: `server` (and git with it, where it runs then) or `git` alone.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REAL, WHEN, WHOM, PID, TICKS, DELAY, TOLD, *ARGS = sys.argv[1:]
+
+
+def kill_server() -> None:
+    """Kill the server, if that pid is still the process that was meant and our parent."""
+    if WHOM != "server":
+        return
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(int(PID))  # from here on the number cannot mean another process
+        ticks = Path(f"/proc/{PID}/stat").read_text().rpartition(")")[2].split()[19]
+        if ticks == TICKS and os.getppid() == int(PID):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def start(*given: bytes) -> "subprocess.Popen[bytes]":
+    """The real git, with the server's standard input or with what was read from it."""
+    process = subprocess.Popen([REAL, *ARGS], stdin=subprocess.PIPE if given else None, stdout=subprocess.PIPE if given else None)
+    for text in given:
+        assert process.stdin
+        process.stdin.write(text)
+        process.stdin.flush()
+    return process
+
+
+def await_locks(git: "subprocess.Popen[bytes]") -> None:
+    """Wait until git says that it has prepared the transaction."""
+    assert git.stdout
+    for line in git.stdout:
+        if line.startswith(b"prepare"):
+            return
+
+
+def await_move(git: "subprocess.Popen[bytes]", given: bytes) -> None:
+    """Wait until the first ref of the transaction is where it is to be, or git has ended."""
+    words = given.split(b"\0")
+    first = next(number for number, word in enumerate(words) if word.startswith(b"update "))
+    ref, new = words[first][7:], words[first + 1] + b"\n"
+    while git.poll() is None:
+        for _ in range(20):
+            with contextlib.suppress(OSError), open(ref, "rb") as stream:
+                if stream.read() == new:
+                    return
+
+
+def main() -> int:
+    """Do what was asked for; the exit code is git's, where it is of interest to anybody."""
+    Path(TOLD).write_text(f"{WHEN} {WHOM} {' '.join(ARGS[:1])}\n")
+    if WHEN == "before":
+        kill_server()
+        return 137
+    if WHEN == "after":
+        code = start().wait()
+        kill_server()
+        return code
+    if WHEN == "late":
+        given = sys.stdin.buffer.read()
+        kill_server()
+        time.sleep(float(DELAY))
+        git = start(given)
+        assert git.stdin
+        git.stdin.close()
+        return git.wait()
+    if WHEN == "middle":
+        git = start()
+        time.sleep(float(DELAY) / 50)
+    else:
+        given = sys.stdin.buffer.read()
+        if WHEN == "locked":
+            git = start(given.removesuffix(b"commit\0"))
+            await_locks(git)
+        else:
+            git = start(given)
+            await_move(git, given)
+    kill_server()
+    git.kill()
+    git.wait()
+    return 137
+
+
+sys.exit(main())
