@@ -3,7 +3,7 @@
 Arguments: the real git, when, whom, the server's pid and its start in clock ticks, a delay in seconds, a file to write
 what was done to, then what the server gave git. When: `before`, `after`, `middle` (after the delay), `late` (the server dies,
 git does its work after the delay), and for ``update-ref --stdin`` also `locked` (killed with its locks taken) and `moved`
-(killed when the first ref has moved). Whom: `server` (and git with it, where it runs then) or `git` alone.
+(killed between its renames: base has moved, nothing else). Whom: `server` (and git with it, where it runs then) or `git` alone.
 """
 
 import contextlib
@@ -46,16 +46,10 @@ def await_locks(git: "subprocess.Popen[bytes]") -> None:
             return
 
 
-def await_move(git: "subprocess.Popen[bytes]", given: bytes) -> None:
-    """Wait until the first ref of the transaction is where it is to be, or git has ended."""
-    words = given.split(b"\0")
-    first = next(number for number, word in enumerate(words) if word.startswith(b"update "))
-    ref, new = words[first][7:], words[first + 1] + b"\n"
-    while git.poll() is None:
-        for _ in range(20):
-            with contextlib.suppress(OSError), open(ref, "rb") as stream:
-                if stream.read() == new:
-                    return
+def move_first(given: bytes) -> None:
+    """Do the first thing git does when it commits: rename the lock of the first ref, which holds the new id already."""
+    first = next(word for word in given.split(b"\0") if word.startswith(b"update "))[7:]
+    os.rename(first + b".lock", first)
 
 
 def main() -> int:
@@ -81,12 +75,10 @@ def main() -> int:
         time.sleep(float(DELAY) / 50)
     else:
         given = sys.stdin.buffer.read()
-        if WHEN == "locked":
-            git = start(given.removesuffix(b"commit\0"))
-            await_locks(git)
-        else:
-            git = start(given)
-            await_move(git, given)
+        git = start(given.removesuffix(b"commit\0"))
+        await_locks(git)
+        if WHEN == "moved":
+            move_first(given)
     kill_server()
     git.kill()
     git.wait()

@@ -35,7 +35,6 @@ from conftest import AUTO, FORGE, Server, Work, clean_environ
 MAX_JOBS = 2
 REPOS = 3  # in each round
 OPEN = 14  # branches in a repo; whoever pushes waits while there are more
-PATIENCE = 120.0  # seconds for a round to settle: longer than two scans
 PLAIN = "A change"
 PRE = """#!/bin/sh
 echo "begin $FORGE_JOB_ID"
@@ -104,8 +103,10 @@ class Figures:
 class Soak:
     """A data directory, the server on it that is ended and started, and everything that was pushed."""
 
-    def __init__(self, root: Path, seed: int):
+    def __init__(self, root: Path, seed: int, patience: float = 120):
+        """`patience` is how many seconds a round has to settle; a scan may take 45."""
         self.root = root
+        self.patience = patience
         self.seed = seed
         self.random = random.Random(f"{seed}-faults")
         self.figures = Figures()
@@ -296,10 +297,12 @@ class Soak:
         open_jobs = sorted(queued.keys() - ended.keys())
         found = [f"job {job} ({queued[job]['repo']}/{queued[job]['branch']}) has no verdict" for job in open_jobs]
         merged = Counter((record["repo"], record["branch"]) for record in records if record["event"] == "merged")
+        seen = {record["repo"]: record["new"] for record in records if record["event"] == "base.moved"}
         newest = {(job["repo"], job["branch"], head["commit"]): job for job in ended.values() for head in job["heads"]}
         for repo in repos:
             refs = self.refs(repo)
             expected = {"main"}
+            found += [f"{repo}: nobody has noticed that base is at {refs['main']}"] if seen.get(repo) != refs["main"] else []
             for push in self.pushed:
                 if push.repo != repo:
                     continue
@@ -332,7 +335,7 @@ class Soak:
         for repo in self.repos:
             found += self._broken_base(repo, [r for r in records if r["event"] == "merged" and r["repo"] == repo])
         found += self._broken_jobs(records)
-        found += self._left_over(records)
+        found += self.left_over()
         done = self.server.cli("audit", check=False)
         if done.returncode:
             found += [
@@ -398,7 +401,7 @@ class Soak:
                 found.append(f"{about}: its log is {text}")
         return found
 
-    def _left_over(self, records: list[dict[str, Any]]) -> list[str]:
+    def left_over(self) -> list[str]:
         """Files and processes that should not be there."""
         found, data = [], self.server.data
         for name in ("running", "trash", "incoming"):
@@ -425,15 +428,25 @@ class Soak:
 
     def settle(self, repos: list[str]) -> None:
         """Wait until all that must come has come, with nothing left over. Raises Broken."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self.patience
         while True:
-            late = self.unsettled(repos)
-            left = self._left_over([]) if not late else []
-            if not late and not left:
+            late = self.unsettled(repos) or self.left_over()
+            if not late:
                 return
             if time.monotonic() > end or not self.alive:
-                raise Broken("\n".join([*late, *left, *(["the server has died by itself"] if not self.alive else [])]))
+                raise Broken("\n".join([*late, *(["the server has died by itself"] if not self.alive else [])]))
             time.sleep(0.2)
+
+    def look(self, repos: list[str], found: list[str] | None = None) -> None:
+        """Settle, then look at every promise. Raises Broken."""
+        found = list(found or [])
+        try:
+            self.settle(repos)
+        except Broken as error:
+            found.append(str(error))
+        found += self.broken()
+        if found:
+            raise Broken("\n".join(dict.fromkeys("\n".join(found).split("\n"))))
 
     # -- a run ----------------------------------------------------------------------------
 
@@ -447,17 +460,10 @@ class Soak:
             person.start()
         self.hurt(seconds)
         for person in people:
-            person.join(timeout=PATIENCE)
+            person.join(timeout=self.patience)
         if any(person.is_alive() for person in people):
             raise Broken("\n".join([*self.refused, "somebody could not end what was begun"]))
-        trouble = ""
-        try:
-            self.settle([work.name for work in works])
-        except Broken as error:
-            trouble = f"{error}\n"
-        found = self.broken()
-        if trouble or found:
-            raise Broken(trouble + "\n".join(found))
+        self.look([work.name for work in works])
         for work in works:
             shutil.rmtree(work.tree)
 
@@ -467,17 +473,13 @@ class Soak:
         try:
             work = self.new_repo("drill")
             self.settle(["drill"])
-            person = Person(self, work, self.random)
-            pushing = threading.Thread(target=person.lands)
+            pushing = threading.Thread(target=Person(self, work, self.random).lands)
             pushing.start()
             happened = self.strike(plan)
             pushing.join(timeout=60)
             if not self.alive:
                 self.start()
-            self.settle(["drill"])
-            found = self.broken() + ([] if happened else [f"there was no such call: {' '.join(plan)}"])
-            if found:
-                raise Broken("\n".join(found))
+            self.look(["drill"], [] if happened else [f"there was no such call: {' '.join(plan)}"])
         finally:
             self.clear()
 

@@ -28,7 +28,7 @@ PLACES = [
 
 @pytest.mark.parametrize(("verb", "nth", "when", "whom"), PLACES)
 def test_one_fault_in_a_merge(tmp_path: Path, verb: str, nth: int, when: str, whom: str) -> None:
-    Soak(tmp_path, seed=nth).drill((verb, str(nth), when, whom, "0.5"))
+    Soak(tmp_path, seed=nth, patience=60).drill((verb, str(nth), when, whom, "0.5"))
 
 
 def test_a_short_soak(tmp_path: Path) -> None:
