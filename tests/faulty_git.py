@@ -28,6 +28,11 @@ def kill_server() -> None:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
+def tell() -> None:
+    """Say what is about to be done."""
+    Path(TOLD).write_text(f"{WHEN} {WHOM} {ARGS[0]}\n")
+
+
 def start(*given: bytes) -> "subprocess.Popen[bytes]":
     """The real git, with the server's standard input or with what was read from it."""
     process = subprocess.Popen([REAL, *ARGS], stdin=subprocess.PIPE if given else None, stdout=subprocess.PIPE if given else None)
@@ -38,12 +43,10 @@ def start(*given: bytes) -> "subprocess.Popen[bytes]":
     return process
 
 
-def await_locks(git: "subprocess.Popen[bytes]") -> None:
-    """Wait until git says that it has prepared the transaction."""
+def await_locks(git: "subprocess.Popen[bytes]") -> bool:
+    """Wait until git has prepared the transaction; False when it cannot."""
     assert git.stdout
-    for line in git.stdout:
-        if line.startswith(b"prepare"):
-            return
+    return any(line.startswith(b"prepare") for line in git.stdout)
 
 
 def move_first(given: bytes) -> None:
@@ -54,16 +57,18 @@ def move_first(given: bytes) -> None:
 
 def main() -> int:
     """Do what was asked for; the exit code is git's, where it is of interest to anybody."""
-    Path(TOLD).write_text(f"{WHEN} {WHOM} {' '.join(ARGS[:1])}\n")
     if WHEN == "before":
+        tell()
         kill_server()
         return 137
     if WHEN == "after":
         code = start().wait()
+        tell()
         kill_server()
         return code
     if WHEN == "late":
         given = sys.stdin.buffer.read()
+        tell()
         kill_server()
         time.sleep(float(DELAY))
         git = start(given)
@@ -76,9 +81,11 @@ def main() -> int:
     else:
         given = sys.stdin.buffer.read()
         git = start(given.removesuffix(b"commit\0"))
-        await_locks(git)
+        if not await_locks(git):
+            return git.wait()
         if WHEN == "moved":
             move_first(given)
+    tell()
     kill_server()
     git.kill()
     git.wait()

@@ -715,7 +715,7 @@ class Person:
         push = self.told(name, head, "deletes")
 
         def delete() -> None:
-            if self.push(f":refs/heads/{name}"):
+            if self.push(f":{name}"):  # by its full name, git would "delete" what is not there
                 push.fate = "never"
 
         self.then(delete, 1.0)
