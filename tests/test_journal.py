@@ -62,7 +62,7 @@ def test_a_damaged_line_and_unknown_events_are_passed_over(tmp_path: Path, capsy
     ledger = Ledger(tmp_path)
     said = capsys.readouterr().err
     assert "line 2 is no record" in said and "line 3 is no record" in said and "record 4 (job.queued) is not understood" in said
-    ledger.record(queue_job(1, "app", "topic", "pre-merge", "a" * 40, "push"))
+    ledger.record(queue_job(1, "app", "pre-merge", (("topic", "a" * 40),), "push"))
     assert ledger.state.jobs[1].branch == "topic" and ledger.journal.seq == 5
     assert b"of.tomorrow" in (tmp_path / "jobs.jsonl").read_bytes()
 
@@ -70,7 +70,7 @@ def test_a_damaged_line_and_unknown_events_are_passed_over(tmp_path: Path, capsy
 @pytest.mark.parametrize("how", ["short", "none", "sync"])
 def test_a_write_that_fails_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     ledger = Ledger(tmp_path)
-    ledger.record(queue_job(1, "app", "one", "pre-merge", "a" * 40, "push"))
+    ledger.record(queue_job(1, "app", "pre-merge", (("one", "a" * 40),), "push"))
     before = (tmp_path / "jobs.jsonl").read_bytes()
     write = os.write
 
@@ -83,16 +83,16 @@ def test_a_write_that_fails_is_taken_back(tmp_path: Path, monkeypatch: pytest.Mo
         else:
             patch.setattr(os, "write" if how == "none" else "fsync", fail)
         with pytest.raises(OSError):
-            ledger.record(queue_job(2, "app", "two", "pre-merge", "a" * 40, "push"))
+            ledger.record(queue_job(2, "app", "pre-merge", (("two", "a" * 40),), "push"))
     assert (tmp_path / "jobs.jsonl").read_bytes() == before and list(ledger.state.jobs) == [1]
-    ledger.record(queue_job(2, "app", "three", "pre-merge", "a" * 40, "push"))
+    ledger.record(queue_job(2, "app", "pre-merge", (("three", "a" * 40),), "push"))
     assert [r["seq"] for r in lines(tmp_path / "jobs.jsonl")] == [1, 2]
 
 
 def test_old_jobs_are_found_by_the_index_and_not_held(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for number in range(1, 41):
-        name, job = queue_job(number, f"r{number % 2}", f"b{number % 5}", "pre-merge", "a" * 40, "push")
+        name, job = queue_job(number, f"r{number % 2}", "pre-merge", ((f"b{number % 5}", "a" * 40),), "push")
         status = "failed" if number % 3 == 0 else "passed"
         ledger.record(
             (name, job),
@@ -111,5 +111,5 @@ def test_a_hundred_thousand_jobs_cost_a_few_megabytes() -> None:
     index = JobIndex()
     for number in range(1, 100_001):
         index.add({"id": number, "repo": "app", "branch": f"b{number}", "kind": "pre-merge", "status": "passed"}, number * 300)
-    size = sum(len(column) * column.itemsize for column in (index.places, index.branches, index.kinds))
+    size = sum(len(column) * column.itemsize for column in (index.places, index.branches, index.kinds)) + len(index.results)
     assert size < 3_000_000 and next(index.search(10**6, "app", "b5", None, None)) == 5
