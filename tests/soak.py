@@ -36,6 +36,9 @@ MAX_JOBS = 2
 REPOS = 3  # in each round
 OPEN = 14  # branches in a repo; whoever pushes waits while there are more
 PLAIN = "A change"
+TRANSACTION = "update-ref:-z"  # a verb, or one with its first argument: here what moves base and removes branches
+VERBS = [TRANSACTION, "update-ref", "merge-tree", "merge-tree", "commit-tree", "commit-tree", "read-tree", "read-tree"]
+VERBS += ["for-each-ref", "for-each-ref", "log", "ls-files", "config", "merge-base", "rev-parse"]
 PRE = """#!/bin/sh
 echo "begin $FORGE_JOB_ID"
 sleep 0.$((FORGE_JOB_ID % 6))
@@ -52,7 +55,7 @@ echo "end $FORGE_JOB_ID"
 """
 WRAPPER = """#!/bin/sh
 read -r verb count when whom pid ticks delay number 2>/dev/null <{here}/plan
-if [ "$1" = "$verb" ] && [ "$PPID" = "$pid" ]; then
+if { [ "$1" = "$verb" ] || [ "$1:$2" = "$verb" ]; } && [ "$PPID" = "$pid" ]; then
     nth=1
     while [ $nth -le "$count" ] && ! (set -C; : >{here}/claim-$number-$nth) 2>/dev/null; do nth=$((nth + 1)); done
     [ $nth -ne "$count" ] || exec {python} -I -S {faulty} {real} $when $whom $pid $ticks $delay {here}/fired-$number "$@"
@@ -212,13 +215,10 @@ class Soak:
     def invent(self) -> tuple[str, ...]:
         """A fault: the verb, which of its calls, when, whom, a delay."""
         pick = self.random
-        verb = pick.choices(
-            ["update-ref", "merge-tree", "commit-tree", "read-tree", "for-each-ref", "log", "ls-files", "config"],
-            [10, 2, 2, 3, 2, 1, 1, 1],
-        )[0]
-        ways = ["before", "middle", "after", *(["locked", "moved", "late", "locked", "moved"] if verb == "update-ref" else [])]
+        verb = pick.choices(VERBS, [10 if verb == TRANSACTION else 1 for verb in VERBS])[0]
+        ways = ["before", "middle", "after", *(["locked", "moved", "late"] * 2 if verb == TRANSACTION else [])]
         when = pick.choice(ways)
-        whom = "git" if when in ("locked", "moved", "middle") and verb == "update-ref" and pick.random() < 0.3 else "server"
+        whom = "git" if verb == TRANSACTION and when in ("locked", "moved", "middle") and pick.random() < 0.3 else "server"
         return verb, str(pick.choice([1, 1, 2, 3])), when, whom, f"{pick.uniform(0, 0.8):.4f}"
 
     def hurt(self, seconds: float) -> None:

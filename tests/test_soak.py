@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from soak import Soak
+from soak import TRANSACTION, Soak
 
 # which call of which command, when it goes wrong, who is killed; see faulty_git.py
 PLACES = [
@@ -15,14 +15,14 @@ PLACES = [
     ("commit-tree", 1, "before", "server"),
     ("commit-tree", 1, "after", "server"),
     ("read-tree", 1, "middle", "server"),
-    ("update-ref", 1, "before", "server"),
-    ("update-ref", 1, "locked", "server"),
-    ("update-ref", 1, "moved", "server"),
-    ("update-ref", 1, "after", "server"),
-    ("update-ref", 1, "late", "server"),
-    ("update-ref", 1, "before", "git"),
-    ("update-ref", 1, "locked", "git"),
-    ("update-ref", 1, "moved", "git"),
+    ("update-ref", 1, "middle", "server"),
+    (TRANSACTION, 1, "before", "server"),
+    (TRANSACTION, 1, "locked", "server"),
+    (TRANSACTION, 1, "moved", "server"),
+    (TRANSACTION, 1, "after", "server"),
+    (TRANSACTION, 1, "late", "server"),
+    (TRANSACTION, 1, "locked", "git"),
+    (TRANSACTION, 1, "moved", "git"),
 ]
 
 
