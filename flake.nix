@@ -12,7 +12,7 @@
       testPython = pkgs: pkgs.python3.withPackages (p: [
         p.bottle p.waitress p.psutil p.pytest p.pytest-xdist p.pytest-timeout p.hypothesis p.setuptools p.pip
       ]);
-      tools = pkgs: [ pkgs.git pkgs.curl pkgs.nix pkgs.util-linux ];
+      tools = pkgs: [ pkgs.git pkgs.curl pkgs.nix pkgs.util-linux pkgs.bubblewrap ];
       app = pkgs: name: text: {
         type = "app";
         program = "${pkgs.writeShellScript name text}";
@@ -28,7 +28,7 @@
           pyproject = true;
           build-system = [ pkgs.python3Packages.setuptools ];
           dependencies = with pkgs.python3Packages; [ bottle waitress psutil ];
-          makeWrapperArgs = [ "--prefix PATH : ${pkgs.lib.makeBinPath [ pkgs.git pkgs.curl ]}" ];
+          makeWrapperArgs = [ "--prefix PATH : ${pkgs.lib.makeBinPath [ pkgs.git pkgs.curl pkgs.bubblewrap ]}" ];
           doCheck = false; # the suite needs real git, Nix and processes: apps.pre-merge runs it
           meta = {
             description = "A git forge in one file";

@@ -6,7 +6,8 @@ The way of a push
 2. ``Engine.submit`` reads the refs from the repo (what the hook said is only a hint), and ``notice`` (pure) turns
    what is new into events: ``job.queued`` for a head, ``base.moved`` plus a post-merge job for base.
 3. ``Engine.dispatch`` gives free places to pending jobs, oldest first. ``Engine.launch`` makes the candidate (the merge
-   commit that would become base), brings a checkout to it, and starts the supervisor, a few lines of sh that outlive us.
+   commit that would become base), brings a checkout to it, and starts the supervisor, a few lines of sh that outlive us,
+   with the job under it in a sandbox (``sandbox_args``).
 4. The watcher thread sees the supervisor end (pidfd), and ``Engine.finish`` writes ``job.finished``.
 5. ``Engine.step`` asks ``decide`` (pure) what follows: ``Merge`` moves base and removes the branches in one ref transaction,
    ``Queue`` chains what passed on an older base and tests it with one job, ``Blame`` tells the branch that halving has found
@@ -22,6 +23,7 @@ The data directory
     jobs.jsonl merges.jsonl     the journal: append-only, one JSON object a line; seq counts over both
     logs/<repo>/<id>.log        a job's bytes as it wrote them
     work/<repo>/<n>/tree        a checkout with a .git of its own; beside it its index, which no job sees
+    work/<repo>/<n>/tmp         what a job in the sandbox has as /tmp
     home/<repo>/<kind>          HOME of the jobs
     running/<id>/               what a supervisor keeps: pid, command, exit.new → exit
     incoming/                   what hooks could not deliver
@@ -126,6 +128,7 @@ class Config:
     job_processes: int | None = None
     secrets_dir: Path | None = None
     private: bool = False
+    sandbox: str = "auto"  # bwrap, none
 
     @property
     def repos(self) -> Path:
@@ -174,9 +177,6 @@ def load_config(environ: Mapping[str, str]) -> Config:
     credentials = path("CREDENTIALS_DIRECTORY")
     if password_file is None and credentials and (credentials / "merge-password").exists():
         password_file = credentials / "merge-password"
-    sandbox = choice("FORGE_SANDBOX", "auto", ("auto", "none", "bwrap"))
-    if sandbox == "bwrap":
-        raise WrongSetting("FORGE_SANDBOX is 'bwrap', but this version has no sandbox yet: say 'auto' or 'none'")
     data_dir = environ.get("FORGE_DATA_DIR") or "/var/lib/forge"
     if "\n" in data_dir:
         raise WrongSetting("FORGE_DATA_DIR must not contain a line break")
@@ -194,6 +194,7 @@ def load_config(environ: Mapping[str, str]) -> Config:
         job_processes=number("FORGE_JOB_PROCESSES", None),
         secrets_dir=path("FORGE_SECRETS_DIR"),
         private=choice("FORGE_PRIVATE", "0", ("0", "1")) == "1",
+        sandbox=choice("FORGE_SANDBOX", "auto", ("auto", "none", "bwrap")),
     )
 
 
@@ -262,6 +263,7 @@ class Job:
     log_size: int | None = None
     checkout: int | None = None
     timeout: int | None = None
+    sandboxed: bool = False
     stopping: list[str] | None = None  # [status, reason] once it has been told to stop
 
     @property
@@ -1316,6 +1318,7 @@ def tidy_checkout(slot: Path, trash: Path, repo: Path) -> None:
         if not (slot / "index").exists():
             raise Surprise("there is no checkout yet")
         discard(slot / "tree/.git", trash)
+        discard(slot / "tmp", trash)
         sweep_tree(slot / "tree", tracked_paths(repo, slot / "index"), trash)
     except (Surprise, GitError, OSError):
         discard(slot, trash)
@@ -1333,6 +1336,8 @@ def fill_checkout(slot: Path, trash: Path, repo: Path, commit: str) -> Path:
         tree.mkdir(parents=True)
         read_tree(repo, tree, index, commit)
     write_git_dir(tree / ".git", repo, commit, index)
+    (slot / "tmp").mkdir()  # on disk, so that a large build does not fill the memory
+    (slot / "tmp").chmod(0o1777)
     return tree
 
 
@@ -1457,7 +1462,7 @@ tries=0
 while { read -r kids || :; } <"/proc/$$/task/$$/children" && [ -n "$kids" ] && [ $tries -lt 100 ]; do
     kill -9 $kids
     tries=$((tries + 1))
-    [ $tries -lt 20 ] || sleep 0.02
+    if [ $tries -lt 20 ]; then (:); else sleep 0.02; fi  # a sh collects its dead only while it waits for a child
 done
 read -r up rest </proc/uptime
 printf '%-4s%s\n' "$code" "$up" 1<>"$run/exit.new" && mv "$run/exit.new" "$run/exit"
@@ -1548,6 +1553,7 @@ class Launch:
     log: Path
     environ: Mapping[str, str]
     repo: Path
+    home: Path
     command: str = ""  # from the repo's config; empty: the finder looks
 
 
@@ -1562,6 +1568,7 @@ class Running:
     log: Path
     began: float
     deadline: float
+    sandboxed: bool = False
     stop_at: float | None = None  # when SIGTERM was sent
     cpu_seconds: float = 0.0
     measured_at: float = 0.0
@@ -1624,8 +1631,11 @@ class Launcher:
                 self.process.stdout.close()
 
 
-def start_job(launcher: Launcher, launch: Launch) -> int:
-    """Start a job and return the pid of its supervisor. Raises OSError when that is not possible."""
+def start_job(launcher: Launcher, launch: Launch, box: list[str]) -> int:
+    """Start a job and return the pid of its supervisor. Raises OSError when that is not possible.
+
+    `box` is what puts it into a sandbox, see `sandbox_args`; [] without one.
+    """
     launch.run.mkdir(parents=True)
     (launch.run / "exit.new").write_bytes(b" " * 32)
     launch.log.parent.mkdir(parents=True, exist_ok=True)
@@ -1642,7 +1652,7 @@ def start_job(launcher: Launcher, launch: Launch) -> int:
         launch.command,
     ]
     supervisor = ["sh", "-c", SUPERVISOR, "forge-supervisor", str(launch.run), str(launch.log)]
-    return launcher.start(launch.tree, supervisor + finder, launch.environ)
+    return launcher.start(launch.tree, supervisor + box + finder, launch.environ)
 
 
 def nix_system() -> str:
@@ -1699,17 +1709,34 @@ def read_command(run: Path) -> tuple[str | None, str | None]:
     return (rest, None) if word == "run" else (None, rest or None)
 
 
-def job_processes(pid: int) -> list[psutil.Process]:
-    """The process tree under a supervisor, without itself. What called setsid or was orphaned is still below it."""
+def children_of(pid: int) -> list[int]:
+    """The children of a process of one thread."""
     try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
         return []
 
 
-def signal_job(pid: int, number: int) -> None:
-    """Send a signal to the whole process tree under a supervisor."""
-    for process in job_processes(pid):
+def job_processes(pid: int, sandboxed: bool) -> list[psutil.Process]:
+    """The process tree under a supervisor, without itself. What called setsid or was orphaned is still below it.
+
+    In a sandbox the job is what is below the two processes of bubblewrap: the outer one, and the first of the namespace.
+    """
+    tops, found = [pid], []
+    for _ in range(2 if sandboxed else 0):
+        tops = [child for top in tops for child in children_of(top)]
+    for top in tops:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += psutil.Process(top).children(recursive=True)
+    return found
+
+
+def signal_job(pid: int, number: int, sandboxed: bool) -> None:
+    """Send a signal to the whole process tree under a supervisor.
+
+    Bubblewrap gets none but SIGKILL while there is a job in it: its death would be the job's, without a word.
+    """
+    for process in job_processes(pid, sandboxed and number != signal.SIGKILL) or job_processes(pid, False):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             process.send_signal(number)
 
@@ -1717,7 +1744,7 @@ def signal_job(pid: int, number: int) -> None:
 def measure(running: Running) -> None:
     """Bring the live figures of a job up to date."""
     cpu = rss = count = 0.0
-    for process in job_processes(running.pid):
+    for process in job_processes(running.pid, running.sandboxed):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied), process.oneshot():
             times = process.cpu_times()
             cpu += times.user + times.system
@@ -1749,6 +1776,214 @@ def exit_reason(code: int, command: str | None) -> str | None:
         with contextlib.suppress(ValueError):
             return f"ended by signal {code - 128} ({signal.Signals(code - 128).name})"
     return f"exit code {code}"
+
+
+###############################################################################
+# sandbox: what a job may see
+###############################################################################
+
+# What root keeps in a sandbox: as much as Nix needs to build as its build users (tried one by one with Nix 2.8).
+# Above all not SYS_ADMIN (mounts), MKNOD (disks) and DAC_READ_SEARCH (opens files by their number, past all mounts).
+ROOT_KEEPS = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID")
+# The kernel lets root write below these whatever else it lacks, and bubblewrap leaves them open.
+ROOT_MAY_NOT_WRITE = ("/proc/acpi", "/proc/fs", "/proc/scsi", "/proc/sys")
+SECRET_PLACES = ("/run/credentials", "/run/agenix", "/run/agenix.d", "/run/secrets", "/run/secrets.d", "/run/user")
+TMP_PLACES = ("/tmp", "/var/tmp")
+WITHOUT_SANDBOX = "a job can read and change all that the server's user can"
+SANDBOX_HELP = (
+    "if it is about namespaces, allow them to users (sysctl kernel.unprivileged_userns_clone=1, on Ubuntu "
+    "kernel.apparmor_restrict_unprivileged_userns=0); if about mounts, take the hardening out of the server's unit"
+)
+
+
+class NoSandbox(Exception):
+    """FORGE_SANDBOX asks for bubblewrap, and it does not work here."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a sandbox has to know of this machine. Places are paths without links, as a job comes to them."""
+
+    bwrap: str
+    root: bool
+    folders: tuple[Path, ...] = ()  # hidden, as are
+    files: tuple[Path, ...] = ()
+    tmp: tuple[Path, ...] = ()
+    programs: tuple[tuple[Path, Path], ...] = ()  # (what, place): seen although something above may be hidden
+    secrets: tuple[tuple[Path, Path], ...] = ()  # likewise, in post-merge jobs
+    nix: tuple[tuple[Path, Path], ...] = ()
+    nix_writable: bool = False
+
+
+class Mount(NamedTuple):
+    """An option of bwrap without the place it is for, and whether it takes from view what is there."""
+
+    option: tuple[str, ...]
+    hides: bool = False
+
+
+def sandbox_args(config: Config, launch: Launch, around: Surroundings) -> list[str]:
+    """What stands before a job's command to run it in its sandbox (pure).
+
+    All is read-only; what is private is hidden, and what the job needs of it is shown again. A pre-merge job, which
+    anybody's branch decides, sees nothing that lets it act; a post-merge job, which base decides, can push to `repos/`.
+    """
+    args = [around.bwrap, "--unshare-pid", "--unshare-ipc", "--die-with-parent", "--chdir", str(launch.tree)]
+    args += ["--cap-drop", "ALL", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
+    if around.root:
+        args += [word for name in ROOT_KEEPS for word in ("--cap-add", name)]
+        args += [word for place in ROOT_MAY_NOT_WRITE for word in ("--ro-bind-try", place, place)]
+    else:
+        args.append("--unshare-user")
+    emptied = []
+    above: dict[Path, bool] = {}  # of what is mounted so far: whether it hides
+    mounts = sandbox_mounts(config, launch, around)
+    for place in sorted(mounts, key=lambda path: path.parts):  # from outer to inner
+        option, hides = mounts[place]
+        hidden = next((above[parent] for parent in place.parents if parent in above), False)
+        if hides == hidden and option[0] != "--bind":
+            continue  # hidden with what is above it, or seen with it
+        args += [*option, str(place)]
+        above[place] = hides
+        emptied += ["--remount-ro", str(place)] if option == ("--tmpfs",) else []
+    return [*args, *emptied, "--"]
+
+
+def sandbox_mounts(config: Config, launch: Launch, around: Surroundings) -> dict[Path, Mount]:
+    """What is hidden from a job and what is shown to it, by place."""
+    data = config.data_dir
+    mounts = {place: Mount(("--bind", str(launch.tree.parent / "tmp")), hides=True) for place in around.tmp}
+    mounts |= {place: Mount(("--tmpfs",), hides=True) for place in around.folders}
+    mounts |= {place: Mount(("--ro-bind", os.devnull), hides=True) for place in around.files}
+    mounts = {place: Mount(("--ro-bind", str(what))) for what, place in around.programs} | mounts
+    shown = [("--bind", launch.tree), ("--bind", launch.home), ("--ro-bind", data / "bin")]
+    if launch.kind == POST:  # its pushes to a bare path run hooks, which have to tell the server
+        shown += [("--ro-bind-try", data / name) for name in ("hook-token", "hook-header", "address")]
+        shown += [("--bind", data / "repos"), ("--bind", data / "incoming")]
+        mounts |= {place: Mount(("--ro-bind", str(what))) for what, place in around.secrets}
+    else:
+        shown.append(("--ro-bind", data / "repos"))
+    mounts |= {place: Mount((option, str(place))) for option, place in shown}
+    option = "--bind" if around.nix_writable else "--ro-bind"
+    return mounts | {place: Mount((option, str(what))) for what, place in around.nix}
+
+
+def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surroundings:
+    """What of this machine matters to a sandbox. `environ` is the server's."""
+    private = [config.data_dir, config.secrets_dir, config.password_file, environ.get("CREDENTIALS_DIRECTORY"), *SECRET_PLACES]
+    private += [home for home in (environ.get("HOME"), home_of_user()) if home and is_private_home(os.path.realpath(home))]
+    hidden = {Path(os.path.realpath(place)) for place in private if place}
+    tmp = {Path(os.path.realpath(place)) for place in TMP_PLACES}
+    covered = hidden | tmp
+    nix, nix_writable = find_nix(environ)
+
+    def shown(places: Iterable[Path]) -> tuple[tuple[Path, Path], ...]:
+        found = [(Path(os.path.realpath(place)), seen_at(place, covered)) for place in places]
+        return tuple((what, place) for what, place in found if os.path.exists(what))
+
+    return Surroundings(
+        bwrap=bwrap,
+        root=os.geteuid() == 0,
+        folders=tuple(filter(os.path.isdir, hidden)),  # what the server's user cannot even look at needs no hiding
+        files=tuple(filter(os.path.isfile, hidden)),
+        tmp=tuple(filter(os.path.isdir, tmp)),
+        programs=shown(forge_places() + [Path(place) for place in environ.get("PATH", "").split(":") if place.startswith("/")]),
+        secrets=shown(secret_places(config.secrets_dir)),
+        nix=shown(nix),
+        nix_writable=nix_writable,
+    )
+
+
+def is_private_home(home: str) -> bool:
+    """Whether a home directory is somebody's own, and no directory of the system as daemons have it (real path)."""
+    parts = Path(home).parts[1:]
+    system = {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "nix", "proc", "sbin", "sys", "usr"}
+    shared = {"home", "media", "mnt", "opt", "run", "srv", "tmp", "var"}
+    return bool(parts) and parts[0] not in system and not (len(parts) == 1 and parts[0] in shared)
+
+
+def home_of_user() -> str | None:
+    """The home directory of the server's user, as the machine knows it."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return None
+
+
+def forge_places() -> list[Path]:
+    """What the command `forge` needs to run; not the folder that forge.py lies in, which may be a home."""
+    here, python = Path(__file__).resolve(), [Path(sys.prefix), Path(sys.base_prefix)]
+    packages = [Path(bottle.__file__).parent, Path(psutil.__file__).parent.parent]
+    return [here, here.parent / "__pycache__", asset("hooks"), asset("views"), *python, *packages]
+
+
+def secret_places(secrets_dir: Path | None) -> list[Path]:
+    """FORGE_SECRETS_DIR, and what links in it lead to: agenix and sops-nix keep the secrets themselves below /run."""
+    if secrets_dir is None:
+        return []
+    inside = (Path(folder) / name for folder, folders, files in os.walk(secrets_dir) for name in folders + files)
+    return [secrets_dir, *(Path(os.path.realpath(link.parent)) / os.readlink(link) for link in inside if link.is_symlink())]
+
+
+def find_nix(environ: Mapping[str, str]) -> tuple[list[Path], bool]:
+    """Where Nix keeps what it has, and whether its programs write there themselves: no daemon does it for them."""
+    store, state = environ.get("NIX_STORE_DIR") or "/nix/store", environ.get("NIX_STATE_DIR") or "/nix/var/nix"
+    daemon = environ.get("NIX_DAEMON_SOCKET_PATH") or f"{state}/daemon-socket/socket"
+    places = [environ.get("NIX_STORE_DIR") or "/nix", environ.get("NIX_STATE_DIR"), environ.get("NIX_LOG_DIR")]
+    return [Path(place) for place in places if place], os.access(store, os.W_OK) and not os.path.exists(daemon)
+
+
+def seen_at(path: Path, hidden: set[Path]) -> Path:
+    """Where a job comes to when it opens `path`: links are followed until something hidden begins, where they are gone."""
+    whole = Path(os.path.abspath(path))
+    for top in [*reversed(whole.parents), whole]:
+        real = Path(os.path.realpath(top))
+        if real in hidden or not hidden.isdisjoint(real.parents):
+            return real / whole.relative_to(top)
+    return real
+
+
+def why_no_sandbox(config: Config) -> str | None:
+    """Why jobs cannot run under bubblewrap, or None when they can: trial runs with the arguments of jobs tell."""
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        return "bwrap is not on the PATH; install bubblewrap"
+    probe = config.data_dir / "running" / f"probe-{os.getpid()}"
+    try:
+        for folder in ("tree", "tmp", "home"):
+            (probe / folder).mkdir(parents=True, exist_ok=True)
+        for kind in (PRE, POST):
+            launch = Launch(kind, probe / "tree", probe, probe / "log", {}, config.data_dir, probe / "home")
+            command = [*sandbox_args(config, launch, look_around(config, bwrap, os.environ)), "true"]
+            tried = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20)
+            if tried.returncode:
+                return f"{(tried.stderr.strip() or 'bwrap failed').splitlines()[-1]} ({SANDBOX_HELP})"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"it cannot be tried: {error}"
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+    return None
+
+
+def find_sandbox(config: Config) -> str | None:
+    """The program that puts jobs into a sandbox, or None with a warning in the log. Raises NoSandbox."""
+    reason = "FORGE_SANDBOX is none" if config.sandbox == "none" else why_no_sandbox(config)
+    if reason is None:
+        return shutil.which("bwrap")
+    if config.sandbox == "bwrap":
+        raise NoSandbox(f"FORGE_SANDBOX is bwrap, but jobs cannot run under it: {reason}")
+    log(f"jobs run without a sandbox, so {WITHOUT_SANDBOX}: {reason}")
+    return None
+
+
+def sandbox_trouble(code: int | None, log_file: Path) -> str | None:
+    """Why a job ended that never said what it runs, when bubblewrap did not get so far: its last words are in the log."""
+    said = read_log(log_file, 0, 2000).decode("utf-8", "replace").strip().split("\n")[-1]
+    if not code or code > 127 or (said and "bwrap" not in said):
+        return None
+    return f"its sandbox could not be set up: {said or f'exit code {code}'}"
 
 
 ###############################################################################
@@ -2070,7 +2305,7 @@ def explain(blockers: list[str], how: str | None, stale: bool) -> str:
     if how and stale:
         return "it passed on an older base and waits to be tested on the new one, with what else is ready"
     if how:
-        return "it passed and is about to be merged"
+        return "it passed and is in line to be merged"
     again = ", after another test since base has moved on" if stale else ""
     return f"it passed, and merges when somebody asks{again}: its head commit has no trailer Auto-Merge: yes"
 
@@ -2095,10 +2330,11 @@ class Engine:
     """Takes pushes and wishes, runs jobs, merges. Methods that name no thread may be called from any."""
 
     def __init__(self, config: Config):
-        """Open the data directory. Raises AlreadyServed when another server has it, OSError when it cannot be written."""
+        """Open the data directory. Raises OSError when it cannot be written, AlreadyServed, NoSandbox."""
         self.config = config
         self.url = config.url or config.listen_url()
         self.files = prepare_data_dir(config)
+        self.bwrap = find_sandbox(config)
         self.lock = threading.Condition()
         self.ledger = Ledger(config.data_dir)
         self.running: dict[int, Running] = {}
@@ -2172,7 +2408,7 @@ class Engine:
                 pid, pidfd, began = found
                 deadline = began + (job.timeout or self.config.job_timeout)
                 log_file = self.config.log(job.repo, job.id)
-                self.running[job.id] = Running(job.id, pid, pidfd, run, log_file, began, deadline)
+                self.running[job.id] = Running(job.id, pid, pidfd, run, log_file, began, deadline, job.sandboxed)
                 log(f"job {job.id} still runs (pid {pid}) and is taken over")
             else:
                 lost.append(job.id)
@@ -2415,7 +2651,7 @@ class Engine:
             if launch is None:
                 return
             try:
-                pid = start_job(self.launcher, launch)
+                pid = start_job(self.launcher, launch, self._box(launch))
             except OSError as error:
                 self._end(job.id, f"its processes could not be started: {error}")
                 return
@@ -2426,7 +2662,7 @@ class Engine:
                 return
             deadline = began + (job.timeout or self.config.job_timeout)
             with self.lock:
-                self.running[job.id] = Running(job.id, pid, pidfd, launch.run, launch.log, began, deadline)
+                self.running[job.id] = Running(job.id, pid, pidfd, launch.run, launch.log, began, deadline, job.sandboxed)
             if job.is_first:
                 self.commit(job.repo, job.commit)  # the gate will ask
         except (Refused, GitError, OSError) as error:
@@ -2485,6 +2721,7 @@ class Engine:
             "checkout": number,
             "timeout": int(timeout),
             "configured": configured,
+            "sandboxed": self.bwrap is not None,
             **facts,
         }
         with self.lock:
@@ -2499,8 +2736,15 @@ class Engine:
             log=self.config.log(job.repo, job.id),
             environ=environ,
             repo=path,
+            home=home,
             command=configured,
         )
+
+    def _box(self, launch: Launch) -> list[str]:
+        """What puts a job into its sandbox. The machine is looked at for each job: a folder with secrets may be new."""
+        if self.bwrap is None:
+            return []
+        return sandbox_args(self.config, launch, look_around(self.config, self.bwrap, os.environ))
 
     def _candidate(self, path: Path, job: Job, tip: str | None) -> dict[str, Any]:
         """What a job tests: the merges that would become base; the head itself with conflicts or after a merge."""
@@ -2565,6 +2809,8 @@ class Engine:
             if job is None or not job.live:
                 return
             code, up = left or (None, boot_clock())
+            if job.sandboxed and not trouble and not (command or skipped):
+                trouble = sandbox_trouble(code, self.config.log(job.repo, job_id))
             status, reason = verdict_of(job, code, command, skipped, trouble)
             ended = replace(job, status=status, reason=reason, exit_code=code, command=command, stopping=None)
             finished = time.time() - max(0.0, boot_clock() - up)
@@ -2640,9 +2886,9 @@ class Engine:
         for run in doomed:
             if run.stop_at is None:
                 run.stop_at = boot_clock()
-                signal_job(run.pid, signal.SIGTERM)
+                signal_job(run.pid, signal.SIGTERM, run.sandboxed)
             elif boot_clock() - run.stop_at > GRACE_SECONDS:
-                signal_job(run.pid, signal.SIGKILL)
+                signal_job(run.pid, signal.SIGKILL, run.sandboxed)
                 if boot_clock() - run.stop_at > 2 * GRACE_SECONDS:
                     with contextlib.suppress(ProcessLookupError):
                         signal.pidfd_send_signal(run.pidfd, signal.SIGKILL)
@@ -3133,10 +3379,11 @@ DIFF_PAGE_BYTES = 300_000
 
 def job_view(engine: Engine, job: Job) -> dict[str, Any]:
     """A job as programs see it."""
-    hidden = ("cause", "checkout", "timeout", "stopping", "configured", "chain")
+    hidden = ("cause", "checkout", "timeout", "sandboxed", "stopping", "configured", "chain")
     view = {name: getattr(job, name) for name in JOB_FIELDS if name not in hidden}
-    if job.id in engine.state.flakes:
-        view["flake"] = engine.state.flakes[job.id]
+    flake = engine.state.flakes.get(job.reused_from or job.id)
+    if flake:
+        view["flake"] = flake
     view["url"] = f"{engine.url}/jobs/{job.id}"
     view["log_url"] = f"{view['url']}/log"
     running = engine.running.get(job.id)
@@ -3203,32 +3450,31 @@ def mr_url(url: str, repo: str, branch: str) -> str:
     return f"{url}/r/{repo}/mr/{quote(branch.encode('utf-8', 'surrogateescape'), safe='/')}"
 
 
-def outlook(engine: Engine, job: Job) -> tuple[Job | None, str]:
-    """(the job to watch next or None when all is said, what to say of `job`), for who waits for a push."""
+def outlook(engine: Engine, job: Job, pushed: Job) -> tuple[Job | None, str]:
+    """(the job to watch next or None when all is said, what to say of `job`), for who waits for what became of `pushed`."""
     if job.live:
         return job, ""
-    took = f" after {spell_duration(job.duration)}" if job.duration is not None else ""
+    took = f" after {spell_duration(job.duration)}" if job.duration else ""
     said = f"job {job.id} {job.status}{took}{f': {job.reason}' if job.reason else ''}"
     if job.kind == POST:
         return None, said
+    branch, head = pushed.branch, pushed.commit
     refs = read_refs(engine.usable(job.repo))
     with engine.lock:
-        done = engine.ledger.merges_of(job.repo, job.branch, 1)
+        done = engine.ledger.merges_of(job.repo, branch, 1)
         repo = engine.state.repos.get(job.repo, Repo())
-        known = repo.branches.get(job.branch)
-        newest = engine.state.newest_job(job.repo, job.branch)
-    if done and done[0]["head"] == job.commit and known is None:
+        known = repo.branches.get(branch)
+        newest = engine.state.newest_job(job.repo, branch)
+    if done and done[0]["head"] == head and known is None:
         return None, f"{said}; merged into {repo.base} as {done[0]['merge_commit']}"
-    if known is None or known.head != job.commit or newest is None:
+    if known is None or known.head != head or newest is None:
         return None, said
     if newest.id > job.id:
-        return (
-            newest,
-            f"{said}; job {newest.id} tests it again, {newest.cause if newest.is_first else 'on base as it is by now'}",
-        )
-    view = mr_view(engine, job.repo, refs, job.branch) if refs.heads.get(job.branch) == job.commit else {}
+        why = newest.cause if newest.is_first else "on base as it is by now"
+        return newest, f"{said}; job {newest.id} tests it again, {why}"
+    view = mr_view(engine, job.repo, refs, branch) if refs.heads.get(branch) == head else {}
     if not view.get("job") or not view["settled"]:
-        return job, ""  # it is being merged, or has changed while we looked
+        return job, ""  # it is being merged, waits in line, or has changed while we looked
     return None, said if job.status != "passed" else f"{said}; {view['why']}"
 
 
@@ -3748,7 +3994,15 @@ class Web:
             if done and done[0]["job"] == job.id:
                 merge = merge_view(done[0])
         return self._show(
-            "job", {"job": view}, lines=lines, first=first, start=start, gone=gone, merge=merge, stopping=job.stopping
+            "job",
+            {"job": view},
+            lines=lines,
+            first=first,
+            start=start,
+            gone=gone,
+            merge=merge,
+            stopping=job.stopping,
+            sandboxed=job.sandboxed,
         )
 
     def _job(self, job_id: str) -> Job:
@@ -3950,18 +4204,18 @@ class Web:
 
     def _follow_push(self, given: str) -> Any:
         """The next piece of a log for ``git push -o wait``, and in X-Forge-Next where to go on; forge's words at the end."""
-        found = re.fullmatch(r"([1-9][0-9]{0,17}):([0-9]{1,18})", given)
-        job = self._job(found[1]) if found else None
-        if not found or not job:
-            raise Refused(400, f"X-Forge-Follow is {shorten(given)}, but must be <job>:<offset>")
+        found = re.fullmatch(r"([1-9][0-9]{0,17}):([0-9]{1,18})(?::([1-9][0-9]{0,17}))?", given)
+        if not found:
+            raise Refused(400, f"X-Forge-Follow is {shorten(given)}, but must be <job>:<offset>[:<job of the push>]")
+        job, pushed = self._job(found[1]), self._job(found[3] or found[1])
         offset, live = int(found[2]), job.live
         chunk = self._log_after(job, self.config.log(job.repo, job.id), offset, 1.0, 1 << 16)
-        after = f"{job.id}:{offset + len(chunk)}"
+        after = f"{job.id}:{offset + len(chunk)}:{pushed.id}"
         if not chunk and not live:
-            watch, said = outlook(self.engine, job)
+            watch, said = outlook(self.engine, job, pushed)
             whole_line = read_log(self.config.log(job.repo, job.id), max(0, offset - 1), 1) in (b"", b"\n")
             chunk = f"{'' if whole_line else chr(10)}forge: {said}\n".encode("utf-8", "surrogateescape") if said else b""
-            after = f"{watch.id}:{offset if watch.id == job.id else 0}" if watch else ""
+            after = f"{watch.id}:{offset if watch.id == job.id else 0}:{pushed.id}" if watch else ""
             if watch and watch.id == job.id:
                 time.sleep(0.05)
         return text_response(200, chunk, {"X-Forge-Next": after, "X-Forge-Pause": "no" if chunk else "yes"})
@@ -4266,7 +4520,9 @@ def cmd_wait(config: Config, args: argparse.Namespace) -> int:
 def cmd_merge(config: Config, args: argparse.Namespace) -> int:
     result = Client(config).post(f"{mr_path(args.repo, args.branch)}/merge")
     if result.get("status") == "queued":
-        show(args, result, f"queued: job {result['job']['id']} tests it, then it merges; forge wait {args.repo} {args.branch}")
+        job = result["job"]
+        tests = f"job {job['id']} tests it" if job["status"] in LIVE else "it is tested with what else is ready"
+        show(args, result, f"queued: {tests}, then it merges; forge wait {args.repo} {args.branch}")
     else:
         show(args, result, f"merged as {result['merge_commit']}")
     return 0
@@ -4564,6 +4820,11 @@ def examine(config: Config) -> Iterator[tuple[str, bool, str]]:
         mine,
         str(root) if mine else f"{root} belongs to uid {root.stat().st_uid}, or is read-only; run forge as its user",
     )
+    if config.sandbox == "none":
+        yield "bwrap", True, f"not used, as FORGE_SANDBOX is none; {WITHOUT_SANDBOX}"
+    else:
+        reason = why_no_sandbox(config)
+        yield "bwrap", reason is None, reason or f"{version('bwrap', '--version')}; jobs run under it"
     free = shutil.disk_usage(root).free
     yield "disk", free > 1 << 30, f"{spell_bytes(free)} free"
     for name in ("token", "hook-token"):
@@ -4610,7 +4871,7 @@ def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
     found = list(examine(config))
     rows = [["ok" if well else "!!", what, said] for what, well, said in found]
     show(args, {"checks": [{"what": w, "ok": ok, "text": t} for w, ok, t in found]}, table(rows))
-    return 0 if all(well for what, well, _ in found if what not in ("nix", "server")) else 1
+    return 0 if all(well for what, well, _ in found if what not in ("nix", "bwrap", "server")) else 1
 
 
 def cmd_serve(config: Config, args: argparse.Namespace) -> int:
@@ -4619,7 +4880,7 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
 
     try:
         engine = Engine(config)
-    except AlreadyServed as error:
+    except (AlreadyServed, NoSandbox) as error:
         raise Fault(1, str(error)) from None
     except OSError as error:
         raise Fault(

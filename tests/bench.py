@@ -568,7 +568,7 @@ def time_pushes(lab: Lab, server: Server, pair: Pair, count: int) -> tuple[Serie
 
 
 def bench_many_nix(lab: Lab) -> Iterator[Row]:
-    """Twenty branches in one push, all of which merge by themselves; the goal is twenty of forge's own single merges."""
+    """Twenty branches in one push, all of which merge by themselves; twenty of forge's own single merges are beside it."""
     single, took = Series(), {"forge": Series(), "bare": Series()}
     with Server(lab) as server:
         pair = Pair(lab, server, with_nix())
@@ -581,8 +581,22 @@ def bench_many_nix(lab: Lab) -> Iterator[Row]:
                 names = [f"{number}-{one}" for one in range(20)]
                 took[side].values.append(pair.time_merge(side, names, WITH_NIX_COMMAND))
     ratio = took["forge"].median / single.median
-    yield Row("20 branches in one push → all merged, nix", took["forge"], took["bare"], f"{ratio:.1f} ×", "≤ 20 ×", ratio <= 20)
-    yield Row("… the single merge that this is compared with", single)
+    yield row_by_limit("20 branches in one push → all merged, nix", took["forge"], 2000, took["bare"])
+    yield Row("… in single merges", single, None, f"{ratio:.1f} ×", "≤ 20 ×", ratio <= 20)
+
+
+def bench_queue(lab: Lab) -> Iterator[Row]:
+    """Forty independent branches in one push whose job takes 0.2 s; the bare side tests and merges one at a time."""
+    count, seconds = 40, 0.2
+    files = {**WITH_SCRIPT, ".forge/pre-merge": f"#!/bin/sh\nsleep {seconds}\n"}
+    took = {"forge": Series(), "bare": Series()}
+    with Server(lab) as server:
+        pair = Pair(lab, server, files)
+        for number, sides in lab.rounds(3):
+            for side in sides:
+                took[side].values.append(pair.time_merge(side, [f"{number}-{one}" for one in range(count)], WITH_SCRIPT_COMMAND))
+    most = 1000 * (1.5 * count * seconds / (os.cpu_count() or 1) + 2)
+    yield row_by_limit("40 branches in one push → all merged, 0.2 s a job", took["forge"], most, took["bare"])
 
 
 def bench_large(lab: Lab) -> Iterator[Row]:
@@ -680,6 +694,33 @@ def watch_chatty(lab: Lab, server: Server, pair: Pair, name: object) -> tuple[fl
     return took, cpu, (most - rss) / MEGABYTE
 
 
+def bench_sandbox(lab: Lab) -> Iterator[Row]:
+    """From the start of a push to the verdict of its job, which does nothing: in the sandbox, and beside it without one."""
+    took = {"forge": Series(), "bare": Series()}
+    pairs = {}
+    with contextlib.ExitStack() as stack:
+        for side, setting in (("forge", "bwrap"), ("bare", "none")):
+            lab.environ["FORGE_SANDBOX"] = setting
+            pairs[side] = Pair(lab, stack.enter_context(Server(lab, f"data-{setting}")), WITH_SCRIPT, setting)
+            time_verdict(lab, pairs[side], "first")
+        for number, sides in lab.rounds():
+            for one, side in enumerate(sides * 2):
+                took[side].values.append(time_verdict(lab, pairs[side], f"{number}-{one}"))
+    yield row_by_difference("push → verdict, sandbox against none", took["forge"], took["bare"], 20)
+
+
+def time_verdict(lab: Lab, pair: Pair, name: object) -> float:
+    """Milliseconds from the start of a push until its job has ended."""
+    (branch,) = pair.changes("forge", [name], "A change to be judged")
+    began = time.perf_counter()
+    with lab.running(*pair.push_command("forge", [branch])):
+        ended = wait_until(lambda: bool(pair.server.job_of(branch)["event"] == "job.finished"), f"the verdict on {branch}")
+    pair.server.settle()
+    if pair.server.job_of(branch)["status"] != "passed":
+        raise Broken(f"the job of {branch} did not pass: {pair.server.job_of(branch)}")
+    return 1000 * (ended - began)
+
+
 def bench_idle(lab: Lab) -> Iterator[Row]:
     """Start to first answer, and what a server with nothing to do takes."""
     started, rss = Series(), Series(unit="MB")
@@ -698,6 +739,7 @@ class Bench(NamedTuple):
 
     run: Callable[[Lab], Iterator[Row]]
     needs_nix: bool = False
+    needs_bwrap: bool = False
 
 
 BENCHES: dict[str, Bench] = {
@@ -705,8 +747,10 @@ BENCHES: dict[str, Bench] = {
     "merge-script": Bench(bench_merge_script),
     "push": Bench(bench_push),
     "many-nix": Bench(bench_many_nix, needs_nix=True),
+    "queue": Bench(bench_queue),
     "large": Bench(bench_large),
     "chatty": Bench(bench_chatty),
+    "sandbox": Bench(bench_sandbox, needs_bwrap=True),
     "idle": Bench(bench_idle),
 }
 
@@ -721,6 +765,8 @@ def run_bench(name: str, rounds: int, deadline: float) -> bool:
     lab = Lab(Path(tempfile.mkdtemp(prefix="forge-bench-")), rounds, deadline)
     try:
         trouble = why_no_nix(lab) if BENCHES[name].needs_nix else None
+        if BENCHES[name].needs_bwrap and not shutil.which("bwrap"):
+            trouble = "no bwrap"
         if trouble:
             print(line_of((name, "", f"skipped: {trouble}")), flush=True)
             return True

@@ -32,6 +32,8 @@ from typing import Any
 import psutil
 from conftest import AUTO, FORGE, Server, Work, clean_environ
 
+import forge
+
 MAX_JOBS = 2
 REPOS = 3  # in each round
 OPEN = 14  # branches in a repo; whoever pushes waits while there are more
@@ -76,7 +78,8 @@ class Push:
     branch: str
     head: str
     kind: str
-    fate: str = "lands"  # or "never"; "one" of the two of a pair
+    fate: str = "lands"  # or "never"; "one" of the two of a pair; "before": only if that was begun until `until`
+    until: str = ""
     stays: bool = False  # whether the branch is to be there at the end, at this head
     bad: bool = False  # its check fails
     mate: str | None = None  # the other branch of a pair
@@ -333,7 +336,7 @@ class Soak:
         found += [f"seq {seq} is there {times} times" for seq, times in seqs.items() if times > 1]
         found += [f"no record has the seq {seq}" for seq in range(1, len(records) + 1) if seq not in seqs]
         for repo in self.repos:
-            found += self._broken_base(repo, [r for r in records if r["event"] == "merged" and r["repo"] == repo])
+            found += self._broken_base(repo, [record for record in records if record.get("repo") == repo])
         found += self._broken_jobs(records)
         found += self.left_over()
         done = self.server.cli("audit", check=False)
@@ -345,8 +348,11 @@ class Soak:
         found += ["the server's log has a traceback"] if "Traceback" in self.server.log else []
         return found
 
-    def _broken_base(self, repo: str, merged: list[dict[str, Any]]) -> list[str]:
+    def _broken_base(self, repo: str, records: list[dict[str, Any]]) -> list[str]:
         """What is wrong with a base, its merges and their records."""
+        merged = [record for record in records if record["event"] == "merged"]
+        begun = [(merge["head"], r["at"]) for r in reversed(records) if r["event"] == "merge.begun" for merge in r["merges"]]
+        begun_at = dict(begun)  # the first time
         form = "--format=%H%x00%P%x00%s"
         lines = [
             line.split("\0") for line in self.git(repo, "log", "--first-parent", "--reverse", form, "main").split("\n") if line
@@ -361,7 +367,8 @@ class Soak:
         times, in_line = Counter(head for _, head in by_forge), {commit for commit, _, _ in lines}
         for push in self.pushed:
             count = times[push.head] if push.repo == repo else 0
-            if count > (push.fate != "never"):
+            in_time = push.fate != "before" or begun_at.get(push.head, "") < push.until
+            if count > (push.fate != "never" and in_time):
                 found.append(
                     f"{repo}/{push.branch} ({push.kind}, {push.head[:12]}) is in base {count} times, but its fate is {push.fate}"
                 )
@@ -683,7 +690,8 @@ class Person:
             flags = self.push(f"+{name}" if forced else name)
             if not flags:
                 return
-            old.fate = "lands" if flags == ["*"] else "never"  # gone when the second one came: it had been merged
+            # gone when the second one came: it had been merged; else it may have been, if git was killed before it removed it
+            old.fate, old.until = "lands" if flags == ["*"] else "before", forge.now()
             self.told(name, head, f"again, second, {flags}", fate="never" if bad else "lands", stays=bad, bad=bad)
 
         self.then(newer)
@@ -716,7 +724,7 @@ class Person:
 
         def delete() -> None:
             if self.push(f":{name}"):  # by its full name, git would "delete" what is not there
-                push.fate = "never"
+                push.fate, push.until = "before", forge.now()
 
         self.then(delete, 1.0)
 

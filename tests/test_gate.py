@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
+from test_model import World
 
 from forge import (
     POST,
     PRE,
+    Blame,
     Branch,
     Facts,
     Job,
@@ -26,10 +28,12 @@ from forge import (
     fold,
     is_repo_name,
     notice,
+    seconds_of,
     verdict_of,
     why_blocked,
     why_name_refused,
     why_no_retry,
+    why_unwanted,
 )
 
 A, B, C, T = ("a" * 40), ("b" * 40), ("c" * 40), ("d" * 40)
@@ -303,3 +307,140 @@ def test_ref_names(name: str, fine: bool) -> None:
 )
 def test_repo_names(name: object, fine: bool) -> None:
     assert is_repo_name(name) is fine
+
+
+# -- the line: one (at B) passed before two (at C), both on base A ------------------------------------------------
+
+TWO = Refs("main", {"main": A, "one": B, "two": C}, frozenset({"one", "two"}))
+BOTH = [{"branch": "one", "commit": B}, {"branch": "two", "commit": C}]
+LATER = "2026-01-01T00:01:00.000Z"
+
+
+def the_chain(status: str, **values: object) -> Job:
+    """Job 3, which tests both together."""
+    job = Job(3, "app", "two", PRE, C, BOTH, MOMENT, cause="retest", base=A, tested=T, chain=[[A, "tree"], [T, "tree"]])
+    return replace(job, status=status, **values)
+
+
+def a_line(*jobs: Job, refs: Refs = TWO, moment: str = MOMENT, auto: bool = True, **values: object) -> object:
+    """What is decided when both wait in line and these are the jobs; the newest is that of its heads."""
+    branches = {
+        "two": Branch(C, 2, passed=20, passed_at=MOMENT, took=10.0),
+        "one": Branch(B, 1, passed=10, passed_at=MOMENT, took=10.0),
+    }
+    olds = [a_job("passed", id=1, branch="one", base="old"), a_job("passed", id=2, branch="two", commit=C, base="old")]
+    known = {job.id: job for job in (*olds, *jobs)}
+    for job in jobs:
+        for head in job.heads:
+            if head["branch"] in branches:
+                branches[head["branch"]].job = job.id
+    queue_jobs = [job.id for job in jobs if job.cause == "retest"]
+    repo = Repo("main", A, branches, queue_job=queue_jobs[-1] if queue_jobs else None)
+    facts = {head: Facts(auto, Merged(T)) for head in (A, B, C)}
+    return decide(replace(repo, **values), refs, known, facts, seconds_of(moment))  # type: ignore[arg-type]
+
+
+def another(status: str, number: int) -> Job:
+    """A first test of another branch."""
+    return a_job(status, id=number, branch="third", heads=[{"branch": "third", "commit": T}])
+
+
+BY_PLACE = Queue((("one", B), ("two", C)), "retest")
+
+
+@pytest.mark.parametrize(
+    ("jobs", "values", "expected"),
+    [
+        ([], {}, BY_PLACE),
+        ([another("pending", 9)], {}, None),  # first tests go before
+        ([another("running", 9)], {}, None),
+        ([another("passed", 9)], {}, BY_PLACE),
+        ([another("pending", 9)], {"moment": LATER}, BY_PLACE),  # overdue
+        ([another("pending", 9)], {"moment": LATER, "early_job": 10}, None),  # but once for what was pushed before
+        ([another("pending", 11)], {"moment": LATER, "early_job": 10}, BY_PLACE),
+        ([a_job("running", id=9, heads=BOTH[:1], cause="retry")], {"moment": LATER}, Queue((("two", C),), "retest")),
+        ([the_chain("pending")], {}, None),
+        ([the_chain("running")], {}, None),
+        ([the_chain("superseded")], {}, BY_PLACE),
+        ([the_chain("passed")], {}, "merge"),
+        ([the_chain("passed", base="old")], {}, BY_PLACE),
+        ([the_chain("failed", reason="interrupted: a reboot")], {}, Queue((("one", B), ("two", C)), "retest", 3)),
+        (
+            [the_chain("failed", reason="interrupted: a reboot", retry_of=3)],
+            {"suspects": BOTH, "suspects_on": A},
+            Queue((("one", B),), "retest"),
+        ),
+        ([the_chain("failed")], {"suspects": BOTH, "suspects_on": A}, Queue((("one", B),), "retest")),
+        (
+            [the_chain("failed")],
+            {"suspects": BOTH, "suspects_on": "old"},
+            BY_PLACE,
+        ),  # base has moved on: they may go together now
+        ([the_chain("failed")], {"suspects": BOTH[1:], "suspects_on": A}, Blame("two", C, 3)),
+        ([the_chain("failed")], {"suspects": [{"branch": "gone", "commit": B}, *BOTH], "suspects_on": A}, BY_PLACE),
+        ([the_chain("passed")], {"auto": False}, None),
+    ],
+)
+def test_what_is_done_with_the_line(jobs: list[Job], values: dict[str, object], expected: object) -> None:
+    found = a_line(*jobs, **values)  # type: ignore[arg-type]
+    if expected == "merge":
+        assert isinstance(found, Merge) and (found.job.id, found.how) == (3, ("auto", "auto"))
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    "refs",
+    [
+        Refs("main", {"main": A, "one": B, "two": T}, frozenset({"one", "two"})),
+        Refs("main", {"main": A, "one": B}, frozenset({"one"})),
+        Refs("main", {"main": A, "one": B, "two": C}, frozenset({"one"})),
+    ],
+    ids=["new head", "deleted", "nothing to merge"],
+)
+def test_a_chain_of_which_one_has_changed_does_not_land(refs: Refs) -> None:
+    assert a_line(the_chain("passed"), refs=refs) == Queue((("one", B),), "retest")
+
+
+@pytest.mark.parametrize(
+    ("job", "refs", "expected"),
+    [
+        (the_chain("running"), TWO, None),
+        (the_chain("running"), Refs("main", {"main": T, "one": B, "two": C}, frozenset({"one", "two"})), "superseded"),
+        (the_chain("running"), Refs("main", {"main": A, "one": B, "two": T}, frozenset({"one", "two"})), "superseded"),
+        (the_chain("running"), Refs("main", {"main": A, "two": C}, frozenset({"two"})), "superseded"),
+        (a_job("running"), OPEN, None),
+        (a_job("running"), MOVED_BASE, None),  # its verdict counts
+        (a_job("running"), MOVED_HEAD, "superseded"),
+        (a_job("running"), GONE, "canceled"),
+        (a_job("running"), Refs("main", {"main": A, "topic": B}), "canceled"),
+        (a_job("running", kind=POST), GONE, None),
+    ],
+)
+def test_which_jobs_are_ended_before_their_time(job: Job, refs: Refs, expected: str | None) -> None:
+    found = why_unwanted(job, refs, set())
+    assert (found and found[0]) == expected
+
+
+def test_a_second_interruption_counts_as_a_failure_of_the_chain() -> None:
+    reason = "interrupted: a reboot"
+    for retry_of, suspects in ((None, []), (2, BOTH)):
+        chain = the_chain("running", retry_of=retry_of)
+        state = state_with(FOUND)
+        state.repos["app"].branches = {"one": Branch(B, 3, passed=10), "two": Branch(C, 3, passed=20)}
+        state.jobs[3] = chain
+        finished = asdict(replace(chain, status="failed", reason=reason))
+        fold(state, {"seq": 30, "at": MOMENT, "event": "job.finished", **finished})
+        assert state.repos["app"].suspects == suspects
+        assert [branch.passed for branch in state.repos["app"].branches.values()] == [10, 20]
+
+
+def test_whoever_is_found_at_fault_by_halving_costs_a_logarithm() -> None:
+    """One bad pair among 64 branches: halves, not one after the other."""
+    world = World(64)
+    world.broken = {frozenset({"f32", "f63"})}
+    root = world.heads["main"]
+    for number in range(64):
+        world.heads[f"b{number:02}"] = world.commit(frozenset({(f"f{number:02}", "")}), (root,), True)
+    world.to_the_end()
+    assert set(world.heads) == {"main", "b63"} and world.pre_jobs() <= 64 + 2 + 2 * 6

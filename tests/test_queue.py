@@ -192,7 +192,7 @@ def test_a_failure_is_never_reused(work: Work) -> None:
 
 def test_a_flake_is_proven_by_both_verdicts_on_one_tree(work: Work) -> None:
     server = work.server
-    mark = server.data.parent / f"flaky-{work.name}"
+    mark = work.gate("well")
     work.bare("config", "forge.preMerge", f"test -e {mark}")
     work.branch("topic", "A change")
     failed = server.ended(work.push_job("topic"))
@@ -201,8 +201,11 @@ def test_a_flake_is_proven_by_both_verdicts_on_one_tree(work: Work) -> None:
     passed = server.ended(server.act(f"/jobs/{failed['id']}/retry").json["id"])
     assert passed["status"] == "passed" and passed["flake"] == failed["id"]
     assert server.get(f"/jobs/{failed['id']}")["flake"] == passed["id"]
-    for page in (f"/jobs/{failed['id']}", f"/jobs/{passed['id']}", f"/r/{work.name}/mr/topic"):
-        assert "flake" in server.ask(page, Accept="text/html").text
+    pages = (f"/jobs/{failed['id']}", f"/jobs/{passed['id']}", f"/r/{work.name}/mr/topic")
+    assert all("flake" in server.ask(page, Accept="text/html").text for page in pages)
+    work.git("commit", "-q", "--amend", "-m", "The same tree")
+    assert server.ended(work.push_job("topic", force=True))["reused_from"] == passed["id"]
+    assert all("flake" in server.ask(page, Accept="text/html").text for page in pages)
 
 
 def test_what_was_tested_can_be_fetched_and_nobody_pushes_there(work: Work) -> None:
@@ -247,7 +250,7 @@ def test_refs_of_old_candidates_are_dropped(make_server: Callable[..., Server]) 
 
 def hold_chain(work: Work) -> tuple[int, Any]:
     """Two branches that are ready on an old base, and the running job that tests them together until `go` is made."""
-    server, go = work.server, work.server.data.parent / f"go-{work.name}"
+    server, go = work.server, work.gate("go")
     # a second, so that the first to pass is not overdue before the other has passed
     wait = f"""sleep 1; gate={go}-first; [ ! -e part-one ] || [ ! -e part-two ] || gate={go}
     while [ ! -e "$gate" ]; do sleep 0.05; done"""
@@ -282,6 +285,25 @@ def test_on_a_moved_base_both_are_tested_together(work: Work) -> None:
     assert ([one["branch"], two["branch"]], one["parent"], two["parent"]) == (order, before, one["merge_commit"])
     assert one["job"] == two["job"] == chain and {one["how"], two["how"]} == {"auto"}
     base_is_tested(work)
+
+
+def test_who_waits_for_a_push_is_told_of_its_own_branch(work: Work) -> None:
+    """Each of two that are tested together; the job's own branch is only the last of them."""
+    chain, go = hold_chain(work)
+    follow = {"Accept": "text/plain", "Content_Type": "text/plain", "X_Forge_Repo": work.name}
+    firsts = {job["branch"]: job["id"] for job in pre_jobs(work.server, work.name) if job["id"] < chain}
+    afters = {}
+    for branch, first in firsts.items():
+        answer = work.server.hook(b"", **follow, X_Forge_Follow=f"{first}:0")
+        assert f"job {chain} tests it again" in answer.text
+        afters[branch] = answer.headers["X-Forge-Next"]
+        assert afters[branch] == f"{chain}:0:{first}"
+    go.touch()
+    wait_for(lambda: set(work.heads()) == {"main"}, "the merge of both")
+    commits = {merge["branch"]: merge["merge_commit"] for merge in work.merges()}
+    for branch, after in afters.items():
+        answer = work.server.hook(b"", **follow, X_Forge_Follow=after)
+        assert f"merged into main as {commits[branch]}" in answer.text and answer.headers["X-Forge-Next"] == ""
 
 
 @pytest.mark.parametrize("what", ["new commit", "forced", "deleted", "deleted by button", "base"])
@@ -345,7 +367,7 @@ def test_a_test_of_the_queue_survives_the_server(make_server: Callable[..., Serv
 
 
 def test_the_new_version_fails_and_nothing_is_merged(work: Work) -> None:
-    go = work.server.data.parent / f"go-{work.name}"
+    go = work.gate("go")
     work.branch("topic", AUTO, run=f"while [ ! -e {go} ]; do sleep 0.05; done\n")
     first = work.push_job("topic")
     work.server.running(first)

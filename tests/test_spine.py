@@ -825,7 +825,8 @@ def test_a_job_that_ends_while_no_server_is_there(make_server: Callable[..., Ser
 def test_a_job_whose_processes_were_killed_is_interrupted_and_runs_again_once(work: Work) -> None:
     work.branch("topic", AUTO, run='[ -e "$HOME/second" ] && exit 0; touch "$HOME/second"; setsid sleep 300\n')
     job_id = work.push_job("topic")
-    wait_for(lambda: len(left_behind(work, job_id)) >= 3, "the job's processes")
+    home = work.server.data / "home" / work.name / "pre-merge"
+    wait_for(lambda: (home / "second").exists() and len(left_behind(work, job_id)) >= 3, "the job's processes")
     run = work.server.data / "running" / str(job_id)
     os.killpg(int((run / "pid").read_text().split()[0]), signal.SIGKILL)
     job = work.server.ended(job_id)

@@ -71,6 +71,7 @@
 <dt>Created</dt><dd><time datetime="{{job['created_at']}}">{{job['created_at']}}</time></dd>
 % if job['started_at']:
 <dt>Started</dt><dd><time datetime="{{job['started_at']}}">{{job['started_at']}}</time></dd>
+<dt>Sandbox</dt><dd>{{'bubblewrap' if sandboxed else 'none'}}</dd>
 % end
 % if job['finished_at']:
 <dt>Finished</dt><dd><time datetime="{{job['finished_at']}}">{{job['finished_at']}}</time></dd>

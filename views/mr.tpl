@@ -17,8 +17,9 @@
 % end
 </p>
 <p class="verdict" data-tone="{{'good' if mergeable else 'busy' if live else 'bad' if job else 'still'}}">{{why}}</p>
-% if job and job.get('flake'):
-<p class="verdict" data-tone="bad">It has a flake: jobs <a href="/jobs/{{job['id']}}">{{job['id']}}</a> and <a href="/jobs/{{job['flake']}}">{{job['flake']}}</a> ran the same command on the same tree and came to different verdicts.</p>
+% flaky = next((check for check in jobs if check.get('flake')), None)
+% if flaky:
+<p class="verdict" data-tone="bad">It has a flake: jobs <a href="/jobs/{{flaky['reused_from'] or flaky['id']}}">{{flaky['reused_from'] or flaky['id']}}</a> and <a href="/jobs/{{flaky['flake']}}">{{flaky['flake']}}</a> ran the same command on the same tree and came to different verdicts.</p>
 % end
 <div class="actions">
 % if mergeable or live:

@@ -1,0 +1,604 @@
+"""Jobs in their box: what a hostile branch can see and do, as root and as an ordinary user, with real bubblewrap."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import FORGE, ROOT, Server, Work, clean_environ, end, needs_nix, wait_for
+from test_nix import flake
+
+import forge
+
+# setpriv itself still finds a program by root's rights; env does not
+NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "env")
+
+
+def why_not_here() -> str | None:
+    """Why the sandbox cannot be tested here, or None."""
+    if not shutil.which("bwrap"):
+        return None if os.environ.get("FORGE_TEST_REQUIRE_BWRAP") else "bubblewrap is not installed: the sandbox is not tested"
+    tried = subprocess.run(
+        ["bwrap", "--unshare-pid", "--ro-bind", "/", "/", "--proc", "/proc", "true"], capture_output=True, text=True
+    )
+    return f"bubblewrap does not work here, the sandbox is not tested: {tried.stderr.strip()}" if tried.returncode else None
+
+
+NOT_HERE = why_not_here()
+needs_bwrap = pytest.mark.skipif(NOT_HERE is not None, reason=str(NOT_HERE))
+
+
+# -- the argument list, as a table ----------------------------------------------------------------
+
+CONFIG = forge.Config(Path("/srv/forge"), secrets_dir=Path("/etc/keys"))
+SLOT = CONFIG.data_dir / "work/app/1"
+LAUNCH = forge.Launch(
+    "pre-merge",
+    SLOT / "tree",
+    CONFIG.data_dir / "running/7",
+    SLOT,
+    {},
+    CONFIG.repo("app"),
+    CONFIG.data_dir / "home/app/pre-merge",
+)
+AROUND = forge.Surroundings("/bin/bwrap", False, folders=(CONFIG.data_dir, Path("/home/git")), tmp=(Path("/tmp"),))
+
+
+def mounts(launch: forge.Launch = LAUNCH, config: forge.Config = CONFIG, **around: object) -> list[str]:
+    """What is mounted after /, /dev and /proc, an option with its words each, in order."""
+    words = forge.sandbox_args(config, launch, replace(AROUND, **around))  # type: ignore[arg-type]
+    assert words[-1] == "--"
+    text = " ".join(words[words.index("--unshare-user") + 1 : -1])
+    return [f"--{part.strip()}" for part in text.split("--")[1:]]
+
+
+def test_what_a_pre_merge_job_sees() -> None:
+    data = CONFIG.data_dir
+    assert mounts() == [
+        "--tmpfs /home/git",
+        f"--tmpfs {data}",
+        f"--ro-bind {data}/bin {data}/bin",
+        f"--bind {data}/home/app/pre-merge {data}/home/app/pre-merge",
+        f"--ro-bind {data}/repos {data}/repos",
+        f"--bind {SLOT}/tree {SLOT}/tree",
+        f"--bind {SLOT}/tmp /tmp",
+        "--remount-ro /home/git",
+        f"--remount-ro {data}",
+    ]
+
+
+def test_what_a_post_merge_job_sees_beside_it() -> None:
+    data, keys = CONFIG.data_dir, (Path("/etc/keys"), Path("/etc/keys"))
+    hidden = (*AROUND.folders, keys[0], Path("/run/agenix.d"))
+    linked = (Path("/run/agenix.d/4/key"), Path("/run/agenix.d/4/key"))
+    around = {"folders": hidden, "secrets": (keys, linked)}
+    pre, post = mounts(**around), mounts(replace(LAUNCH, kind="post-merge"), **around)
+    assert "--tmpfs /etc/keys" in pre and "--tmpfs /etc/keys" not in post
+    assert set(post) - set(pre) == {
+        f"--bind {data}/repos {data}/repos",
+        f"--bind {data}/incoming {data}/incoming",
+        *(f"--ro-bind-try {data}/{name} {data}/{name}" for name in ("hook-token", "hook-header", "address")),
+        "--ro-bind /run/agenix.d/4/key /run/agenix.d/4/key",
+    }
+
+
+@pytest.mark.parametrize(
+    ("around", "there", "missing"),
+    [
+        ({"folders": (Path("/srv"), CONFIG.data_dir)}, ["--tmpfs /srv"], ["--tmpfs /srv/forge"]),  # data dir in the home
+        ({"folders": (CONFIG.data_dir,)}, ["--tmpfs /srv/forge"], []),  # data dir is the home
+        ({"files": (Path("/home/git/pw"),)}, [], ["--ro-bind /dev/null /home/git/pw"]),
+        ({"files": (Path("/etc/pw"),)}, ["--ro-bind /dev/null /etc/pw"], []),
+        # a secret inside what is shown again stays hidden
+        ({"files": (CONFIG.repos / "pw",)}, [f"--ro-bind /dev/null {CONFIG.repos}/pw"], []),
+        ({"programs": ((Path("/usr/bin"), Path("/usr/bin")),)}, [], ["--ro-bind /usr/bin /usr/bin"]),
+        ({"programs": ((Path("/home/git"), Path("/home/git")),)}, ["--tmpfs /home/git"], ["--ro-bind /home/git /home/git"]),
+        ({"programs": ((Path("/nix/p"), Path("/home/git/.p")),)}, ["--ro-bind /nix/p /home/git/.p"], []),
+        ({"programs": ((Path("/tmp/b"), Path("/tmp/b")),)}, ["--ro-bind /tmp/b /tmp/b"], []),
+        ({"nix": ((Path("/nix"), Path("/nix")),), "nix_writable": True}, ["--bind /nix /nix"], []),
+        ({"nix": ((Path("/nix"), Path("/nix")),)}, [], ["--ro-bind /nix /nix", "--bind /nix /nix"]),
+        ({"nix": ((Path("/tmp/n"), Path("/tmp/n")),)}, ["--ro-bind /tmp/n /tmp/n"], ["--bind /tmp/n /tmp/n"]),
+    ],
+)
+def test_what_lies_in_what(around: dict[str, object], there: list[str], missing: list[str]) -> None:
+    made = mounts(**around)
+    assert set(there) <= set(made) and not set(missing) & set(made), made
+
+
+def test_mounts_go_from_outer_to_inner() -> None:
+    inner = Path("/srv/forge/deep/er")
+    made = [
+        line.split()[-1] for line in mounts(folders=(inner, Path("/srv"), CONFIG.data_dir), files=(CONFIG.repos / "a" / "b",))
+    ]
+    places = [Path(place) for place in made if f"--remount-ro {place}" not in made]
+    first = {place: number for number, place in reversed(list(enumerate(places)))}
+    assert all(first[parent] < first[place] for place in first for parent in place.parents if parent in first)
+
+
+def test_root_keeps_few_rights_and_others_get_a_user_namespace() -> None:
+    root = forge.sandbox_args(CONFIG, LAUNCH, replace(AROUND, root=True))
+    assert "--unshare-user" not in root and root[root.index("--cap-drop") + 1] == "ALL"
+    kept = {root[number + 1] for number, word in enumerate(root) if word == "--cap-add"}
+    assert not kept & {"CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE", "CAP_NET_ADMIN"}
+    assert " ".join(root).count("/proc/sys /proc/sys") == 1
+    assert "--unshare-user" in forge.sandbox_args(CONFIG, LAUNCH, AROUND)
+
+
+@pytest.mark.parametrize(
+    ("home", "private"),
+    [("/", 0), ("/usr/sbin", 0), ("/bin", 0), ("/dev", 0), ("/home", 0), ("/var", 0), ("/nix/store", 0), ("/tmp", 0)]
+    + [("/root", 1), ("/home/git", 1), ("/var/lib/forge", 1), ("/forge", 1), ("/srv/git", 1), ("/var/empty", 1)],
+)
+def test_which_homes_are_hidden(home: str, private: int) -> None:
+    assert forge.is_private_home(home) == bool(private)
+
+
+def test_links_are_followed_as_a_job_would(tmp_path: Path) -> None:
+    home, store = tmp_path / "home", tmp_path / "store"
+    (home / "own").mkdir(parents=True), (store / "bin").mkdir(parents=True)
+    (home / "profile").symlink_to(store)
+    (tmp_path / "link").symlink_to(home)
+    for path, place in (
+        (tmp_path / "link/profile/bin", home / "profile/bin"),
+        (home / "own", home / "own"),
+        (tmp_path / "link", home),
+        (store / "bin", store / "bin"),
+    ):
+        assert forge.seen_at(path, {home}) == place
+
+
+def test_secrets_are_followed_to_where_they_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "kept/4").mkdir(parents=True), (tmp_path / "secrets/ssh").mkdir(parents=True)
+    (tmp_path / "kept/4/key").write_text("secret")
+    (tmp_path / "now").symlink_to(tmp_path / "kept/4")
+    (tmp_path / "secrets/ssh/id").symlink_to(tmp_path / "now/key")
+    (tmp_path / "secrets/gone").symlink_to(tmp_path / "nothing")
+    config = forge.Config(tmp_path / "data", secrets_dir=tmp_path / "secrets")
+    around = forge.look_around(config, "bwrap", {"HOME": str(tmp_path)})
+    assert around.secrets == ((tmp_path / "secrets",) * 2, (tmp_path / "kept/4/key", tmp_path / "now/key"))
+    assert {tmp_path / "secrets", tmp_path} <= set(around.folders)
+
+
+def test_a_home_that_cannot_be_looked_at_needs_no_hiding() -> None:
+    around = forge.look_around(CONFIG, "bwrap", {"HOME": "/root/nothing/here"})
+    assert Path("/root/nothing/here") not in around.folders
+
+
+# -- a hostile branch --------------------------------------------------------------------------------
+
+
+class Lair:
+    """A server outside of /tmp, whose user has a home and secrets."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        for folder in ("home", "secrets", "kept"):
+            (root / folder).mkdir()
+        (root / "home/private").write_text("private\n")
+        (root / "kept/key").write_text("the key\n")
+        (root / "secrets/key").symlink_to(root / "kept/key")
+        (root / "password").write_text("correct horse\n")
+        self.settings = {"HOME": str(root / "home"), "FORGE_SECRETS_DIR": str(root / "secrets")}
+        self.settings["FORGE_MERGE_PASSWORD_FILE"] = str(root / "password")
+
+    def server(self, name: str, **settings: str) -> Server:
+        return Server(self.root / name, {"FORGE_MAX_JOBS": "2", **self.settings, **settings}).start()
+
+
+@pytest.fixture(scope="module")
+def lair() -> Iterator[Lair]:
+    """A place that no job gets a /tmp of its own over, where there is one that can be written."""
+    homes = [place for place in ("/var/lib", os.path.expanduser("~")) if os.access(place, os.W_OK)]
+    root = Path(tempfile.mkdtemp(prefix="forge-test-", dir=homes[0] if homes else None))
+    yield Lair(root)
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module")
+def boxed(lair: Lair) -> Iterator[Server]:
+    server = lair.server("boxed", FORGE_SANDBOX="bwrap")
+    yield server
+    end(server)
+
+
+@pytest.fixture(scope="module")
+def bare(lair: Lair) -> Iterator[Server]:
+    server = lair.server("bare", FORGE_SANDBOX="none")
+    yield server
+    end(server)
+
+
+def tries(server: Server, work: Work, lair: Lair, outside: str) -> dict[str, str]:
+    """What a hostile job tries, by name; none of it harms a server that lets it. `outside` is a file in /tmp."""
+    data, repo, root = server.data, work.path, lair.root
+    assert server.process
+    wanted = {
+        "move a ref": f"git --git-dir={repo} update-ref refs/tags/evil HEAD",
+        "write a hook": f": >>{repo}/hooks/post-receive",
+        "write the config": f": >>{repo}/config",
+        "write an object": f"mkdir -p {repo}/objects/zz",
+        "push by path": f"git push -q {repo} HEAD:refs/tags/evil-too",
+        "be in another repo": f": >>{data}/repos/other.git/HEAD",
+        "see its own index": "cat ../index",
+        "see another checkout": f"ls {data}/work/other/1/tree",
+        "see another repo's home": f"ls {data}/home/other",
+        "see the other kind's home": f"ls {data}/home/{work.name}/post-merge",
+        "see the server's home": f"cat {root}/home/private",
+        "see the password": f"grep . {root}/password",
+        "see the secrets": f"cat {root}/secrets/key",
+        "see the server's environment": f"cat /proc/{server.process.pid}/environ",
+        "signal the server": f"kill -0 {server.process.pid}",
+        "see other processes": f"[ -e /proc/{os.getpid()} ]",
+        "see the files of /tmp": f"ls {outside}",
+    }
+    for name in ("token", "hook-token", "hook-header", "session-key", "address", "jobs.jsonl", "lock"):
+        wanted[f"read {name}"] = f"cat {data}/{name}"
+    for name in ("logs", "running", "incoming", "trash"):
+        wanted[f"list {name}"] = f"ls {data}/{name}"
+    return wanted
+
+
+def script_of(wanted: dict[str, str]) -> str:
+    """A script that says of each try whether it went."""
+    return "".join(
+        f"if (set -e; {command}) >/dev/null 2>&1; then echo '{name}: yes'; else echo '{name}: no'; fi\n"
+        for name, command in wanted.items()
+    )
+
+
+def answers(server: Server, job_id: int) -> dict[str, str]:
+    """What such a script said."""
+    server.ended(job_id)
+    return dict(line.split(": ", 1) for line in server.job_log(job_id).decode().splitlines())
+
+
+def hostile(server: Server, lair: Lair, name: str) -> dict[str, str]:
+    """Let a branch try all, and return what it said. There is another repo with a checkout and a home to be seen."""
+    if not (server.data / "repos/other.git").exists():
+        server.repo("other")
+    work = server.repo(name)
+    with tempfile.NamedTemporaryFile(dir="/tmp") as outside:
+        work.branch("evil", run=script_of(tries(server, work, lair, outside.name)))
+        return answers(server, work.push_job("evil"))
+
+
+@needs_bwrap
+def test_a_hostile_branch_sees_and_changes_nothing(boxed: Server, lair: Lair) -> None:
+    said = hostile(boxed, lair, "app")
+    assert {name for name, answer in said.items() if answer == "yes"} == set(), said
+    assert len(said) == 24
+
+
+def test_without_the_sandbox_all_of_it_goes(bare: Server, lair: Lair) -> None:
+    """That these tries can succeed is what makes their failing worth something."""
+    said = hostile(bare, lair, "app")
+    assert {name for name, answer in said.items() if answer == "no"} == set(), said
+
+
+ESCAPES = {
+    "make / writable": "mount -o remount,rw,bind /; : >/etc/forge-was-here",
+    "take a mount away": "umount {data}; cat {data}/token",
+    "mount over it": "unshare -m umount {data}; cat {data}/token",
+    "a namespace of its own": "unshare -Ur -m sh -c 'umount {data} || umount -l {data}; cat {data}/token'",
+    "a namespace to write in": "unshare -Ur -m sh -c 'mount -o remount,rw,bind {data}/repos; : >>{repo}/config'",
+    "a device": "mknod /dev/disk b 254 0 && head -c 1 /dev/disk",
+    "the kernel": ": >>/proc/sys/kernel/core_pattern || : >>/proc/sysrq-trigger",
+    "a proc of its own": "unshare -U -m -p -f sh -c 'mount -t proc proc /proc && : >>/proc/sys/kernel/core_pattern'",
+    "a process without the box": "nsenter -t 1 -m cat {data}/token",
+    "its first process": "cat /proc/1/cwd{data}/token || cat /proc/1/root{data}/token || cat /proc/1/fd/*",
+}
+
+
+@needs_bwrap
+def test_there_is_no_way_out(boxed: Server) -> None:
+    work = boxed.repo("escapes")
+    wanted = {name: command.format(data=boxed.data, repo=work.path) for name, command in ESCAPES.items()}
+    work.branch("evil", run=script_of(wanted))
+    assert answers(boxed, work.push_job("evil")) == dict.fromkeys(wanted, "no")
+
+
+@needs_bwrap
+def test_what_a_job_can_do(boxed: Server) -> None:
+    work = boxed.repo("can")
+    wanted = {
+        "write the checkout": "echo x >new; mkdir folder; chmod +x run",
+        "use git": "git add -A; git -c user.name=x -c user.email=x commit -qm x; git status; git log -1",
+        "clone a repo": f'git clone -q {work.path} "$HOME/clone"',
+        "write its home": 'echo x >"$HOME/kept"',
+        "write /tmp": "echo x >/tmp/mine; [ -e /var/tmp/mine ]; touch /dev/shm/mine",
+        "call forge": "forge --version",
+        "be who the server is": "[ $(id -u) = %d ]" % os.geteuid(),
+        "see its own processes only": "[ $(ls -d /proc/[0-9]* | wc -l) -lt 8 ]",
+    }
+    look = {
+        "its home is kept": '[ -e "$HOME/kept" ]',
+        "its /tmp is new": "[ ! -e /tmp/mine ]; [ ! -e /var/tmp/mine ]; [ ! -e /dev/shm/mine ]",
+        "the checkout is clean": '[ ! -e new ]; [ -z "$(git status --porcelain)" ]',
+    }
+    work.branch("topic", run=script_of(wanted))
+    assert answers(boxed, work.push_job("topic")) == dict.fromkeys(wanted, "yes")
+    work.branch("topic", run=script_of(look))
+    assert answers(boxed, work.push_job("topic", force=True)) == dict.fromkeys(look, "yes")
+    slot = boxed.data / "work/can/1"
+    assert (slot / "tmp").stat().st_mode & 0o7777 == 0o1777
+
+
+@needs_bwrap
+def test_post_merge_has_the_secrets_and_may_push(boxed: Server, lair: Lair) -> None:
+    other = boxed.repo("pushed-to")
+    work = boxed.repo("deploys")
+    wanted = {"secrets": '[ "$(cat "$FORGE_SECRETS_DIR/key")" = "the key" ]', "hook-token": f"cat {boxed.data}/hook-token"}
+    refused = {
+        "write secrets": 'echo x >"$FORGE_SECRETS_DIR/new"',
+        "token": f"cat {boxed.data}/token",
+        "journal": f"cat {boxed.data}/jobs.jsonl",
+        "home of pre-merge": f"ls {boxed.data}/home/deploys/pre-merge",
+        "password": f"grep . {lair.root}/password",
+    }
+    commit = "git -c user.name=x -c user.email=x commit -q --allow-empty -m x"
+    push = f"{commit}; git push -q {other.path} HEAD:refs/heads/from-a-job 2>&1"
+    work.branch("main", deploy=script_of(wanted | refused) + f"echo 'pushed: '$({push})\n")
+    work.push("HEAD:main")
+    boxed.idle()
+    job = boxed.get("/jobs?repo=deploys&kind=post-merge&limit=1")["jobs"][0]
+    said = answers(boxed, job["id"])
+    pushed = said.pop("pushed")
+    assert said == dict.fromkeys(wanted, "yes") | dict.fromkeys(refused, "no")
+    assert "from-a-job: pre-merge job" in pushed and "/jobs/" in pushed, pushed
+    assert [job["branch"] for job in boxed.get("/jobs?repo=pushed-to&kind=pre-merge")["jobs"]] == ["from-a-job"]
+
+
+def named(mark: str) -> list[psutil.Process]:
+    """The processes of this machine that have a word on their command line."""
+    return [process for process in psutil.process_iter(["cmdline"]) if mark in (process.info["cmdline"] or [])]
+
+
+@pytest.fixture
+def mark() -> Iterator[str]:
+    """A number of seconds to sleep that nobody else sleeps; who still does so in the end is ended."""
+    number = f"9{os.getpid()}{time.time_ns() % 1000:03d}"
+    yield number
+    for process in named(number):
+        process.kill()
+
+
+@needs_bwrap
+def test_what_a_job_left_running_is_gone_with_it(boxed: Server, mark: str) -> None:
+    work = boxed.repo("daemons")
+    work.branch("topic", run=f"setsid sleep {mark} & (setsid sleep {mark} &) ; sleep 0.2; echo left\n")
+    job = boxed.ended(work.push_job("topic"))
+    assert job["status"] == "passed" and boxed.job_log(job["id"]) == b"left\n"
+    assert not named(mark)
+
+
+# -- stopping, measuring, taking over ------------------------------------------------------------------
+
+# what is told to stop takes its time, so that a box that was told to stop as well would be gone before its last word
+POLITE = "trap 'sleep 0.3; echo got TERM; exit 3' TERM; echo begun; while :; do sleep 0.05; done\n"
+
+
+def begun(server: Server, job_id: int) -> None:
+    wait_for(lambda: server.job_log(job_id) == b"begun\n", "the first line")
+
+
+@needs_bwrap
+def test_a_job_is_told_before_it_is_killed(boxed: Server) -> None:
+    work = boxed.repo("polite")
+    work.branch("topic", run=POLITE)
+    job_id = work.push_job("topic")
+    begun(boxed, job_id)
+    boxed.act(f"/jobs/{job_id}/cancel")
+    assert boxed.ended(job_id, 4.5)["status"] == "canceled"
+    assert boxed.job_log(job_id).endswith(b"got TERM\n")  # before it may be sh's word that a sleep was terminated
+    work.bare("config", "forge.timeout", "1")
+    work.branch("slow", run=POLITE.replace("exit 3", "true"))
+    job = boxed.ended(work.push_job("slow"))
+    assert job["status"] == "timeout" and b"got TERM\n" in boxed.job_log(job["id"])
+
+
+@needs_bwrap
+def test_the_figures_are_the_jobs_own(boxed: Server) -> None:
+    work = boxed.repo("figures")
+    work.branch("topic", run="sleep 60 & sleep 60 & echo begun; wait\n")
+    job_id = work.push_job("topic")
+    begun(boxed, job_id)
+    wait_for(lambda: boxed.get(f"/jobs/{job_id}")["processes"] == 3, "the count of the script and two sleeps")
+    page = boxed.ask(f"/jobs/{job_id}", Accept="text/html").text
+    assert "<dt>Sandbox</dt><dd>bubblewrap</dd>" in page and "sandboxed" not in boxed.get(f"/jobs/{job_id}")
+    boxed.act(f"/jobs/{job_id}/cancel")
+    boxed.ended(job_id)
+
+
+@needs_bwrap
+def test_a_job_in_its_box_is_taken_over(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = make_server(FORGE_MAX_JOBS="3", FORGE_SANDBOX="bwrap", HOME=str(tmp_path))  # the data directory is in the home
+    work = server.repo()
+    go = 'echo begun; until [ -e "$HOME/go" ]; do sleep 0.05; done; echo ended; exit 9\n'
+    work.branch("ends", run=go)
+    work.branch("stops", run=POLITE)
+    ends, stops = work.push_job("ends"), work.push_job("stops")
+    begun(server, ends), begun(server, stops)
+    server.stop(signal.SIGKILL)
+    server.start()
+    assert f"job {stops} still runs" in server.log
+    server.act(f"/jobs/{stops}/cancel")
+    assert server.ended(stops, 4.5)["status"] == "canceled"
+    assert server.job_log(stops).startswith(b"begun\n") and server.job_log(stops).endswith(b"got TERM\n")
+    work.gate("go").touch()
+    job = server.ended(ends)
+    assert (job["id"], job["status"], job["exit_code"]) == (ends, "failed", 9)
+    assert server.job_log(ends) == b"begun\nended\n"
+
+
+@needs_bwrap
+def test_a_box_dies_with_its_supervisor(make_server: Callable[..., Server], tmp_path: Path, mark: str) -> None:
+    server = make_server(FORGE_SANDBOX="bwrap", HOME=str(tmp_path / "data"))  # the data directory is the home
+    work = server.repo()
+    work.branch("topic", run=f"echo begun; setsid sleep {mark}\n")
+    job_id = work.push_job("topic")
+    begun(server, job_id)
+    server.stop(signal.SIGKILL)
+    os.kill(int((server.data / f"running/{job_id}/pid").read_text().split()[0]), signal.SIGKILL)
+    wait_for(lambda: not named(mark), "the end of the processes")
+    server.start()
+    assert server.ended(job_id)["reason"].startswith("interrupted")
+    again = wait_for(lambda: [job["id"] for job in server.get("/jobs")["jobs"] if job["id"] > job_id], "the second run")[0]
+    server.act(f"/jobs/{again}/cancel")
+    server.ended(again)
+
+
+@needs_bwrap
+def test_a_box_that_cannot_be_made_says_so(make_server: Callable[..., Server]) -> None:
+    server = make_server(FORGE_SANDBOX="bwrap")
+    work = server.repo()
+    (server.data / "bin").rename(server.data / "moved")
+    work.branch("topic")
+    job = server.ended(work.push_job("topic"))
+    assert job["status"] == "failed" and job["reason"].startswith("its sandbox could not be set up: bwrap: "), job["reason"]
+    (server.data / "moved").rename(server.data / "bin")
+    work.bare("config", "forge.preMerge", "no-such-command")
+    job = server.ended(int(server.act(f"/jobs/{job['id']}/retry").json["id"]))
+    assert "was not found (no-such-command)" in job["reason"]
+
+
+# -- the setting ------------------------------------------------------------------------------------------
+
+
+def without_bwrap(folder: Path) -> str:
+    """A PATH with all but bubblewrap."""
+    folder.mkdir()
+    for name in os.listdir("/usr/bin"):
+        if name != "bwrap":
+            os.symlink(f"/usr/bin/{name}", folder / name)
+    return str(folder)
+
+
+@pytest.mark.parametrize("setting", ["auto", "none"])
+def test_without_bubblewrap_jobs_run_with_a_warning(make_server: Callable[..., Server], tmp_path: Path, setting: str) -> None:
+    server = make_server(FORGE_SANDBOX=setting, PATH=without_bwrap(tmp_path / "bin"))
+    reason = "FORGE_SANDBOX is none" if setting == "none" else "bwrap is not on the PATH; install bubblewrap"
+    lines = [line for line in server.log.splitlines() if "sandbox" in line]
+    assert lines == [f"forge: jobs run without a sandbox, so a job can read and change all that the server's user can: {reason}"]
+    work = server.repo()
+    work.branch("topic", run=f"cat {server.data}/token >/dev/null\n")
+    job = server.ended(work.push_job("topic"))
+    assert job["status"] == "passed"
+    assert "<dt>Sandbox</dt><dd>none</dd>" in server.ask(f"/jobs/{job['id']}", Accept="text/html").text
+
+
+def test_bubblewrap_or_nothing(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = make_server(start=False, FORGE_SANDBOX="bwrap", PATH=without_bwrap(tmp_path / "bin"))
+    done = subprocess.run([*FORGE, "serve"], env=server.environ, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "forge: FORGE_SANDBOX is bwrap, but jobs cannot run under it: bwrap is not on the PATH; install bubblewrap\n"
+    )
+    (tmp_path / "bin/bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2; exit 1\n")
+    (tmp_path / "bin/bwrap").chmod(0o755)
+    done = subprocess.run([*FORGE, "serve"], env=server.environ, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and "No permissions to create new namespace (if it is about namespaces, allow" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@needs_bwrap
+def test_the_doctor_looks_at_it(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = make_server()
+    assert "; jobs run under it" in server.cli("doctor").stdout
+    server.settings["FORGE_SANDBOX"] = "none"
+    assert "not used, as FORGE_SANDBOX is none; a job can read and change" in server.cli("doctor").stdout
+    server.settings |= {"FORGE_SANDBOX": "auto", "PATH": without_bwrap(tmp_path / "bin")}
+    assert "!! bwrap bwrap is not on the PATH; install" in " ".join(server.cli("doctor").stdout.split())
+    assert not list((server.data / "running").glob("probe-*"))
+
+
+# -- Nix --------------------------------------------------------------------------------------------------------
+
+
+@needs_bwrap
+@needs_nix
+def test_nix_works_through_a_daemon(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """The store is read-only in the box, and the daemon, which is not in it, writes there."""
+    own = {f"NIX_{name}_DIR": str(tmp_path / "nix" / name.lower()) for name in ("STORE", "STATE", "LOG")}
+    for folder in own.values():
+        Path(folder).mkdir(parents=True)
+    socket = Path(own["NIX_STATE_DIR"]) / "daemon-socket/socket"
+    environ = clean_environ() | own | {"HOME": str(tmp_path)}
+    daemon = subprocess.Popen(["nix", "daemon"], env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        wait_for(socket.exists, "the daemon's socket")
+        server = make_server(FORGE_SANDBOX="bwrap", **own)
+        work = server.repo()
+        text = flake(f"echo built; ! touch {own['NIX_STORE_DIR']}/x 2>/dev/null")
+        work.branch("topic", **{"flake.nix": text})
+        work.git("rm", "-rq", ".forge")
+        work.commit("A flake alone")
+        job = server.ended(work.push_job("topic"))
+        assert (job["status"], job["command"]) == ("passed", "nix run .#pre-merge"), server.job_log(job["id"])
+        assert server.job_log(job["id"]).endswith(b"built\n")
+    finally:
+        daemon.terminate()
+        daemon.communicate()
+
+
+# -- once more, without rights -------------------------------------------------------------------------------------
+
+
+def ordinary_python(place: Path) -> str | None:
+    """A Python that a user without rights can run, with the packages of this one; None where there is none."""
+    packages = Path(pytest.__file__).resolve().parent.parent
+    for python in (sys.executable, "/usr/bin/python3"):
+        venv = [*NOBODY, python, "-m", "venv", "--without-pip", "--clear", str(place / "venv")]
+        if subprocess.run(venv, capture_output=True).returncode == 0:
+            for folder in (place / "venv").glob("lib/python*/site-packages"):
+                (folder / "packages.pth").write_text(f"{packages}\n")
+            check = [
+                *NOBODY,
+                str(place / "venv/bin/python"),
+                "-c",
+                f"import bottle, psutil, pytest, waitress; open({str(ROOT / 'forge.py')!r})",
+            ]
+            if subprocess.run(check, capture_output=True, cwd="/").returncode == 0:
+                return check[len(NOBODY)]
+    return None
+
+
+@needs_bwrap
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(os.geteuid() != 0, reason="all of this has been tested as an ordinary user already")
+def test_all_of_this_as_an_ordinary_user() -> None:
+    place = Path(tempfile.mkdtemp(prefix="forge-nobody-", dir="/var/lib"))
+    try:
+        os.chown(place, 65534, 65534)
+        python = ordinary_python(place)
+        if python is None:
+            pytest.skip("no Python with the packages that a user without rights can run")
+        words = [
+            python,
+            "-m",
+            "pytest",
+            "-rs",
+            "-p",
+            "no:cacheprovider",
+            f"--basetemp={place}/tmp",
+            str(Path(__file__).resolve()),
+        ]
+        environ = clean_environ() | {"HOME": str(place), "PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+        environ = {name: value for name, value in environ.items() if not name.startswith("PYTEST_")}
+        done = subprocess.run([*NOBODY, *words], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=380)
+        assert done.returncode == 0, shlex.join(words) + "\n" + done.stdout + done.stderr
+        if "bubblewrap does not work here" in done.stdout:
+            pytest.skip("an ordinary user may not make user namespaces here")
+        print(done.stdout)
+    finally:
+        shutil.rmtree(place)
