@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --require-hashes -r
 
-.PHONY: demo test check bench format lock clean
+SOAK_SECONDS ?= 900
+
+.PHONY: demo test soak check bench format lock clean
 
 demo: .venv/run ## a tour: a forge of its own, a branch that fails and one that merges
 	@$(BIN)/python forge.py demo $(ARGS)
@@ -16,6 +18,9 @@ test: .venv/test ## everything that must hold before a merge
 
 bench: .venv/run ## figures beside those of the bare commands, in one run
 	@$(BIN)/python tests/bench.py $(ARGS)
+
+soak: .venv/test ## fifteen minutes of pushes while the server is killed, then every promise is looked at
+	@$(BIN)/python tests/soak.py --seconds $(SOAK_SECONDS) $(ARGS)
 
 format: .venv/test
 	@$(BIN)/ruff check --quiet --fix .

@@ -85,7 +85,7 @@ import traceback
 import unicodedata
 import zlib
 from array import array
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -4551,6 +4551,239 @@ def cmd_check_names(config: Config, args: argparse.Namespace) -> int:
     return refused
 
 
+class Landed(NamedTuple):
+    """A commit of base as git has it; the last three are its trailers."""
+
+    commit: str
+    tree: str
+    parents: str
+    authored_at: str
+    subject: str
+    branch: str
+    head: str
+    job: str
+
+    @property
+    def claims(self) -> bool:
+        """Whether it says that forge made it."""
+        return self.subject.startswith("Forge Merge: ") and bool(self.branch or self.head or self.job)
+
+
+@dataclass
+class Line:
+    """A base as git has it: its first-parent history, newest first, and what the journal gave reason to look up."""
+
+    base: str | None = None
+    tip: str | None = None
+    landed: dict[str, Landed] = field(default_factory=dict)
+    beside: dict[str, Landed] = field(default_factory=dict)  # all of base, when a merge is missing on its first-parent line
+    copied: set[str] = field(default_factory=set)  # what was there when the repo was found
+    forced: list[dict[str, Any]] = field(default_factory=list)
+    trouble: str | None = None  # why git cannot read it
+
+
+@dataclass
+class Told:
+    """What the journal says of a repo since it was last found."""
+
+    tip: str | None = None  # of base, when the repo was found
+    base: str | None = None
+    merges: list[dict[str, Any]] = field(default_factory=list)
+    moves: list[dict[str, Any]] = field(default_factory=list)
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Take one record of the repo. Raises KeyError, TypeError, ValueError when it makes no sense."""
+        if record["event"] == "base.moved":
+            if self.base in (None, record["branch"]):  # that HEAD names another branch now is no push
+                self.moves.append({name: record[name] for name in ("old", "new", "at")})
+            self.base = record["branch"]
+        elif record["event"] == "merged":
+            merge = {name: str(record[name]) for name in ("branch", "head", "merge_commit", "parent", "tree")}
+            self.merges.append(merge | {"job": int(record["job"]), "base": record.get("base", self.base)})
+
+
+Verdicts = dict[int, list[dict[str, Any]]]  # of the pre-merge jobs of a repo, by id
+
+
+def read_told(directory: Path) -> tuple[dict[str, Told], dict[str, Verdicts], list[str]]:
+    """What the journal says of each repo, its verdicts, and which records make no sense.
+
+    A server may be writing: a line without its end is not there yet, and merges are read before the verdicts they rest on.
+    """
+    told: dict[str, Told] = {}
+    verdicts: dict[str, Verdicts] = {}
+    wanted = ("status", "heads", "tested", "tree", "chain", "exit_code", "reused_from")
+    records: list[tuple[int, dict[str, Any]]] = []
+    odd = []
+    record: dict[str, Any]
+    for name in ("merges", "jobs"):
+        with contextlib.suppress(FileNotFoundError), open(directory / f"{name}.jsonl", "rb") as stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    record = json.loads(line) if line.endswith(b"\n") else {"event": "job.torn"}
+                    if not record["event"].startswith("job."):
+                        records.append((int(record["seq"]), record))
+                    elif record["event"] == "job.finished" and record["kind"] == PRE:
+                        slim = {key: record.get(key) for key in wanted}
+                        verdicts.setdefault(record["repo"], {}).setdefault(record["id"], []).append(slim)
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    odd.append(f"{name}.jsonl, line {number} is no record")
+    for seq, record in sorted(records, key=lambda item: item[0]):
+        try:
+            if record["event"] == "repo.found":
+                told[record["repo"]] = Told(record["tip"], record["base"])
+            elif record["event"] == "repo.gone":
+                told.pop(record["repo"], None)
+            else:
+                told.setdefault(record["repo"], Told()).take(record)
+        except (KeyError, TypeError, ValueError) as error:
+            odd.append(f"record {seq} ({record['event']} of {record.get('repo')}) cannot be understood: {error!r}")
+    return told, verdicts, odd
+
+
+def read_landed(repo: Path, tip: str, *how: str) -> dict[str, Landed]:
+    """The commits of `tip` by id, newest first, with one git. Raises GitError."""
+    trailers = (f"%(trailers:key=Forge-{key},valueonly,unfold,separator=%x2C)" for key in ("Branch", "Head", "Job"))
+    form = "%x00".join(("%H", "%T", "%P", "%aI", "%s", *trailers))
+    words = git(repo, "log", *how, "-z", "--no-show-signature", f"--format={form}", "--end-of-options", tip).split("\0")
+    return {words[at]: Landed(*words[at : at + 8]) for at in range(0, len(words) - 7, 8)}
+
+
+def read_line(repo: Path) -> Line:
+    """A repo's base as git has it. Raises GitError, OSError."""
+    base = git(repo, "symbolic-ref", "-q", "HEAD", ok=(0, 1)).strip().removeprefix("refs/heads/") or None
+    tip = git(repo, "rev-parse", "-q", "--verify", f"refs/heads/{base}", ok=(0, 1)).strip() if base else None
+    return Line(base, tip, read_landed(repo, tip, "--first-parent") if tip else {})
+
+
+def look_beside(repo: Path, line: Line, told: Told) -> None:
+    """Look up what the journal gives reason to; it was read after `line`, so merges may be there by now. Raises GitError."""
+    if line.tip and told.tip:
+        pushed = git(repo, "rev-list", "--first-parent", "--ignore-missing", line.tip, f"^{told.tip}").split()
+        line.copied = set(line.landed).difference(pushed)
+    if any(merge["merge_commit"] not in line.landed for merge in told.merges):
+        tip = read_line(repo).tip
+        line.beside = read_landed(repo, tip) if tip else {}
+    place = {commit: number for number, commit in enumerate(line.landed)}
+    ours = {(merge["parent"], merge["merge_commit"]) for merge in told.merges}
+    unclear = []
+    for move in told.moves:
+        old, new = move["old"], move["new"]
+        if old and (old, new) not in ours and not (old in place and new in place and place[old] >= place[new]):
+            unclear.append(move)
+    asked = "".join(f"{move['new']}\n" for move in unclear)
+    gone = [said.endswith(" missing") for said in git(repo, "cat-file", "--batch-check", text=asked).split("\n")]
+    for move, is_gone in zip(unclear, gone, strict=False):
+        # where base went to something that is gone by now, the move away from that is the one to name
+        if move["new"] is None or not (is_gone or is_ancestor(repo, move["old"], move["new"])):
+            line.forced.append(move)
+
+
+def prove(name: str, line: Line, told: Told | None, verdicts: Verdicts) -> dict[str, Any]:
+    """Compare what git has of a repo's base with what the journal says (pure)."""
+    told, copied = told or Told(), line.copied if told else set(line.landed)  # else no server has looked at it yet
+    commits = {**line.beside, **line.landed}
+    records: dict[str, list[dict[str, Any]]] = {}
+    for merge in told.merges:
+        records.setdefault(merge["merge_commit"], []).append(merge)
+    broken: list[tuple[str | None, str]] = [(None, line.trouble)] if line.trouble else []
+    direct, proved, seen = [], 0, Counter[tuple[Any, ...]]()
+    for commit in commits.values():
+        recorded, is_pushed = records.get(commit.commit, []), commit.commit in line.landed and commit.commit not in copied
+        if recorded or (is_pushed and commit.claims):
+            try:
+                flaws = why_unproved(commit, recorded, commits, verdicts)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                flaws = [f"the records of this merge cannot be understood: {error!r}"]
+            broken += [(commit.commit, flaw) for flaw in flaws]
+            proved += not flaws
+            seen.update((merge["branch"], merge["head"], merge["job"]) for merge in recorded[:1])
+        elif is_pushed:
+            direct.append({"commit": commit.commit, "subject": commit.subject, "authored_at": commit.authored_at})
+    broken += [(head, f"{branch} was merged {n} times for job {job}") for (branch, head, job), n in seen.items() if n > 1]
+    for merge in told.merges if not line.trouble else ():
+        if merge["merge_commit"] not in commits and merge["base"] in (None, line.base):
+            broken.append((merge["merge_commit"], f"base was wound back behind this merge of {merge['branch']}"))
+    counts = {"repo": name, "base": line.base, "ok": not broken, "merges": proved, "copied": len(copied)}
+    told_of = [{"commit": commit, "text": text} for commit, text in broken]
+    return {**counts, "direct": direct, "forced": line.forced, "broken": told_of}
+
+
+def why_unproved(commit: Landed, recorded: list[dict[str, Any]], commits: Mapping[str, Landed], verdicts: Verdicts) -> list[str]:
+    """What is wrong with a merge: its record against the commit, and both against the job that tested it (pure)."""
+    if len(recorded) != 1:
+        return [f"this merge of {commit.branch} has {len(recorded) or 'no'} records in merges.jsonl, but must have one"]
+    (merge,), parents = recorded, commit.parents.split()
+    in_git = [*parents, commit.tree, commit.branch, commit.head, commit.job]
+    said = [merge[key] for key in ("parent", "head", "tree", "branch", "head", "job")]
+    number, jobs = merge["job"], verdicts.get(merge["job"], [])
+    flaws = [] if in_git == list(map(str, said)) else [f"the record of this merge of {merge['branch']} does not fit the commit"]
+    if [job["status"] for job in jobs] != ["passed"]:
+        verdict = " and ".join(job["status"] for job in jobs) or "has no verdict as a pre-merge job of this repo"
+        return [*flaws, f"job {number}, which {merge['branch']} was merged for, {verdict}"]
+    (job,) = jobs
+    chain = job["chain"] or [[job["tested"], job["tree"]]]
+    links = [commits.get(tested) for tested, _ in chain]
+    in_order = all(a and b and b.parents.split()[0] == a.commit for a, b in zip(links, links[1:], strict=False))
+    source = job["reused_from"] or number
+    ran = [(old["status"], old["exit_code"], old["tree"], old["reused_from"]) for old in verdicts.get(source, [])]
+    wrong = {
+        f"did not test this head of {merge['branch']}": {"branch": merge["branch"], "commit": merge["head"]} not in job["heads"],
+        f"tested {job['tested']}, not this commit": [commit.commit, commit.tree] not in chain,
+        "ends in another commit than it tested": chain[-1] != [job["tested"], job["tree"]],
+        "has another tree than git": [link and link.tree for link in links] != [tree for _, tree in chain],
+        "tested several merges that did not land together and in order": not in_order,
+        f"rests on job {source}, which did not run and pass with the same tree": ran != [("passed", 0, job["tree"], None)],
+    }
+    return flaws + [f"job {number} {text}" for text, is_so in wrong.items() if is_so]
+
+
+def audit_repos(config: Config, names: list[str]) -> dict[str, Any]:
+    """Prove the merges of these repos from journal and git, writing nothing. Raises OSError when the journal cannot be read."""
+    lines: dict[str, Line] = {}
+    for name in names:
+        try:
+            lines[name] = read_line(config.repo(name))
+        except (GitError, OSError) as error:
+            lines[name] = Line(trouble=f"git cannot read it: {error}")
+    told, verdicts, odd = read_told(config.data_dir)
+    found = []
+    for name, line in lines.items():
+        try:
+            if name in told and not line.trouble:
+                look_beside(config.repo(name), line, told[name])
+        except (GitError, OSError) as error:
+            line.trouble = f"git cannot read it: {error}"
+        found.append(prove(name, line, told.get(name), verdicts.get(name, {})))
+    return {"ok": not odd and all(repo["ok"] for repo in found), "repos": found, "journal": odd}
+
+
+def cmd_audit(config: Config, args: argparse.Namespace) -> int:
+    """Say what was proved, and name what came another way; 1 when a promise was broken."""
+    if args.repo is not None and not config.repo(check_repo(args.repo)).is_dir():
+        raise Fault(2, f"there is no repo {args.repo}")
+    there = sorted(path.stem for path in config.repos.glob("*.git") if is_repo_name(path.stem) and path.is_dir())
+    for patience in (0.2, 1.0, 0.0):  # a server may be between moving base and writing that down
+        try:
+            found = audit_repos(config, there if args.repo is None else [args.repo])
+        except OSError as error:
+            raise Fault(1, f"{error.filename} cannot be read ({error.strerror}); run forge as the user of the server") from None
+        if found["ok"]:
+            break
+        time.sleep(patience)
+    text = []
+    for repo in found["repos"]:
+        counts = f"{repo['merges']} merges proved, {len(repo['direct'])} commits pushed directly, {repo['copied']} copied in"
+        text.append(f"{repo['repo']} ({repo['base'] or 'no base'}): {'ok' if repo['ok'] else 'BROKEN'}; {counts}")
+        text += [f"  broken  {(b['commit'] or '-')[:12]}  {b['text']}" for b in repo["broken"]]
+        text += [f"  forced  {m['old'][:12]} to {(m['new'] or 'nothing')[:12]}  {m['at']}" for m in repo["forced"]]
+        text += [f"  direct  {c['commit'][:12]}  {c['authored_at'][:10]}  {c['subject']}" for c in repo["direct"][:50]]
+        text += [f"  direct  and {len(repo['direct']) - 50} older ones; --json names them"] if len(repo["direct"]) > 50 else []
+    text += [f"journal: {line}" for line in found["journal"]]
+    show(args, found, "\n".join(text) or "no repo yet")
+    return 0 if found["ok"] else 1
+
+
 def examine(config: Config) -> Iterator[tuple[str, bool, str]]:
     """Check this machine and data directory: (what, whether it is well, what was found or what to do)."""
 
@@ -4860,6 +5093,8 @@ def build_parser() -> argparse.ArgumentParser:
     verb("merge", "merge a branch, or have it merged when it may be", cmd_merge, "REPO", "BRANCH")
     verb("cancel", "stop a job", cmd_cancel, "ID")
     verb("retry", "run a job again", cmd_retry, "ID")
+    audit = verb("audit", "prove from journal and git that every merge was of a tested tree, once", cmd_audit)
+    audit.add_argument("repo", metavar="REPO", nargs="?", help="only this repo")
     verb("doctor", "check this machine and the data directory", cmd_doctor)
     demo = verb("demo", "a tour: a server of its own, a branch that fails and one that merges", cmd_demo, as_json=False)
     demo.add_argument("--once", action="store_true", help="end after the story")
