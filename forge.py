@@ -779,7 +779,8 @@ def _fold_intent(state: State, record: Mapping[str, Any]) -> None:
 
 def _fold_outcome(state: State, record: Mapping[str, Any]) -> None:
     intent = state.intents.get(record["begun"], {})
-    if record["event"] in ("merged", "branch.deleted"):
+    known = state.repos.get(record["repo"], Repo()).branches.get(record.get("branch", ""))
+    if record["event"] in ("merged", "branch.deleted") and known and known.head == record["head"]:
         _forget_branch(state, record["repo"], record["branch"])
     if record["event"] == "merged":
         intent["merges"] = [merge for merge in intent.get("merges", []) if merge["branch"] != record["branch"]]
@@ -1597,7 +1598,10 @@ for line in sys.stdin.buffer:
             os.execvpe(argv[0], argv, environ)
         finally:
             os._exit(127)
-    print(pid, flush=True)
+    try:
+        print(pid, flush=True)
+    except BrokenPipeError:  # the server has been killed
+        os._exit(0)
 """
 
 
@@ -2395,6 +2399,9 @@ class Engine:
 
     def recover(self) -> None:
         """Compare what the journal says was going on with what is: running jobs are taken over or found interrupted."""
+        for name in self.repo_names():
+            with contextlib.suppress(GitError, OSError):  # the scan tries it again, and says so
+                mend_locks(self.config.repo(name))
         runs = self.config.data_dir / "running"
         lost = []
         for job in self.state.live_jobs():
@@ -2502,6 +2509,7 @@ class Engine:
         """Read a repo's refs and journal what is new. The repo's turn is held."""
         path = self.usable(name)
         try:
+            self._settle(name, path)
             refs = read_refs(path)
             if refs.tip is None and refs.base is not None and refs.heads:
                 with self.lock:
@@ -2534,7 +2542,6 @@ class Engine:
                 path = self.usable(name)
                 mend_locks(path)
                 complete_repo(path)
-                self.settle(name)
                 if name not in self.checked:
                     self._complete_history(name, path)
                 self.submit(name)
@@ -3092,17 +3099,18 @@ class Engine:
             self.record(*outcome)
         return failure
 
-    def settle(self, name: str) -> None:
-        """Finish or give up what was begun on a repo's refs and has no outcome, by what git says. Raises Refused, GitError."""
+    def _settle(self, name: str, path: Path) -> None:
+        """Finish or give up what was begun on a repo's refs and has no outcome, by what git says.
+
+        The repo's turn is held, so nothing is under way. Raises Refused, GitError.
+        """
         with self.lock:
             intents = [intent for intent in self.state.intents.values() if intent["repo"] == name]
         for intent in intents:
-            with self.turn(name):
-                if intent["seq"] in self.state.intents:
-                    outcome = self._settled(self.usable(name), intent, "the server ended before base was moved")
-                    with self.lock:
-                        self.record(*outcome)
-                    log(f"{name}: what was begun before ({intent['event']}) is settled: {', '.join(e for e, _ in outcome)}")
+            outcome = self._settled(path, intent, "the server ended before base was moved")
+            with self.lock:
+                self.record(*outcome)
+            log(f"{name}: what was begun before ({intent['event']}) is settled: {', '.join(e for e, _ in outcome)}")
 
     def _settled(self, path: Path, intent: dict[str, Any], reason: str) -> list[Event]:
         """The outcome of an intent by what git says; what was done in part is completed. Raises GitError."""
@@ -3122,6 +3130,7 @@ class Engine:
     def _complete_history(self, name: str, path: Path) -> None:
         """Record the newest merges of base that have no record (merges.jsonl was lost in part), by the jobs that tested them."""
         with self.turn(name):
+            self._settle(name, path)
             tip = read_refs(path).tip
             line = git(path, "rev-list", "--first-parent", f"--max-count={HISTORY_CHECKED}", tip).split() if tip else []
             with self.lock:
