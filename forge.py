@@ -1047,7 +1047,7 @@ def why_unusable(repo: Path, name: str) -> str | None:
                     f"{name} belongs to another user (uid {facts.st_uid}), so git will not work in it; "
                     f"as root: chown -R {os.geteuid()}:{os.getegid()} {repo}"
                 )
-            if not os.access(part, os.W_OK):
+            if not os.access(part, os.W_OK) and not os.statvfs(part).f_flag & os.ST_RDONLY:
                 return f"the server cannot write to {part}; run: chmod -R u+rwX {repo}"
     except FileNotFoundError as error:
         return f"{repo} is not a bare git repository: {error.filename} is missing; restore it, or remove the directory"
@@ -1364,6 +1364,8 @@ def empty_trash(trash: Path) -> None:
             try:
                 _remove_or_flatten(entry, trash)
             except OSError as error:
+                if error.errno == errno.EROFS:
+                    raise
                 stuck.add(entry.name)
                 log(f"cannot remove {entry.path}: {error.strerror}")
 
@@ -1629,6 +1631,13 @@ def adopt(run: Path) -> tuple[int, int, float] | None:
         os.close(pidfd)
         return None
     return pid, pidfd, began
+
+
+def supervisor_began(run: Path) -> bool:
+    """Whether a supervisor has written down who it is, before which it starts nothing."""
+    with contextlib.suppress(OSError):
+        return (run / "pid").read_bytes().endswith(b"\n")
+    return False
 
 
 def read_exit(run: Path) -> tuple[int, float] | None:
@@ -1936,9 +1945,9 @@ class Engine:
     """Takes pushes and wishes, runs jobs, merges. Methods that name no thread may be called from any."""
 
     def __init__(self, config: Config):
-        """Open the data directory. Raises AlreadyServed when another server has it, OSError when it cannot be written."""
+        """Open the data directory. Raises AlreadyServed when another server has it, OSError when it cannot be used."""
         self.config = config
-        self.url = config.url or config.listen_url()
+        self.url, self.port = config.url or config.listen_url(), config.port
         self.files = prepare_data_dir(config)
         self.lock = threading.Condition()
         self.ledger = Ledger(config.data_dir)
@@ -1950,6 +1959,7 @@ class Engine:
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
         self.stuck: dict[tuple[str, str], str] = {}  # by (repo, branch): why its merge failed although it was due
         self.unspoken: set[int] = set()  # jobs whose verdict is not in the log yet
+        self.starved = not self.ledger.journal.ready  # work waits until there is room on the disk
         self.closing = False
         self.launcher = Launcher()
         self.threads: list[threading.Thread] = []
@@ -2015,18 +2025,71 @@ class Engine:
             else:
                 lost.append(job.id)
         for job_id in lost:
-            run = runs / str(job_id)
-            moved = None if read_exit(run) else discard(run, self.trash)
-            if read_exit(run) or self.state.jobs[job_id].stopping or (moved and (moved / "pid").exists()):
-                self._end(job_id)
-            else:  # its supervisor never began, and now it cannot
-                with self.lock:
-                    self.record(("job.unstarted", {"id": job_id}))
-                    self.slots = {key: value for key, value in self.slots.items() if value != job_id}
+            try:
+                self._give_up(job_id)
+            except (Refused, OSError) as error:
+                self.complain(f"job {job_id}", error)  # the watcher tries again
+        known = {str(job.id) for job in self.state.live_jobs() if job.status == "running"}
         for run in runs.iterdir():
-            if not run.name.isdigit() or int(run.name) not in self.running:
-                discard(run, self.trash)
+            if run.name not in known:
+                self.discard(run)
         self.littered.set()
+
+    def _give_up(self, job_id: int) -> None:
+        """A job that should run has no processes: it has ended, or never begun. Raises Refused(507), OSError."""
+        run = self.config.data_dir / "running" / str(job_id)
+        began = supervisor_began(run)
+        if not began:
+            moved = discard(run, self.trash)  # so that its supervisor cannot begin any more
+            began = moved is not None and supervisor_began(moved)
+        if began or self.state.jobs[job_id].stopping:
+            self._end(job_id)
+            return
+        with self.lock:
+            self.record(("job.unstarted", {"id": job_id}))
+            running = self.running.pop(job_id, None)
+            if running:
+                os.close(running.pidfd)
+            self.slots = {key: value for key, value in self.slots.items() if value != job_id}
+
+    def discard(self, path: Path) -> None:
+        """Throw something away; where that is not possible now, a later look finds it again."""
+        with contextlib.suppress(OSError):
+            discard(path, self.trash)
+
+    # -- no room --------------------------------------------------------------
+
+    def complain(self, what: str, error: Exception) -> None:
+        """Say in the log what failed. That there is no room is said once, and what waits for it goes on when there is some."""
+        if not self.no_room(error):
+            log(f"{what}: {error}")
+        elif not self.starved:
+            self.starved = True
+            log(f"{what}: {error}; work waits until there is room")
+
+    def no_room(self, error: Exception) -> bool:
+        """Whether something failed since there is no room; git does not always say so."""
+        if isinstance(error, Refused):
+            return error.status == 507
+        return bool(lacks_room(error)) or (isinstance(error, GitError) and not self.has_room())
+
+    def has_room(self) -> bool:
+        """Whether a file can be written where jobs are started, and beside the repos, which may lie elsewhere."""
+        try:
+            for folder in (self.config.data_dir / "running", self.config.repos):
+                write_whole(folder / "probe", bytes(1 << 16))
+                (folder / "probe").unlink()
+        except OSError:
+            return False
+        return True
+
+    def _go_on(self) -> None:
+        """There may be room again: look at everything that was left."""
+        if self.starved and self.has_room():
+            self.starved = False
+            log("there is room again, and work goes on")
+            write_address(self)
+            self.poke("")
 
     def wake(self) -> None:
         """Let the watcher look now."""
@@ -2058,7 +2121,9 @@ class Engine:
         try:
             return self.ledger.record(*events)
         except OSError as error:
-            raise Refused(507, f"the journal cannot be written ({error.strerror}); make room, nothing is lost") from error
+            refused = Refused(507, f"the journal cannot be written ({error.strerror}); make room, nothing is lost")
+            self.complain("no record", refused)
+            raise refused from error
         finally:
             self.wake()
 
@@ -2133,7 +2198,7 @@ class Engine:
                 self.submit(name)
             except (Refused, GitError, OSError) as error:
                 self.troubles.setdefault(name, str(error))
-                log(f"{name}: {error}")
+                self.complain(name, error)
         for parent in ("work", "home"):
             for folder in (self.config.data_dir / parent).iterdir():
                 if folder.name not in names and not any(key[0] == folder.name for key in self.slots):
@@ -2158,9 +2223,9 @@ class Engine:
                     log(f"{path}: {error}; kept as {path.name}.odd")
                     path.rename(f"{path}.odd")
                 else:
-                    log(f"{path} waits: {error}")
+                    self.complain(f"{path} waits", error)
             except (GitError, OSError) as error:
-                log(f"{path} waits: {error}")
+                self.complain(f"{path} waits", error)
 
     def _forget(self, name: str) -> None:
         """A repo was removed: end its jobs."""
@@ -2215,7 +2280,7 @@ class Engine:
     def dispatch(self) -> None:
         """Start the jobs there is a place for: pre-merge jobs oldest first, post-merge jobs one a repo beside them."""
         with self.lock:
-            if self.closing or not self.threads:
+            if self.closing or self.starved or not self.threads:
                 return
             live = self.state.live_jobs()
             busy = [job for job in live if job.status == "running" and job.id not in self.starting] + list(self.starting.values())
@@ -2242,23 +2307,27 @@ class Engine:
             try:
                 pid = start_job(self.launcher, launch)
             except OSError as error:
-                self._end(job.id, f"its processes could not be started: {error}")
-                return
+                if not lacks_room(error):
+                    self._end(job.id, f"its processes could not be started: {error}")
+                    return
+                self._give_up(job.id)
+                raise
             try:
                 began, pidfd = process_began(pid) or boot_clock(), os.pidfd_open(pid)
             except ProcessLookupError:  # it has ended already
-                self._end(job.id)
+                self._see_end(job.id)
                 return
             deadline = began + (job.timeout or self.config.job_timeout)
             with self.lock:
                 self.running[job.id] = Running(job.id, pid, pidfd, launch.run, launch.log, began, deadline)
             self.commit(job.repo, job.commit)  # the gate will ask
         except (Refused, GitError, OSError) as error:
-            log(f"job {job.id} cannot be started now: {error}")
+            self.complain(f"job {job.id} cannot be started now", error)
             with self.lock:
-                self.lock.wait_for(lambda: self.closing, timeout=5)  # it is tried again, but not at once
+                self.lock.wait_for(lambda: self.closing or self.starved, timeout=5)  # it is tried again, but not at once
         except Exception:
             log(f"job {job.id}: {traceback.format_exc()}")
+            self._end(job.id, "forge stumbled over it; the server's log says more")
         finally:
             with self.lock:
                 del self.starting[job.id]
@@ -2286,6 +2355,10 @@ class Engine:
             tree = fill_checkout(slot, self.trash, path, str(facts["tested"]))
             self.littered.set()
         except (GitError, OSError) as error:
+            if self.no_room(error):
+                self.discard(slot)
+                self.littered.set()
+                raise
             self._end(job.id, f"it could not be prepared: {error}")
             return None
         home = self.config.data_dir / "home" / job.repo / job.kind
@@ -2330,6 +2403,13 @@ class Engine:
             for key in [key for key, job_id in self.slots.items() if job_id == job.id]:
                 del self.slots[key]
 
+    def _see_end(self, job_id: int) -> None:
+        """The processes of a job are gone. Raises Refused(507), OSError."""
+        if supervisor_began(self.config.data_dir / "running" / str(job_id)) or self.has_room():
+            self._end(job_id)
+        else:  # it could not even write who it is
+            self._give_up(job_id)
+
     def _end(self, job_id: int, trouble: str | None = None) -> None:
         """Journal how a job ended, from what its supervisor left; `trouble` is why it never ran. Raises Refused(507)."""
         run = self.config.data_dir / "running" / str(job_id)
@@ -2359,7 +2439,7 @@ class Engine:
             self.lock.notify_all()
         if code is None and not trouble:
             kill_leftovers(str(self.config.data_dir / "home" / ended.repo / ended.kind), job_id)
-        discard(run, self.trash)
+        self.discard(run)
         self.littered.set()
         log(f"job {job_id} ({ended.repo}/{ended.branch}, {ended.kind}) {status}{f': {reason}' if reason else ''}")
         if (status, ended.kind) != ("passed", PRE):
@@ -2377,11 +2457,15 @@ class Engine:
                 self._wait_for_jobs(0.1 if self._enforce() else max(0.05, tick - time.monotonic()))
                 if time.monotonic() >= tick:
                     tick = time.monotonic() + TICK_SECONDS
+                    self._go_on()
                     self._check_jobs()
                     self.dispatch()
                 if time.monotonic() >= scan:
                     scan = time.monotonic() + SCAN_SECONDS
                     self.poke("")
+            except (Refused, OSError) as error:
+                self.complain("the watcher", error)
+                time.sleep(0.5)
             except Exception:
                 log(f"the watcher stumbled and goes on: {traceback.format_exc()}")
                 time.sleep(0.5)
@@ -2398,11 +2482,7 @@ class Engine:
                 with contextlib.suppress(BlockingIOError):
                     os.read(file, 4096)
             else:
-                try:
-                    self._end(running[file].job_id)
-                except Refused as error:
-                    log(f"job {running[file].job_id} has ended, but {error}")
-                    time.sleep(0.5)
+                self._see_end(running[file].job_id)
 
     def _enforce(self) -> bool:
         """Stop the jobs that are told to: SIGTERM, then SIGKILL after the grace. Returns whether any is on the way."""
@@ -2430,7 +2510,7 @@ class Engine:
                 if j.status == "running" and j.id not in self.running and j.id not in self.starting
             ]
         for job_id in lost:
-            self._end(job_id)
+            self._give_up(job_id)
         for run in runs:
             measure(run)
             verdict = self._over_limit(run)
@@ -2462,7 +2542,7 @@ class Engine:
             try:
                 empty_trash(self.trash)
             except OSError as error:
-                log(f"{self.trash}: {error}")
+                self.complain(str(self.trash), error)
             self._keep_snapshot(SNAPSHOT_RECORDS)
 
     def _keep_snapshot(self, records: int) -> None:
@@ -2493,7 +2573,7 @@ class Engine:
                 else:
                     self.scan()
             except (Refused, GitError, OSError) as error:
-                log(f"{name or 'scan'}: {error}")
+                self.complain(name or "scan", error)
             except Exception:
                 log(f"{name or 'scan'}: {traceback.format_exc()}")
 
@@ -2531,7 +2611,7 @@ class Engine:
             try:
                 facts[head] = Facts(self.commit(name, head).auto_merge, self.merged(name, refs.tip, head))
             except GitError as error:  # one broken commit must not hold up the other branches
-                log(f"{name}: {head} cannot be judged: {error}")
+                self.complain(f"{name}: {head} cannot be judged", error)
         return facts
 
     def _merge(self, name: str, refs: Refs, action: Merge) -> bool:
@@ -2558,6 +2638,8 @@ class Engine:
                 self.record(("merge.abandoned", {**merge, "begun": intent["seq"], "reason": str(error)}))
                 self.stuck[name, action.branch] = f"it could not be merged, and is tried again within a minute: {error}"
                 self.unspoken.discard(job.id)
+            if self.no_room(error):
+                raise
             log(f"auto-merge not attempted for {name}/{action.branch}: {error}")
             return False
         with self.lock:
@@ -2670,11 +2752,11 @@ class Engine:
             about = {"repo": name, "branch": branch, "head": head}
             with self.lock:
                 (intent,) = self.record(("branch.deleting", about))
+            outcome, failed = "branch.deleted", None
             try:
                 move_refs(self.config.repo(name), [(f"refs/heads/{branch}", head, None)])
-                outcome = "branch.deleted"
             except GitError as error:
-                outcome, reason = "branch.kept", str(error)
+                outcome, failed = "branch.kept", error
             with self.lock:
                 job = self.state.newest_job(name, branch)
                 ends = (
@@ -2683,8 +2765,8 @@ class Engine:
                     else []
                 )
                 self.record(*ends, (outcome, {**about, "begun": intent["seq"]}))
-            if outcome == "branch.kept":
-                raise Refused(409, f"{branch} was not deleted: {reason}")
+            if failed:
+                raise failed if self.no_room(failed) else Refused(409, f"{branch} was not deleted: {failed}")
         self.poke(name)
         return about
 
@@ -2781,45 +2863,60 @@ def user_name() -> str:
 def prepare_data_dir(config: Config) -> list[int]:
     """Make what is missing in the data directory and take its lock. Returns the descriptors that hold the lock.
 
-    Raises AlreadyServed with the pid of the server that has it, OSError when it cannot be written.
+    Where there is no room, what is there already has to do. Raises AlreadyServed with the pid of the server that has it, OSError.
     """
     root = config.data_dir
     for folder in ("repos", "logs", "work", "home", "running", "incoming", "trash", "bin"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        pid = os.read(lock, 64).decode().strip() or "unknown"
-        os.close(lock)
-        raise AlreadyServed(f"{root} is served already, by the process with pid {pid}; stop it first") from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    lock = take_lock(root / "lock")
     for name in ("token", "hook-token", "session-key"):
-        if not (root / name).exists():
-            write_private(root / name, secrets.token_urlsafe(32) + "\n")
+        with contextlib.suppress(FileNotFoundError):
+            if (root / name).read_text().strip():  # else a power cut took what it said
+                continue
+        write_whole(root / name, f"{secrets.token_urlsafe(32)}\n".encode())
     hook_token = (root / "hook-token").read_text().strip()
-    write_private(root / "hook-header", f"Authorization: Bearer {hook_token}\n")
-    write_command(root / "bin" / "forge")
+    refresh(root / "hook-header", f"Authorization: Bearer {hook_token}\n")
+    refresh(root / "bin" / "forge", own_command(), 0o755)
     return [lock]
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only the server's user can read, whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        new.unlink()
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as stream:
-        stream.write(text)
-    new.replace(path)
+def take_lock(path: Path) -> int:
+    """Take the lock of a data directory, and say in it who has it. Raises AlreadyServed, OSError."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if not lacks_room(error):
+            raise
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pid = (os.read(lock, 64).decode().split() or ["unknown"])[0]
+        os.close(lock)
+        raise AlreadyServed(f"{path.parent} is served already, by the process with pid {pid}; stop it first") from None
+    text = f"{os.getpid()}\n".encode()
+    with contextlib.suppress(OSError):  # the lock holds, whatever the file says
+        os.pwrite(lock, text, 0)  # before it is cut, so that who looks now finds a number
+        os.ftruncate(lock, len(text))
+    return lock
 
 
-def write_command(path: Path) -> None:
-    """Write the ``forge`` that hooks and jobs find: this file with this Python, as a module, so that its bytecode is kept."""
+def refresh(path: Path, text: str, mode: int = 0o600) -> bool:
+    """Bring a file up to date if there is room, and return whether it is; else an older one has to do. Raises OSError."""
+    try:
+        write_whole(path, text.encode(), mode)
+        return True
+    except OSError as error:
+        if not lacks_room(error) or not path.exists():
+            raise
+        log(f"{path} is out of date, and cannot be written ({error.strerror})")
+        return False
+
+
+def own_command() -> str:
+    """The ``forge`` that hooks and jobs find: this file with this Python, as a module, so that its bytecode is kept."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parent)!r}); import forge; sys.exit(forge.main())"
-    command = shlex.join((sys.executable, "-c", code))
-    path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-    path.chmod(0o755)
+    return f'#!/bin/sh\nexec {shlex.join((sys.executable, "-c", code))} "$@"\n'
 
 
 ###############################################################################
@@ -2860,7 +2957,13 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
     head = refs.heads[branch]
     about = engine.commit(name, head)
     open_for_merge = refs.tip is not None and branch in refs.ahead
-    merged = engine.merged(name, refs.tip, head) if open_for_merge and refs.tip else None
+    merged, unknown = None, []
+    try:
+        merged = engine.merged(name, refs.tip, head) if open_for_merge and refs.tip else None
+    except GitError as error:  # to try a merge git has to write
+        if not engine.no_room(error):
+            raise
+        unknown = [f"whether it conflicts with {refs.base} is not known: {error}"]
     counts: tuple[str | None, int | None, int | None] = (None, None, None)
     if refs.tip:
         counts = engine.counts(name, refs.tip, head)
@@ -2868,7 +2971,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
         known = engine.state.repos.get(name, Repo()).branches.get(branch)
         known = known if known and known.head == head else None
         job = engine.state.newest_job(name, branch) if known else None
-        blockers = why_blocked(branch, refs, known, job, merged)
+        blockers = why_blocked(branch, refs, known, job, merged) + unknown
         if not blockers and (name, branch) in engine.stuck:
             blockers = [engine.stuck[name, branch]]
         how = wish_of(known, Facts(about.auto_merge, merged or Merged(None))) if known else None
@@ -3098,20 +3201,20 @@ class Door:
         raise Refused(401, "the password is wrong")
 
     def log_in(self) -> str:
-        """Begin a session; returns the cookie's value."""
+        """Begin a session; returns the cookie's value. Raises OSError when it cannot be written down."""
         session = secrets.token_urlsafe(24)
         with self.lock:
             moment = time.time()
-            self.sessions = {key: value for key, value in self.sessions.items() if value[0] > moment}
-            self.sessions[session] = [moment + SESSION_SECONDS, self._mark()]
-            self._save()
+            sessions = {key: value for key, value in self.sessions.items() if value[0] > moment}
+            self._save({**sessions, session: [moment + SESSION_SECONDS, self._mark()]})
         return f"{session}.{self._sign(session)}"
 
     def log_out(self, cookie: str) -> None:
         """End a session."""
         with self.lock:
-            if self.sessions.pop(cookie.partition(".")[0], None):
-                self._save()
+            session = cookie.partition(".")[0]
+            if session in self.sessions:
+                self._save({key: value for key, value in self.sessions.items() if key != session})
 
     def knows(self, cookie: str) -> bool:
         """Whether a cookie is that of a session which goes on; a changed password ends it."""
@@ -3125,8 +3228,9 @@ class Door:
         except Refused:  # the password cannot be read now
             return False
 
-    def _save(self) -> None:
-        write_private(self.store, json.dumps(self.sessions))
+    def _save(self, sessions: dict[str, list[Any]]) -> None:
+        write_whole(self.store, json.dumps(sessions).encode())
+        self.sessions = sessions
 
     def _sign(self, text: str) -> str:
         return hmac.new(self.key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
@@ -3279,9 +3383,15 @@ class Web:
                 return callback(*args, **kwargs)
             except Refused as error:
                 return self._refusal(error)
-            except GitError as error:
-                log(f"{bottle.request.method} {bottle.request.path}: {error}")
-                return self._refusal(Refused(500 if error.code < 0 else 409, f"git could not do it: {error}"))
+            except (GitError, OSError) as error:
+                no_room = self.engine.no_room(error)
+                if not no_room and isinstance(error, OSError):
+                    raise
+                self.engine.complain(f"{bottle.request.method} {bottle.request.path}", error)
+                if isinstance(error, GitError) and not no_room:
+                    return self._refusal(Refused(500 if error.code < 0 else 409, f"git could not do it: {error}"))
+                words = lacks_room(error) or error
+                return self._refusal(Refused(507, f"the server has no room on its disk ({words}); make room, then do it again"))
 
         return answer
 
@@ -3715,15 +3825,16 @@ def create_app(environ: Mapping[str, str] | None = None) -> Web:
     """The app with its engine running, for ``waitress-serve --call forge:create_app``. Raises WrongSetting, AlreadyServed."""
     config = load_config(os.environ if environ is None else environ)
     engine = Engine(config)
-    write_address(config, config.port)
+    write_address(engine)
     app = Web(engine)
     engine.start()
     return app
 
 
-def write_address(config: Config, port: int) -> None:
+def write_address(engine: Engine) -> None:
     """Tell hooks and the command line on this machine where the server listens."""
-    write_private(config.data_dir / "address", f"{config.listen_url(port)}\n")
+    current = refresh(engine.config.data_dir / "address", f"{engine.config.listen_url(engine.port)}\n")
+    engine.starved = engine.starved or not current  # it is written when there is room
 
 
 ###############################################################################
@@ -4109,7 +4220,8 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
         channel_timeout=60,
         clear_untrusted_proxy_headers=True,
     )
-    write_address(config, port)
+    engine.port = port
+    write_address(engine)
 
     def leave(*_: Any) -> None:
         raise SystemExit(0)

@@ -1,0 +1,275 @@
+"""No room, damage, a write that fails, an end at an odd moment: nothing accepted is lost, and the rest goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import AUTO, FORGE, PASSWORD, Server, Work, end, wait_for
+
+###############################################################################
+# a full disk, and one that is read-only
+###############################################################################
+
+
+@dataclass
+class Disk:
+    """A server whose data directory is a small tmpfs of its own, and its repos another one."""
+
+    server: Server
+    place: Path  # where it is mounted
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """A command that sees the disk."""
+        return subprocess.run([*self.server.wrapper, *command], capture_output=True, text=True, timeout=30)
+
+    def remount(self, how: str, folder: str = "") -> None:
+        done = self.run("mount", "-o", f"remount,{how}", str(self.place / folder))
+        assert done.returncode == 0, done.stderr
+
+    def fill(self, folder: str = "") -> None:
+        """Leave no room at all."""
+        with open(self.server.data / folder / "fill", "wb", buffering=0) as stream:
+            for size in (1 << 20, 4096, 1):
+                try:
+                    while stream.write(bytes(size)) == size:
+                        pass
+                except OSError:
+                    continue
+
+    def empty(self, folder: str = "") -> None:
+        (self.server.data / folder / "fill").unlink()
+
+    def leftovers(self) -> list[str]:
+        """Files that are no file of forge, git or a test."""
+        found = [path for path in self.server.data.rglob("*") if path.is_file() and path.name not in ("fill", "exit.new")]
+        odd = ("tmp_", "incoming-", "probe")
+        return [str(path) for path in found if path.name.endswith((".new", ".lock")) or path.name.startswith(odd)]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk with a server on it that has one place for jobs."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounts = 'mount -t tmpfs -o size=8m forge "$0" && mkdir "$0/repos" && mount -t tmpfs -o size=8m forge "$0/repos"'
+    user = [] if os.geteuid() == 0 else ["-r"]
+    command = ["unshare", "-m", *user, "sh", "-c", f"{mounts} && echo mounted && exec cat", str(place)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
+        assert holder.stdin and holder.stdout
+        if holder.stdout.readline() != b"mounted\n":
+            pytest.skip("nothing can be mounted here (unshare -m, mount -t tmpfs): full disks are not tested")
+        server = Server(Path(f"/proc/{holder.pid}/root{place}"), {"FORGE_MAX_JOBS": "1"})
+        enter = ("-m",) if not user else ("-U", "--preserve-credentials", "-m")
+        server.wrapper = ("nsenter", *enter, "-t", str(holder.pid))
+        yield Disk(server.start(), place)
+        end(server)
+        holder.stdin.close()
+
+
+def until(path: Path) -> str:
+    """A job that ends when a file is there."""
+    return f"echo begun; while [ ! -e {path} ]; do sleep 0.05; done"
+
+
+def whole_journal(server: Server) -> list[dict[str, object]]:
+    """The journal's records, of which each is one line."""
+    for name in ("jobs", "merges"):
+        assert (server.data / f"{name}.jsonl").read_bytes()[-1:] in (b"\n", b"")
+    records = server.journal()
+    assert [record["seq"] for record in records] == list(range(1, len(records) + 1))
+    return records
+
+
+def check_reading(disk: Disk, work: Work, job: int) -> None:
+    """Pages, JSON, logs and clones work."""
+    server = disk.server
+    for path in (
+        "/",
+        "/r/app",
+        "/r/app/mr/slow",
+        "/r/app/history",
+        "/jobs",
+        f"/jobs/{job}",
+        f"/jobs/{job}/log",
+        "/healthz",
+        "/login",
+    ):
+        for kind in ("application/json", "text/html"):
+            answer = server.ask(path, Accept=kind)
+            assert answer.status == 200, (path, answer.body)
+    cloned = disk.run("git", "clone", "-q", str(work.path), tempfile.mkdtemp(dir=work.tree.parent))
+    assert cloned.returncode == 0, cloned.stderr
+
+
+def check_refused(server: Server, *paths: str, **form: str) -> None:
+    """Actions are refused with one sentence."""
+    for path in paths:
+        answer = server.act(path, **form)
+        assert answer.status == 507, (path, answer.status, answer.body)
+        assert "make room" in answer.json["error"] and "\n" not in answer.json["error"]
+        page = server.ask(path, {"password": PASSWORD, **form}, Accept="text/html")
+        assert page.status == 507 and "make room" in page.text
+
+
+def test_a_full_disk_stops_nobody_from_reading_and_all_goes_on_when_there_is_room(disk: Disk, tmp_path: Path) -> None:
+    server, work = disk.server, disk.server.repo()
+    work.branch("slow", AUTO, run=until(tmp_path / "go"))
+    slow = work.push_job("slow")
+    server.running(slow)
+    work.branch("waiting")
+    waiting = work.push_job("waiting")
+    for number in range(30):
+        work.branch(f"full-{number}", AUTO)
+    disk.fill()
+    pushed = 0
+    while "has no room to take note" not in (said := work.push(f"full-{pushed}")):  # what is left of the journal's last page
+        pushed += 1
+    assert "the push is accepted" in said and pushed < 29
+    check_reading(disk, work, slow)
+    check_refused(server, f"/jobs/{waiting}/cancel", "/login")
+    assert whole_journal(server) and not disk.leftovers()
+    (tmp_path / "go").touch()
+    wait_for(lambda: not (server.data / f"running/{slow}/exit.new").exists(), "the end of the job's processes")
+    assert server.get(f"/jobs/{slow}")["status"] == "running", "a verdict that is not in the journal"
+    check_reading(disk, work, slow)
+    disk.empty()
+    assert server.ended(slow)["status"] == "passed"
+    wait_for(lambda: len(work.merges()) == pushed + 2, "the merge of all that was pushed", 90)
+    assert {job["status"] for job in server.get("/jobs?kind=pre-merge")["jobs"]} == {"passed"}
+    server.idle()
+    assert work.heads().keys() == {"main", "waiting"} and whole_journal(server) and not disk.leftovers()
+    assert server.log.count("work waits until there is room") < 9 and "there is room again" in server.log
+
+
+def test_a_push_that_has_no_room_in_the_repo_is_told_by_git(disk: Disk) -> None:
+    server, work = disk.server, disk.server.repo()
+    work.branch("one", big="x" * 100)
+    work.push("one")
+    server.idle()
+    work.branch("two", big=os.urandom(50_000).hex())
+    disk.fill("repos")
+    said = work.push("two", check=False)
+    assert "two -> two (" in said and "rejected" in said and ("No space left" in said or "unable to" in said), said
+    check_refused(server, "/r/app/mr/one/merge")
+    answer = server.ask("/r/app/mr/one")
+    assert answer.status == 200
+    disk.empty("repos")
+    assert server.act("/r/app/mr/one/merge").status == 200
+    work.push("two")
+    server.idle()
+    assert work.mr("two")["job"]["status"] == "passed" and not disk.leftovers()
+
+
+def test_a_job_that_cannot_be_prepared_or_started_for_want_of_room_waits_for_it(disk: Disk) -> None:
+    server, work = disk.server, disk.server.repo()
+    for number in range(12):
+        work.branch(f"big-{number}", **{f"file-{number}": os.urandom(100_000).hex()})
+    disk.fill()
+    with open(server.data / "fill", "r+b") as stream:  # room for records, not for the checkout of all of them
+        stream.truncate(stream.seek(0, 2) - 40_000)
+    for number in range(12):
+        work.push(f"big-{number}")
+    wait_for(lambda: "work waits until there is room" in server.log, "the first job that cannot be prepared")
+    assert {job["status"] for job in server.get("/jobs?kind=pre-merge")["jobs"]} == {"pending"}
+    wait_for(lambda: not list((server.data / "work").rglob("file-*")), "the end of half a checkout")
+    disk.empty()
+    wait_for(lambda: len(server.get("/jobs?kind=pre-merge&status=passed")["jobs"]) == 12, "twelve jobs that passed")
+    assert len([record for record in whole_journal(server) if record["event"] == "job.finished"]) == 13
+
+
+def test_whichever_page_a_job_lacks_for_its_start_it_waits_for_it(disk: Disk) -> None:
+    server, work = disk.server, disk.server.repo()
+    work.branch("topic")
+    job = work.push_job("topic")
+    assert server.ended(job)["status"] == "passed"
+    tried = []
+    for pages in range(8):
+        disk.fill()
+        with open(server.data / "fill", "r+b") as stream:
+            stream.truncate(stream.seek(0, 2) // 4096 * 4096 - 4096 * pages)
+        told, answer = len(server.log), server.act(f"/jobs/{job}/retry")
+        if answer.status == 202:
+            job = answer.json["id"]
+            tried.append(pages)
+            wait_for(
+                lambda told=told, job=job: (
+                    "waits until" in server.log[told:] or server.get(f"/jobs/{job}")["status"] not in ("pending", "running")
+                ),
+                "an attempt",
+            )
+        disk.empty()
+        ended = server.ended(job)
+        assert (ended["status"], ended["reason"]) == ("passed", None), pages
+        wait_for(lambda told=told: server.log[told:].count("waits until") == server.log[told:].count("room again"), "quiet")
+    assert len(tried) > 3 and len(server.get("/jobs?kind=pre-merge")["jobs"]) == len(tried) + 1
+    events = [record["event"] for record in whole_journal(server)]
+    assert events.count("job.finished") == len(tried) + 2 and not disk.leftovers()
+    wait_for(lambda: not list((server.data / "running").iterdir()), "the end of what was prepared in vain")
+
+
+def test_a_server_starts_on_a_full_disk(disk: Disk) -> None:
+    server, work = disk.server, disk.server.repo()
+    work.branch("slow")
+    job = work.push_job("slow")
+    server.idle()
+    server.stop()
+    disk.fill()
+    server.start()
+    check_reading(disk, work, job)
+    disk.empty()
+    wait_for(lambda: work.server.act("/r/app/mr/slow/merge").status == 200, "a merge")
+    server.idle()
+    work.branch("next")  # its hook finds the server, whose new address could not be written at first
+    assert server.ended(work.push_job("next"))["status"] == "passed"
+
+
+def test_a_server_starts_on_a_read_only_disk_and_works_when_it_can_be_written(disk: Disk) -> None:
+    server, work = disk.server, disk.server.repo()
+    work.branch("slow")
+    job = work.push_job("slow")
+    server.idle()
+    server.stop()
+    with open(server.data / "jobs.jsonl", "ab") as stream:
+        stream.write(b'{"seq": 99, "torn')
+    disk.remount("ro", "repos")
+    disk.remount("ro")
+    server.settings["FORGE_PORT"] = server.url.rpartition(":")[2]
+    server.start()
+    check_reading(disk, work, job)
+    check_refused(server, "/r/app/mr/slow/merge", f"/jobs/{job}/retry", "/login")
+    work.branch("next", AUTO)
+    said = work.push("next", check=False)
+    assert "remote" in said and "rejected" in said
+    other = disk.run("env", f"FORGE_DATA_DIR={disk.place}", *FORGE, "serve")
+    assert other.returncode == 1 and "is served already" in other.stderr
+    disk.remount("rw")
+    disk.remount("rw", "repos")
+    wait_for(lambda: "there is room again" in server.log, "the discovery of room")
+    work.push("next")
+    wait_for(lambda: [merge["branch"] for merge in work.merges()] == ["next"], "the merge")
+    assert server.act(f"/jobs/{job}/retry").status == 202
+    assert [path.read_bytes() for path in server.data.glob("jobs.jsonl.torn-*")] == [b'{"seq": 99, "torn']
+    server.idle()
+    assert whole_journal(server) and not disk.leftovers()
+
+
+def test_repos_that_become_read_only_hold_up_a_merge_until_they_are_not(disk: Disk, tmp_path: Path) -> None:
+    server, work = disk.server, disk.server.repo()
+    work.branch("slow", AUTO, run=until(tmp_path / "go"))
+    job = work.push_job("slow")
+    server.running(job)
+    disk.remount("ro", "repos")
+    (tmp_path / "go").touch()
+    assert server.ended(job)["status"] == "passed"
+    wait_for(lambda: "work waits until there is room" in server.log, "the attempt")
+    check_reading(disk, work, job)
+    check_refused(server, "/r/app/mr/slow/delete")
+    disk.remount("rw", "repos")
+    wait_for(lambda: [merge["branch"] for merge in work.merges()] == ["slow"], "the merge")
+    assert sum(record["event"] == "merged" for record in whole_journal(server)) == 1
