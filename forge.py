@@ -1934,6 +1934,7 @@ WORKERS = 2
 SCAN_SECONDS = 45.0
 TICK_SECONDS = 1.0
 SNAPSHOT_RECORDS = 5000  # that a start may have to read from the journal
+LEAVE_SECONDS = 4.5  # from SIGTERM to our end
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
 
@@ -1986,16 +1987,22 @@ class Engine:
         for thread in self.threads:
             thread.start()
 
-    def stop(self) -> None:
-        """Begin nothing new, let go of the jobs (they live on), close the journal."""
+    def begin_nothing(self) -> None:
+        """Begin no new work; what was begun goes on, and requests are answered."""
         with self.lock:
             self.closing = True
             self.lock.notify_all()
-            self.lock.wait_for(lambda: not self.starting, timeout=4)
         self.wake()
         self.littered.set()
+
+    def stop(self, seconds: float = LEAVE_SECONDS) -> None:
+        """Let go of the jobs (they live on) and close the journal, within so many seconds."""
+        until = time.monotonic() + seconds
+        self.begin_nothing()
+        with self.lock:
+            self.lock.wait_for(lambda: not self.starting, timeout=max(0.1, until - time.monotonic()))
         for thread in self.threads:
-            thread.join(timeout=4)
+            thread.join(timeout=max(0.1, until - time.monotonic()))
         self.launcher.stop()
         self._keep_snapshot(1)
         with self.lock:
@@ -2724,7 +2731,7 @@ class Engine:
             if done and done[0]["head"] == head:
                 return done[0]
             job = self.state.newest_job(name, branch)
-            if job is None or job.commit != head or not job.live:
+            if job is None or job.commit != head or not (job.live or self.closing):
                 raise Refused(
                     409, f"{branch} was not merged: {self.stuck.get((name, branch), 'it has changed meanwhile; look again')}"
                 )
@@ -3599,7 +3606,7 @@ class Web:
                 live, chunk = job.live, read_log(path, offset, most)
                 if chunk:
                     return chunk
-                if not live or not held or time.monotonic() >= until:
+                if not live or not held or time.monotonic() >= until or self.engine.closing:
                     return b""
                 time.sleep(0.05)
         finally:
@@ -3616,7 +3623,7 @@ class Web:
                 offset += len(chunk)
                 if chunk:
                     yield chunk
-                if time.monotonic() >= until or (ended and not chunk):
+                if time.monotonic() >= until or (not chunk and (ended or self.engine.closing)):
                     return
                 if not chunk:
                     time.sleep(0.1)
@@ -4190,7 +4197,7 @@ def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
 
 def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; jobs that run then go on, and the next server takes them over."""
-    import waitress
+    from waitress import create_server, trigger, wasyncore
 
     try:
         engine = Engine(config)
@@ -4210,8 +4217,10 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
         raise Fault(1, f"cannot listen on {config.host}:{config.port} ({error.strerror}); set FORGE_HOST or FORGE_PORT") from None
     port = listener.getsockname()[1]
     engine.url = config.url or config.listen_url(port)
-    server = waitress.create_server(
+    sockets: dict[int, Any] = {}  # waitress's: by descriptor, who reads and writes there
+    create_server(
         Web(engine),
+        map=sockets,
         sockets=[listener],
         threads=WEB_THREADS,
         ident=None,
@@ -4222,21 +4231,38 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     )
     engine.port = port
     write_address(engine)
+    told, alarm = threading.Event(), trigger.trigger(sockets)
 
     def leave(*_: Any) -> None:
-        raise SystemExit(0)
+        told.set()
+        alarm.pull_trigger()
 
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
-    try:
-        engine.start()
-        print(f"forge: listening on {engine.url}", flush=True)
-        server.run()
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        server.close()
-        engine.stop()
+    engine.start()
+    print(f"forge: listening on {engine.url}", flush=True)
+    while not told.is_set():
+        wasyncore.loop(timeout=30, use_poll=True, map=sockets, count=1)
+    until = time.monotonic() + LEAVE_SECONDS
+    engine.begin_nothing()
+    answer_the_rest(sockets, until - 1)
+    engine.stop(until - time.monotonic())
     return 0
+
+
+def answer_the_rest(sockets: dict[int, Any], until: float) -> None:
+    """Take no new connection, and answer the requests that have come, `until` then (monotonic seconds)."""
+    from waitress import channel, wasyncore
+
+    run = partial(wasyncore.loop, use_poll=True, map=sockets)
+    run(timeout=0, count=50)  # each round takes one of the connections that wait
+    for listener in [one for one in sockets.values() if getattr(one, "accepting", False)]:
+        wasyncore.dispatcher.close(listener)
+    quiet = 0
+    while quiet < 3 and time.monotonic() < until:
+        run(timeout=0.05, count=1)
+        channels = [one for one in sockets.values() if isinstance(one, channel.HTTPChannel)]
+        quiet = 0 if any(one.request or one.requests or one.total_outbufs_len for one in channels) else quiet + 1
 
 
 DEMO_FLAKE = """{

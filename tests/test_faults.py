@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
-from conftest import AUTO, FORGE, PASSWORD, Server, Work, end, wait_for
+from conftest import AUTO, FORGE, PASSWORD, Answer, Server, Work, end, wait_for
 
 ###############################################################################
 # a full disk, and one that is read-only
@@ -273,3 +279,116 @@ def test_repos_that_become_read_only_hold_up_a_merge_until_they_are_not(disk: Di
     disk.remount("rw", "repos")
     wait_for(lambda: [merge["branch"] for merge in work.merges()] == ["slow"], "the merge")
     assert sum(record["event"] == "merged" for record in whole_journal(server)) == 1
+
+
+###############################################################################
+# SIGTERM, with requests in flight
+###############################################################################
+
+
+class Flight(threading.Thread):
+    """A request in a thread of its own; `answer` is what came of it."""
+
+    def __init__(self, ask: Callable[[], Answer]):
+        super().__init__(daemon=True)
+        self.ask = ask
+        self.start()
+
+    def run(self) -> None:
+        self.answer = self.ask()
+
+    def land(self) -> Answer:
+        self.join(10)
+        return self.answer
+
+
+def leave(server: Server) -> int:
+    """Tell a server to stop, and wait no longer than promised; its exit code."""
+    assert server.process and server.process.stdout
+    server.process.send_signal(signal.SIGTERM)
+    code = server.process.wait(timeout=6)
+    server.process.stdout.close()
+    server.process = None
+    return code
+
+
+def slow_git(folder: Path) -> tuple[Path, dict[str, str]]:
+    """A git that waits as long as the returned file is there (it writes to the file that it has begun), and its PATH."""
+    folder.mkdir()
+    script = f"#!/bin/sh\n[ ! -e {folder}/wait ] || echo begun >>{folder}/wait\n"
+    script += f'while [ -e {folder}/wait ]; do sleep 0.05; done\nexec {shutil.which("git")} "$@"\n'
+    (folder / "git").write_text(script)
+    (folder / "git").chmod(0o755)
+    return folder / "wait", {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_requests_in_flight_are_answered_before_the_server_ends(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    wait, settings = slow_git(tmp_path / "bin")
+    server = make_server(**settings)
+    work = server.repo()
+    work.branch("slow", run=until(tmp_path / "go"))
+    slow = work.push_job("slow")
+    wait_for(lambda: server.job_log(slow) == b"begun\n", "the job's first line")
+    hook = work.path / "hooks/post-receive"
+    hook.write_text("#!/bin/sh\n")
+    head = work.branch("new")
+    work.push("new")
+    wait.touch()
+    line = f"{'0' * 40} {head} refs/heads/new\n".encode()
+    headers = {"Content_Type": "text/plain", "X_Forge_Repo": "app"}
+    push = Flight(lambda: server.hook(line, **headers))
+    wait_for(wait.read_text, "git, called for the push")
+    follow = Flight(lambda: server.ask(f"/jobs/{slow}/log?follow=1"))
+    look = Flight(lambda: server.ask(f"/jobs/{slow}/log?offset=6&wait=1"))
+    pusher = Flight(lambda: server.hook(b"", X_Forge_Follow=f"{slow}:6"))
+    wait_for(lambda: len(established(server)) >= 4, "four requests")
+    url = server.url
+    assert server.process
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: not listening(server), "the end of listening")
+    server.process.send_signal(signal.SIGTERM)  # once more does no harm
+    assert [flight.land().status for flight in (follow, look)] == [200, 200] and follow.answer.body == b"begun\n"
+    assert pusher.land().headers["X-Forge-Next"] == f"{slow}:6"
+    wait.unlink()
+    (job,) = push.land().json["jobs"]
+    assert push.answer.status == 202 and job["branch"] == "new" and leave(server) == 0
+    assert [record["event"] for record in whole_journal(server)][-1] == "job.queued", "new work was begun"
+    (tmp_path / "go").touch()
+    server.start()
+    assert server.url != url and {server.ended(number)["status"] for number in (slow, job["id"])} == {"passed"}
+    assert server.job_log(slow) == b"begun\n"
+
+
+def established(server: Server) -> list[Any]:
+    """The connections that a server has."""
+    assert server.process
+    return [c for c in psutil.Process(server.process.pid).net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED]
+
+
+def listening(server: Server) -> list[Any]:
+    """The sockets on which a server takes connections."""
+    assert server.process
+    return [c for c in psutil.Process(server.process.pid).net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+
+
+def test_a_long_answer_is_sent_whole_and_half_a_request_holds_up_nobody(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    work = server.repo()
+    work.branch("chatty", run="head -c 30000000 /dev/zero")
+    job = work.push_job("chatty")
+    server.ended(job)
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as reader, socket.create_connection((host, int(port))) as idle:
+        idle.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+        reader.sendall(f"GET /jobs/{job}/log HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        head = reader.recv(1000)
+        assert b"Content-Length: 30000000" in head
+        got = len(head.partition(b"\r\n\r\n")[2])
+        assert server.process
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not listening(server), "the end of listening")
+        while chunk := reader.recv(1 << 20):
+            got += len(chunk)
+            if got == 30_000_000:
+                break
+        assert got == 30_000_000 and leave(server) == 0
