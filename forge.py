@@ -94,7 +94,8 @@ from functools import partial
 from heapq import merge as merge_sorted
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import quote, urlencode, urlsplit
 
 import bottle
@@ -697,10 +698,91 @@ class State:
         return [job for _, job in sorted(self.jobs.items()) if job.live and repo in (None, job.repo)]
 
 
+# Which fields an event must have, and what each field must be wherever it is: a record of another version, or one that
+# was damaged, must not get as far as the code that believes in them.
+NEEDED = {
+    "repo.found": {"repo", "base", "tip"},
+    "repo.gone": {"repo"},
+    "base.moved": {"repo", "branch", "new"},
+    "branch.gone": {"repo", "branch"},
+    "job.queued": {"id", "repo", "branch", "kind", "commit", "heads", "created_at"},
+    "job.started": {"id"},
+    "job.unstarted": {"id"},
+    "job.stopping": {"id", "status", "reason"},
+    "job.finished": {"id", "repo", "branch", "kind", "commit", "heads", "created_at", "status"},
+    "merge.asked": {"repo", "branch", "head", "how"},
+    "merge.begun": {"repo", "base", "merges"},
+    "merged": {"repo", "branch", "head", "merge_commit", "job", "begun"},
+    "merge.abandoned": {"repo", "branch", "begun"},
+    "branch.deleting": {"repo", "branch", "head"},
+    "branch.deleted": {"repo", "branch", "begun"},
+    "branch.kept": {"begun"},
+}
+FIELD_HINTS: dict[str, Any] = get_type_hints(Job) | {
+    "tip": str | None,
+    "old": str | None,
+    "new": str | None,
+    "head": str,
+    "how": str,
+    "begun": int,
+    "job": int,
+    "merge_commit": str,
+    "merges": list[dict[str, Any]],
+}
+MOST_LOST_JOBS = 1_000_000  # whose records may be missing between two others
+
+
+def checker(hint: Any) -> Callable[[Any], bool]:
+    """A function that tells whether a value from JSON is of a type, looking into lists and objects."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind is Any:
+        return lambda value: True
+    if kind is UnionType:
+        checks = [checker(one) for one in inner]
+        return lambda value: any(check(value) for check in checks)
+    if kind is list:
+        item = checker(inner[0])
+        return lambda value: type(value) is list and all(map(item, value))
+    if kind is dict:
+        item = checker(inner[1])
+        return lambda value: type(value) is dict and all(map(item, value.values()))
+    if kind is float:
+        return lambda value: type(value) in (int, float) and -1e15 < value < 1e15
+    return lambda value: type(value) is kind
+
+
+# Of most fields a look at the type is enough, which counts when there are a million records.
+FIELD_KINDS = {name: {str, int, NoneType} & {*get_args(hint), hint} for name, hint in FIELD_HINTS.items()}
+FIELD_CHECKS = {name: checker(hint) for name, hint in FIELD_HINTS.items()}
+check_merge = checker(dict[str, str])
+
+
+def check_record(state: State, record: Mapping[str, Any]) -> None:
+    """Let pass what the folds and the indexes can work with. Raises LookupError, TypeError."""
+    event = record["event"]
+    if event not in NEEDED:
+        return
+    if NEEDED[event] - record.keys():
+        raise LookupError(f"it lacks {', '.join(NEEDED[event] - record.keys())}")
+    for name, value in record.items():
+        if type(value) in FIELD_KINDS.get(name, ()) or name not in FIELD_CHECKS or FIELD_CHECKS[name](value):
+            continue
+        if (event, name, value) != ("base.moved", "branch", None):  # HEAD may name no branch
+            raise TypeError(f"{name} is {shorten(value)}")
+    if "repo" in record and record["repo"] not in state.repos and not is_repo_name(record["repo"]):
+        raise TypeError(f"repo is {shorten(record['repo'])}")
+    if not 0 < record.get("id", 1) <= state.last_job + MOST_LOST_JOBS:
+        raise LookupError(f"id is {record['id']}")
+    for merge in record.get("merges", ()):
+        if not check_merge({name: merge[name] for name in ("branch", "head", "merge_commit")}):
+            raise TypeError(f"merges has {shorten(merge)}")
+
+
 def fold(state: State, record: Mapping[str, Any]) -> None:
     """Bring `state` up to date with one record of the journal. Events of a newer version change nothing."""
     handler = FOLDS.get(record["event"])
     if handler:
+        state.last_job = max(state.last_job, record.get("id", 0))
         handler(state, record)
 
 
@@ -727,7 +809,6 @@ def _fold_branch_gone(state: State, record: Mapping[str, Any]) -> None:
 def _fold_job_queued(state: State, record: Mapping[str, Any]) -> None:
     job = job_of(record)
     state.jobs[job.id] = job
-    state.last_job = max(state.last_job, job.id)
     if job.kind == PRE:
         repo = state.repos.setdefault(job.repo, Repo())
         known = repo.branches.get(job.branch)
@@ -922,13 +1003,27 @@ class Ledger:
     def _take(self, name: str, place: int, record: dict[str, Any]) -> None:
         self.fresh += 1
         try:
-            fold(self.state, record)
-            if record["event"] == "job.finished":
-                self.finished.add(record, place)
-            elif record["event"] == "merged":
-                self.merges.add(record, place)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            check_record(self.state, record)
+            if (record["event"] in MERGE_EVENTS) != (name == "merges"):
+                raise LookupError("it is in the wrong file")
+        except (LookupError, TypeError) as error:
             log(f"{name}.jsonl, record {record['seq']} ({record['event']}) is not understood: {error!r}")
+            return
+        fold(self.state, record)
+        if record["event"] == "job.finished":
+            self.finished.add(record, place)
+        elif record["event"] == "merged":
+            self.merges.add(record, place)
+
+    def _read(self, name: str, place: int) -> dict[str, Any] | None:
+        """The record at a place, or None when it was damaged since it was taken in."""
+        try:
+            record = self.journal.read(name, place)
+            check_record(self.state, record)
+            return record
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            log(f"{name}.jsonl is damaged at byte {place}: {error!r}")
+            return None
 
     def job(self, job_id: int) -> Job | None:
         """A job by its id, live or finished."""
@@ -936,7 +1031,10 @@ class Ledger:
         place = self.finished.place(job_id)
         if job or place is None:
             return job
-        job = self.read_lately[job_id] = job_of(self.journal.read("jobs", place))
+        record = self._read("jobs", place)
+        if record is None or record["id"] != job_id:
+            return None
+        job = self.read_lately[job_id] = job_of(record)
         if len(self.read_lately) > 1000:
             self.read_lately.popitem(last=False)
         return job
@@ -974,8 +1072,8 @@ class Ledger:
         for place in self.merges.newest(repo, branch):
             if len(found) >= limit:
                 break
-            record = self.journal.read("merges", place)
-            if branch in (None, record["branch"]):
+            record = self._read("merges", place)
+            if record and branch in (None, record["branch"]):
                 found.append(record)
         return found
 
@@ -1961,6 +2059,7 @@ class Engine:
         self.stuck: dict[tuple[str, str], str] = {}  # by (repo, branch): why its merge failed although it was due
         self.unspoken: set[int] = set()  # jobs whose verdict is not in the log yet
         self.starved = not self.ledger.journal.ready  # work waits until there is room on the disk
+        self.probing = threading.Lock()  # guards the files by which `has_room` finds out
         self.closing = False
         self.launcher = Launcher()
         self.threads: list[threading.Thread] = []
@@ -2082,12 +2181,13 @@ class Engine:
 
     def has_room(self) -> bool:
         """Whether a file can be written where jobs are started, and beside the repos, which may lie elsewhere."""
-        try:
-            for folder in (self.config.data_dir / "running", self.config.repos):
-                write_whole(folder / "probe", bytes(1 << 16))
-                (folder / "probe").unlink()
-        except OSError:
-            return False
+        with self.probing:
+            try:
+                for folder in (self.config.data_dir / "running", self.config.repos):
+                    write_whole(folder / "probe", bytes(1 << 16))
+                    (folder / "probe").unlink()
+            except OSError:
+                return False
         return True
 
     def _go_on(self) -> None:
@@ -2433,7 +2533,8 @@ class Engine:
             if running:
                 ended.duration = round(max(0.0, up - running.began), 3)
             elif job.started_at and left:  # it ended while no server was there
-                ended.duration = round(max(0.0, finished - seconds_of(job.started_at)), 3)
+                with contextlib.suppress(ValueError):
+                    ended.duration = round(max(0.0, finished - seconds_of(job.started_at)), 3)
             with contextlib.suppress(OSError):
                 ended.log_size = self.config.log(job.repo, job_id).stat().st_size
             self.record(("job.finished", asdict(ended)))
@@ -3124,7 +3225,10 @@ def ago(moment: str | None) -> str:
     """A time of the journal as people say it."""
     if not moment:
         return ""
-    seconds = max(0, int(time.time() - seconds_of(moment)))
+    try:
+        seconds = max(0, int(time.time() - seconds_of(moment)))
+    except ValueError:  # a record of another version
+        return moment
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= size:
             number = seconds // size

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -17,6 +19,8 @@ from typing import Any
 import psutil
 import pytest
 from conftest import AUTO, FORGE, PASSWORD, Answer, Server, Work, end, wait_for
+
+import forge
 
 ###############################################################################
 # a full disk, and one that is read-only
@@ -392,3 +396,201 @@ def test_a_long_answer_is_sent_whole_and_half_a_request_holds_up_nobody(make_ser
             if got == 30_000_000:
                 break
         assert got == 30_000_000 and leave(server) == 0
+
+
+###############################################################################
+# damage: a repo, a log, a journal of another version
+###############################################################################
+
+
+def remake(path: Path, text: str | None) -> None:
+    """Give a file this text, make it a directory (None), or remove it ("-"), whatever it was."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    if text is None:
+        path.mkdir()
+    elif text != "-":
+        path.write_text(text)
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "objects-gone": lambda repo: [shutil.rmtree(path) for path in (repo / "objects").iterdir()] and None,  # type: ignore[func-returns-value]
+    "no-objects": lambda repo: remake(repo / "objects", "-"),
+    "objects-a-file": lambda repo: remake(repo / "objects", "x"),
+    "head-empty": lambda repo: remake(repo / "HEAD", ""),
+    "head-odd": lambda repo: remake(repo / "HEAD", "\0\xff rubbish"),
+    "head-gone": lambda repo: remake(repo / "HEAD", "-"),
+    "head-detached": lambda repo: remake(repo / "HEAD", "1" * 40 + "\n"),
+    "head-elsewhere": lambda repo: remake(repo / "HEAD", "ref: refs/tags/odd\n"),
+    "base-odd": lambda repo: remake(repo / "refs/heads/main", "rubbish\n"),
+    "base-empty": lambda repo: remake(repo / "refs/heads/main", ""),
+    "base-missing-object": lambda repo: remake(repo / "refs/heads/main", "1" * 40 + "\n"),
+    "branch-missing-object": lambda repo: remake(repo / "refs/heads/topic", "1" * 40 + "\n"),
+    "branch-odd": lambda repo: remake(repo / "refs/heads/topic", "rubbish\n"),
+    "refs-a-file": lambda repo: remake(repo / "refs", "x"),
+    "packed-refs-odd": lambda repo: remake(repo / "packed-refs", "rubbish\n\0\0"),
+    "packed-refs-a-directory": lambda repo: remake(repo / "packed-refs", None),
+    "config-odd": lambda repo: remake(repo / "config", "[core\nrubbish"),
+    "config-a-directory": lambda repo: remake(repo / "config", None),
+    "config-gone": lambda repo: remake(repo / "config", "-"),
+    "hooks-a-file": lambda repo: remake(repo / "hooks", "x"),
+    "a-file": lambda repo: remake(repo, "x"),
+    "empty": lambda repo: remake(repo, None),
+    "gone": lambda repo: remake(repo, "-"),
+}
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a repo for each damage, seen first when it was whole, and one that stays whole."""
+    server = Server(tmp_path_factory.mktemp("damage") / "data").start()
+    work = server.repo()
+    work.branch("topic")
+    work.push("topic")
+    server.idle()
+    for name in DAMAGES:
+        shutil.copytree(work.path, server.data / f"repos/{name}.git")
+        body = {"repo": name, "ref": "refs/heads/topic", "oldrev": "0" * 40, "newrev": work.heads()["topic"]}
+        assert server.hook(json.dumps(body).encode(), Content_Type="application/json").status == 202
+    server.idle()
+    for name, damage in DAMAGES.items():
+        damage(server.data / f"repos/{name}.git")
+    yield server
+    end(server)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_repo_is_told_and_nothing_else_suffers(damaged: Server, name: str) -> None:
+    server = damaged
+    (job,) = server.get(f"/jobs?repo={name}&limit=1")["jobs"]
+    here, pages = f"/r/{name}", ("/", "/jobs", f"/jobs?repo={name}", f"/jobs/{job['id']}", f"/jobs/{job['id']}/log", "/r/app")
+    for kind in ("application/json", "text/html"):
+        for path in pages:
+            assert server.ask(path, Accept=kind).status == 200, path
+        for path in (here, f"{here}/mr/topic", f"{here}/history"):
+            answer = server.ask(path, Accept=kind)
+            assert answer.status in (200, 404, 409), (path, answer.status, answer.body)
+    for path in (f"{here}/mr/topic/merge", f"{here}/mr/topic/delete", f"/jobs/{job['id']}/retry"):
+        answer = server.act(path)
+        assert answer.status in (200, 202, 404, 409), (path, answer.status, answer.body)
+        assert answer.status < 300 or "\n" not in answer.json["error"]
+    body = {"repo": name, "ref": "refs/heads/topic", "oldrev": "0" * 40, "newrev": "1" * 40}
+    assert server.hook(json.dumps(body).encode(), Content_Type="application/json").status in (202, 404, 409)
+
+
+def test_with_damaged_repos_a_server_starts_and_the_whole_ones_are_served(damaged: Server) -> None:
+    server = damaged
+    for name, damage in DAMAGES.items():
+        damage(server.data / f"repos/{name}.git")
+    assert server.stop() == 0
+    server.start()
+    work = server.repo("whole")
+    work.branch("topic", AUTO)
+    work.push("topic")
+    wait_for(work.merges, "the merge")
+    assert "is not understood" not in server.log, "of its own records"
+    assert "no room" not in server.log and "there is room" not in server.log
+    repos = {repo["repo"]: repo for repo in server.get("/")["repos"]}
+    assert {"app", "whole", "head-odd", "empty"} <= repos.keys() and "a-file" not in repos
+    wait_for(lambda: "packed-refs-odd: git" in server.log, "what is wrong, in the log")
+    assert "rubbish" in server.ask("/", Accept="text/html").text or "cannot read" in server.ask("/", Accept="text/html").text
+
+
+def test_a_log_that_vanished_is_gone_and_says_so(shared: Server, work: Work) -> None:
+    work.branch("topic", run="echo hello")
+    job = work.push_job("topic")
+    shared.ended(job)
+    (shared.data / f"logs/{work.name}/{job}.log").unlink()
+    for path in (f"/jobs/{job}/log", f"/jobs/{job}/log?offset=0", f"/jobs/{job}/log?follow=1"):
+        answer = shared.ask(path)
+        assert answer.status == 410 and f"the log of job {job}" in answer.json["error"]
+    page = shared.ask(f"/jobs/{job}", Accept="text/html")
+    assert page.status == 200 and "Retry makes a new one" in page.text and shared.get(f"/jobs/{job}")["status"] == "passed"
+    shutil.rmtree(shared.data / f"logs/{work.name}")
+    work.branch("next", run="echo again")
+    again = work.push_job("next")
+    assert shared.ended(again)["status"] == "passed" and shared.job_log(again) == b"again\n"
+
+
+ODD_VALUES = [None, True, -1, 2**70, 1.5, "", "x", "\u2028", [], [1], {}, {"x": 1}, [{}], [{"branch": 1}], "9" * 5000]
+EVENTS = [*forge.FOLDS, "of.tomorrow"]
+ODD_FIELDS = [*vars(forge.Job(0, "", "", "", "", [], "")), *"tip old new head how begun merges job merge_commit".split()]
+
+
+def write_odd_journal(folder: Path, lines: list[bytes]) -> None:
+    """Put odd lines into the middle of a journal."""
+    for name in ("jobs", "merges"):
+        path = folder / f"{name}.jsonl"
+        text = path.read_bytes().split(b"\n")
+        middle = len(text) // 2
+        path.write_bytes(b"\n".join([*text[:middle], *lines, *text[middle:]]))
+
+
+def odd_lines() -> Iterator[bytes]:
+    """Records with values of other types than ours, a deterministic choice of a few hundred."""
+    draw = random.Random(7)
+    for seq, event in enumerate(EVENTS * 25, 10**6):
+        _, job = forge.queue_job(draw.choice([3, 4, 5, 900 + seq % 50]), "app", "topic", "pre-merge", "a" * 40, "push")
+        merge = {"branch": "topic", "head": "a" * 40, "merge_commit": "b" * 40}
+        record = {"tip": "a" * 40, "new": "a" * 40, "begun": 3, "job": 3, "how": "auto", "merges": [merge], **merge, **job}
+        record |= {"seq": seq, "event": event}
+        for name in draw.sample(ODD_FIELDS, draw.choice([0, 1, 1, 2])):
+            record[name] = draw.choice(ODD_VALUES)
+        for name in draw.sample(ODD_FIELDS, draw.choice([0, 0, 1])):
+            record.pop(name, None)
+        yield json.dumps({**record, "of_tomorrow": [{}]}).encode()
+    yield from (b"\xff\xfe", b"{", b"[" * 100_000, b'{"seq": 1e400, "event": "job.queued"}', b"null", b"", b'"text"')
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_journal_with_lines_of_another_version_is_served(make_server: Callable[..., Server], part: int) -> None:
+    server = make_server()
+    work = server.repo()
+    work.branch("topic")
+    job = work.push_job("topic")
+    work.branch("merged", AUTO)
+    work.push("merged")
+    wait_for(work.merges, "the merge")
+    server.idle()
+    server.stop()
+    (server.data / "snapshot").unlink()
+    write_odd_journal(server.data, list(odd_lines())[part::4])
+    server.start()
+    for path in ("/", "/jobs", "/r/app", "/r/app/mr/topic", "/r/app/history", "/r/app/mr/merged"):
+        for kind in ("application/json", "text/html"):
+            answer = server.ask(path, Accept=kind)
+            assert answer.status in (200, 404), (path, answer.status, answer.body)
+    for number in range(1, 1000):
+        answer = server.ask(f"/jobs/{number}", Accept="text/html" if number % 2 else "application/json")
+        assert answer.status in (200, 404), (number, answer.body)
+        assert server.ask(f"/jobs/{number}/log").status in (200, 404, 410)
+        if answer.status == 200 and number != job:
+            assert server.act(f"/jobs/{number}/retry").status in (202, 404, 409)
+            assert server.act(f"/jobs/{number}/cancel").status in (200, 404, 409)
+    work.branch("later", AUTO)
+    work.push("later")
+    wait_for(lambda: work.merges()[0]["branch"] == "later", "the merge of what was pushed later")
+
+
+def test_a_record_that_is_damaged_behind_the_snapshot_is_missing_and_nothing_else(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    work = server.repo()
+    jobs = []
+    for name in ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine"):
+        work.branch(name, AUTO)
+        jobs.append(work.push_job(name))
+        server.idle()
+    server.stop()
+    for name, event in (("jobs", "job.finished"), ("merges", "merged")):
+        path = server.data / f"{name}.jsonl"
+        text = path.read_bytes().split(b"\n")
+        (number,) = (n for n, line in enumerate(text) if b'"two"' in line and f'"{event}"'.encode() in line)
+        text[number] = b"\0" * len(text[number])
+        with open(path, "r+b") as stream:
+            stream.write(b"\n".join(text))
+    server.start()
+    for kind in ("application/json", "text/html"):
+        assert [server.ask(f"/jobs/{job}", Accept=kind).status for job in jobs[:3]] == [200, 404, 200]
+        assert [server.ask(path, Accept=kind).status for path in ("/jobs", "/r/app", "/r/app/history")] == [200] * 3
+    assert [merge["branch"] for merge in work.merges()][-2:] == ["three", "one"] and "is damaged at byte" in server.log
