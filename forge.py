@@ -8,8 +8,9 @@ The way of a push
 3. ``Engine.dispatch`` gives free places to pending jobs, oldest first. ``Engine.launch`` makes the candidate (the merge
    commit that would become base), brings a checkout to it, and starts the supervisor, a few lines of sh that outlive us.
 4. The watcher thread sees the supervisor end (pidfd), and ``Engine.finish`` writes ``job.finished``.
-5. ``Engine.step`` asks ``decide`` (pure) what follows: ``Merge`` moves base and removes the branch in one ref transaction,
-   ``Queue`` tests the head again on the base that is there now. Moved base starts again at 2, as a post-merge job.
+5. ``Engine.step`` asks ``decide`` (pure) what follows: ``Merge`` moves base and removes the branches in one ref transaction,
+   ``Queue`` chains what passed on an older base and tests it with one job, ``Blame`` tells the branch that halving has found
+   at fault. Moved base starts again at 2, as a post-merge job.
 
 A hook can be lost; the same ``submit`` therefore runs for every repo at start and every ``SCAN_SECONDS``.
 
@@ -32,7 +33,7 @@ The data directory
 Events
 ------
 ``jobs.jsonl``:   repo.found repo.gone base.moved branch.gone
-                  job.queued job.started job.unstarted job.stopping job.finished
+                  job.queued job.started job.unstarted job.stopping job.finished head.blamed flake.found
 ``merges.jsonl``: merge.asked, merge.begun → merged | merge.abandoned, branch.deleting → branch.deleted | branch.kept
 
 An effect on refs is written as an intent (begun, deleting), done, and written as an outcome. After a crash
@@ -247,11 +248,13 @@ class Job:
     heads: list[dict[str, str]]
     created_at: str
     status: str = "pending"
-    cause: str = "push"  # push, retest (base moved), rerun (interrupted), retry
+    cause: str = "push"  # push, retest (the queue tests passed heads together), rerun (interrupted), retry
     command: str | None = None
+    configured: str | None = None  # the command that the repo's config named, "" for a detected one
     base: str | None = None
     tested: str | None = None
     tree: str | None = None
+    chain: list[list[str]] = field(default_factory=list)  # [merge commit, tree] for each of `heads`; none: tested is no merge
     started_at: str | None = None
     finished_at: str | None = None
     duration: float | None = None
@@ -277,6 +280,17 @@ class Job:
     def interrupted(self) -> bool:
         return self.status == "failed" and (self.reason or "").startswith("interrupted")
 
+    @property
+    def is_first(self) -> bool:
+        """Whether it tests one head for its own verdict, not passed heads for the queue."""
+        return self.kind == PRE and self.cause != "retest"
+
+    @property
+    def is_result(self) -> bool:
+        """Whether its command gave a verdict on its tree: it ran to its end, and nobody stopped it."""
+        ended = self.status in ("passed", "failed") and self.exit_code is not None and self.command is not None
+        return ended and self.kind == PRE and self.reason == exit_reason(self.exit_code or 0, self.command)
+
 
 JOB_FIELDS = tuple(f.name for f in fields(Job))
 
@@ -288,11 +302,18 @@ def job_of(record: Mapping[str, Any]) -> Job:
 
 @dataclass
 class Branch:
-    """What is known of a branch beside base: the head that has a job, that job, and whether a merge was asked for."""
+    """What is known of a branch beside base: its head, the newest job with it, and what became of it in the queue."""
 
     head: str
     job: int | None = None
     asked: str | None = None  # "auto" (-o merge) or "manual", for this head
+    asked_seq: int = 0  # the record that asked, and when it was written
+    asked_at: str = ""
+    passed: int | None = None  # the record with which it passed (nothing since has spoken against it): its place in the queue
+    passed_at: str = ""
+    passed_on: str | None = None  # the base it passed on
+    took: float = 0.0  # seconds of the job by which it passed
+    fault: list[str] | None = None  # found at fault by the queue: the branches merged since it passed, with which it breaks
 
 
 @dataclass
@@ -303,6 +324,10 @@ class Repo:
     tip: str | None = None
     branches: dict[str, Branch] = field(default_factory=dict)
     born: bool = False  # whether base has ever been there
+    queue_job: int | None = None  # the newest job that tested passed heads together
+    early_job: int = 0  # the newest of those that did not wait for the first tests
+    suspects: list[dict[str, str]] = field(default_factory=list)  # heads that failed together, and on which base
+    suspects_on: str | None = None
 
 
 class Refs(NamedTuple):
@@ -412,7 +437,7 @@ def seconds_of(moment: str) -> float:
 def log(text: str) -> None:
     """One line in the server's log, which is its standard error."""
     with contextlib.suppress(OSError):  # it may lie on a full disk
-        print(f"forge: {text}", file=sys.stderr, flush=True)
+        print(f"forge: {text}\n", end="", file=sys.stderr, flush=True)  # one write, so that lines stay whole
 
 
 NO_ROOM = {error: os.strerror(error) for error in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)}
@@ -597,28 +622,53 @@ class Journal:
             self.files[name] = -1
 
 
+RESULT_BYTES = 8
+
+
+def result_key(repo: str, tree: str, configured: str) -> bytes:
+    """What stands in a column for a tree of a repo and the command that is configured to test it."""
+    return hashlib.blake2b(f"{repo}\0{tree}\0{configured}".encode("utf-8", "surrogateescape"), digest_size=RESULT_BYTES).digest()
+
+
 class JobIndex:
     """Where each finished job stands in jobs.jsonl, by id, with what the filters of /jobs ask for.
 
-    Columns instead of objects: 100,000 jobs take 2 MB. It holds nothing that is not in the journal.
+    Columns instead of objects: 100,000 jobs take 3 MB. It holds nothing that is not in the journal.
     """
 
     def __init__(self) -> None:
         self.places = array("q", [-1])
         self.branches = array("I", [0])  # crc32 of "repo NUL branch": a hint, the record is compared as well
         self.kinds = array("H", [0])  # the number of (repo, kind, status)
+        self.results = bytearray(RESULT_BYTES)  # the result_key of each job that gave a verdict on its tree, else zeros
         self.numbers: dict[tuple[str, str, str], int] = {}
+        self.together: dict[int, list[int]] = {}  # of a job with several heads: the hashes of the other branches
 
     def add(self, record: Mapping[str, Any], place: int) -> None:
-        missing = record["id"] - len(self.places) + 1
+        job_id, repo = record["id"], record["repo"]
+        missing = job_id - len(self.places) + 1
         if missing > 0:
             self.places.extend([-1] * missing)
             self.branches.extend([0] * missing)
             self.kinds.extend([0] * missing)
-        key = (record["repo"], record["kind"], record["status"])
-        self.places[record["id"]] = place
-        self.branches[record["id"]] = branch_hash(record["repo"], record["branch"])
-        self.kinds[record["id"]] = self.numbers.setdefault(key, len(self.numbers) + 1)
+            self.results.extend(bytes(RESULT_BYTES * missing))
+        key = (repo, record["kind"], record["status"])
+        self.places[job_id] = place
+        self.branches[job_id] = branch_hash(repo, record["branch"])
+        self.kinds[job_id] = self.numbers.setdefault(key, len(self.numbers) + 1)
+        if len(record.get("heads") or ()) > 1:
+            self.together[job_id] = [branch_hash(repo, head["branch"]) for head in record["heads"][:-1]]
+        if record.get("exit_code") is not None and record["kind"] == PRE and record.get("tree"):
+            found = result_key(repo, record["tree"], record.get("configured") or "")
+            self.results[job_id * RESULT_BYTES : (job_id + 1) * RESULT_BYTES] = found
+
+    def with_result(self, key: bytes) -> Iterator[int]:
+        """Ids of the jobs that ended with an exit code on this tree, newest first."""
+        end = len(self.results)
+        while (found := self.results.rfind(key, 0, end)) >= 0:
+            if found % RESULT_BYTES == 0:
+                yield found // RESULT_BYTES
+            end = found + RESULT_BYTES - 1
 
     def place(self, job_id: int) -> int | None:
         """The place of a finished job's record, or None."""
@@ -634,7 +684,9 @@ class JobIndex:
         ids: Iterable[int] = range(min(before, len(self.places)) - 1, 0, -1) if wanted else ()
         if branch is not None:
             hashes = {branch_hash(key[0], branch) for key in self.numbers if repo in (None, key[0])}
-            ids = merge_sorted(*(find_last(self.branches, value, before) for value in hashes), reverse=True)
+            found = ((job_id, others) for job_id, others in self.together.items() if job_id < before)
+            together = sorted((job_id for job_id, others in found if not hashes.isdisjoint(others)), reverse=True)
+            ids = merge_sorted(*(find_last(self.branches, value, before) for value in hashes), together, reverse=True)
         for job_id in ids:
             if self.kinds[job_id] in wanted:
                 yield job_id
@@ -686,6 +738,7 @@ class State:
     last_job: int = 0
     repos: dict[str, Repo] = field(default_factory=dict)
     jobs: dict[int, Job] = field(default_factory=dict)
+    flakes: dict[int, int] = field(default_factory=dict)  # of two jobs with one tree and both verdicts, each to the other
     intents: dict[int, dict[str, Any]] = field(default_factory=dict)  # by seq: begun, and not yet done or given up
 
     def newest_job(self, repo: str, branch: str) -> Job | None:
@@ -712,7 +765,9 @@ NEEDED = {
     "job.finished": {"id", "repo", "branch", "kind", "commit", "heads", "created_at", "status"},
     "merge.asked": {"repo", "branch", "head", "how"},
     "merge.begun": {"repo", "base", "merges"},
-    "merged": {"repo", "branch", "head", "merge_commit", "job", "begun"},
+    "head.blamed": {"repo", "branch", "head", "others"},
+    "flake.found": {"repo", "jobs"},
+    "merged": {"repo", "branch", "head", "merge_commit", "parent", "job", "begun"},
     "merge.abandoned": {"repo", "branch", "begun"},
     "branch.deleting": {"repo", "branch", "head"},
     "branch.deleted": {"repo", "branch", "begun"},
@@ -727,8 +782,12 @@ FIELD_HINTS: dict[str, Any] = get_type_hints(Job) | {
     "begun": int,
     "job": int,
     "merge_commit": str,
+    "parent": str,
     "merges": list[dict[str, Any]],
+    "others": list[str],
+    "jobs": list[int],
 }
+PARTS_NEEDED = {"heads": {"branch", "commit"}, "merges": {"branch", "head", "merge_commit"}}
 MOST_LOST_JOBS = 1_000_000  # whose records may be missing between two others
 
 
@@ -754,7 +813,6 @@ def checker(hint: Any) -> Callable[[Any], bool]:
 # Of most fields a look at the type is enough, which counts when there are a million records.
 FIELD_KINDS = {name: {str, int, NoneType} & {*get_args(hint), hint} for name, hint in FIELD_HINTS.items()}
 FIELD_CHECKS = {name: checker(hint) for name, hint in FIELD_HINTS.items()}
-check_merge = checker(dict[str, str])
 
 
 def check_record(state: State, record: Mapping[str, Any]) -> None:
@@ -773,9 +831,12 @@ def check_record(state: State, record: Mapping[str, Any]) -> None:
         raise TypeError(f"repo is {shorten(record['repo'])}")
     if not 0 < record.get("id", 1) <= state.last_job + MOST_LOST_JOBS:
         raise LookupError(f"id is {record['id']}")
-    for merge in record.get("merges", ()):
-        if not check_merge({name: merge[name] for name in ("branch", "head", "merge_commit")}):
-            raise TypeError(f"merges has {shorten(merge)}")
+    for name, needed in PARTS_NEEDED.items():
+        for part in record.get(name, ()):
+            if not all(isinstance(part.get(key), str) for key in needed):
+                raise TypeError(f"{name} has {shorten(part)}")
+    if any(len(link) != 2 for link in (*record.get("chain", ()), record.get("jobs", "12"))) or record.get("merges") == []:
+        raise TypeError(f"{event} lacks a part")
 
 
 def fold(state: State, record: Mapping[str, Any]) -> None:
@@ -811,10 +872,17 @@ def _fold_job_queued(state: State, record: Mapping[str, Any]) -> None:
     state.jobs[job.id] = job
     if job.kind == PRE:
         repo = state.repos.setdefault(job.repo, Repo())
-        known = repo.branches.get(job.branch)
-        asked = known.asked if known and known.head == job.commit else None
-        _forget_branch(state, job.repo, job.branch)
-        repo.branches[job.branch] = Branch(job.commit, job.id, asked)
+        for head in job.heads:
+            known = repo.branches.get(head["branch"])
+            if known is None or known.head != head["commit"]:
+                _forget_branch(state, job.repo, head["branch"])
+                known = repo.branches[head["branch"]] = Branch(head["commit"])
+            before, known.job = known.job, job.id
+            _drop_unused(state, before)
+        if not job.is_first:
+            repo.queue_job = job.id
+            if any(other.is_first for other in state.live_jobs(job.repo)):
+                repo.early_job = job.id
 
 
 def _fold_job_changed(state: State, record: Mapping[str, Any]) -> None:
@@ -824,16 +892,50 @@ def _fold_job_changed(state: State, record: Mapping[str, Any]) -> None:
         known.update([item for item in record.items() if item[0] in known])
         if record["event"] == "job.started":
             job.status = "running"
-        if not job.live and not _is_newest(state, job):
-            del state.jobs[job.id]
+        if not job.live:
+            if job.kind == PRE and job.repo in state.repos:
+                _judge(state.repos[job.repo], job, record)
+            _drop_unused(state, job.id)
+
+
+def _judge(repo: Repo, job: Job, record: Mapping[str, Any]) -> None:
+    """What the end of a pre-merge job means for the branches whose heads it tested."""
+    for head in job.heads:
+        branch = repo.branches.get(head["branch"])
+        if branch is None or branch.head != head["commit"]:
+            continue
+        if job.status == "passed":
+            branch.fault = None
+            if branch.passed is None:
+                branch.passed, branch.passed_at, branch.passed_on = record["seq"], record["at"], job.base
+                branch.took = job.duration or 0.0
+        elif job.status == "canceled" or (job.is_first and job.status != "superseded"):
+            branch.passed = None
+    if not job.is_first and job.status in ("failed", "timeout", "skipped") and not (job.interrupted and job.retry_of is None):
+        repo.suspects, repo.suspects_on = job.heads, job.base
+
+
+def _fold_head_blamed(state: State, record: Mapping[str, Any]) -> None:
+    repo = state.repos.setdefault(record["repo"], Repo())
+    branch = repo.branches.get(record["branch"])
+    repo.suspects = []
+    if branch and branch.head == record["head"]:
+        branch.fault, branch.passed = record["others"], None
+
+
+def _fold_flake_found(state: State, record: Mapping[str, Any]) -> None:
+    first, second = record["jobs"]
+    state.flakes |= {first: second, second: first}
 
 
 def _fold_job_unstarted(state: State, record: Mapping[str, Any]) -> None:
     job = state.jobs.get(record["id"])
     if job:
         job.status = "pending"
-        job.started_at = job.tested = job.tree = job.checkout = None
-        job.base = job.base if job.kind == POST else None
+        job.started_at = job.checkout = None
+        if job.is_first:  # its candidate is made when it starts
+            job.base = job.tested = job.tree = None
+            job.chain = []
 
 
 def _fold_job_stopping(state: State, record: Mapping[str, Any]) -> None:
@@ -846,7 +948,7 @@ def _fold_merge_asked(state: State, record: Mapping[str, Any]) -> None:
     repo = state.repos.setdefault(record["repo"], Repo())
     branch = repo.branches.get(record["branch"])
     if branch and branch.head == record["head"]:
-        branch.asked = record["how"]
+        branch.asked, branch.asked_seq, branch.asked_at = record["how"], record["seq"], record["at"]
 
 
 def _fold_intent(state: State, record: Mapping[str, Any]) -> None:
@@ -859,20 +961,29 @@ def _fold_outcome(state: State, record: Mapping[str, Any]) -> None:
         _forget_branch(state, record["repo"], record["branch"])
     if record["event"] == "merged":
         intent["merges"] = [merge for merge in intent.get("merges", []) if merge["branch"] != record["branch"]]
+        repo = state.repos.setdefault(record["repo"], Repo())
+        repo.suspects = [head for head in repo.suspects if head["branch"] != record["branch"]]
+        if repo.suspects_on == record["parent"]:  # what fails together does so on top of a part of it, too
+            repo.suspects_on = record["merge_commit"]
     if not intent.get("merges") or record["event"] == "merge.abandoned":
         state.intents.pop(record["begun"], None)
 
 
-def _is_newest(state: State, job: Job) -> bool:
-    repo = state.repos.get(job.repo)
-    branch = repo.branches.get(job.branch) if repo else None
-    return bool(branch and branch.job == job.id)
-
-
 def _forget_branch(state: State, repo: str, name: str) -> None:
     branch = state.repos[repo].branches.pop(name, None) if repo in state.repos else None
-    job = state.jobs.get(branch.job) if branch and branch.job else None
-    if job and not job.live:
+    if branch:
+        _drop_unused(state, branch.job)
+
+
+def _drop_unused(state: State, job_id: int | None) -> None:
+    """Forget a job that has ended and is not the newest of an open branch."""
+    job = state.jobs.get(job_id or 0)
+    branches = state.repos[job.repo].branches if job and job.repo in state.repos else {}
+    if (
+        job
+        and not job.live
+        and all(head["branch"] not in branches or branches[head["branch"]].job != job.id for head in job.heads)
+    ):
         del state.jobs[job.id]
 
 
@@ -886,6 +997,8 @@ FOLDS: dict[str, Callable[[State, Mapping[str, Any]], None]] = {
     "job.unstarted": _fold_job_unstarted,
     "job.stopping": _fold_job_stopping,
     "job.finished": _fold_job_changed,
+    "head.blamed": _fold_head_blamed,
+    "flake.found": _fold_flake_found,
     "merge.asked": _fold_merge_asked,
     "merge.begun": _fold_intent,
     "merged": _fold_outcome,
@@ -1006,14 +1119,13 @@ class Ledger:
             check_record(self.state, record)
             if (record["event"] in MERGE_EVENTS) != (name == "merges"):
                 raise LookupError("it is in the wrong file")
-        except (LookupError, TypeError) as error:
+            fold(self.state, record)
+            if record["event"] == "job.finished":
+                self.finished.add(record, place)
+            elif record["event"] == "merged":
+                self.merges.add(record, place)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             log(f"{name}.jsonl, record {record['seq']} ({record['event']}) is not understood: {error!r}")
-            return
-        fold(self.state, record)
-        if record["event"] == "job.finished":
-            self.finished.add(record, place)
-        elif record["event"] == "merged":
-            self.merges.add(record, place)
 
     def _read(self, name: str, place: int) -> dict[str, Any] | None:
         """The record at a place, or None when it was damaged since it was taken in."""
@@ -1055,11 +1167,30 @@ class Ledger:
         found: list[Job] = []
         for job_id in ids:
             job = self.job(job_id)
-            if job and branch in (None, job.branch) and kind in (None, job.kind) and status in (None, job.status):
+            of_branch = branch is None or (job and any(head["branch"] == branch for head in job.heads))
+            if job and of_branch and kind in (None, job.kind) and status in (None, job.status):
                 found.append(job)
                 if len(found) >= limit:
                     break
         return found
+
+    def result(self, repo: str, tree: str, configured: str, status: str | None = None) -> Job | None:
+        """The newest job whose command gave a verdict (or `status`) on a tree of a repo, or None."""
+        for job_id in self.finished.with_result(result_key(repo, tree, configured)):
+            job = self.job(job_id)
+            fits = job and (job.repo, job.tree, job.configured or "") == (repo, tree, configured) and status in (None, job.status)
+            if job and fits and job.is_result:
+                return job
+        return None
+
+    def flakes(self, ended: Job) -> list[Event]:
+        """The event that tells that a job which has just ended proves a flake: its tree had the other verdict before."""
+        if not ended.is_result:
+            return []
+        other = self.result(
+            ended.repo, ended.tree or "", ended.configured or "", "failed" if ended.status == "passed" else "passed"
+        )
+        return [("flake.found", {"repo": ended.repo, "tree": ended.tree, "jobs": [other.id, ended.id]})] if other else []
 
     def merge_of(self, repo: str, branch: str) -> dict[str, Any] | None:
         """The merge by which a branch that is gone went, or None: it may have been pushed again since, and deleted."""
@@ -1109,12 +1240,13 @@ for _number, (_key, _value) in enumerate(GIT_SETTINGS.items()):
 GIT_ENVIRONMENT["GIT_CONFIG_COUNT"] = str(len(GIT_SETTINGS))
 
 
-def git_process(repo: Path, args: tuple[str, ...], **environ: str) -> subprocess.Popen[bytes]:
-    """Start git in the bare repo `repo`, with pipes. `environ` adds to its environment."""
+def git_process(repo: Path, args: tuple[str, ...], keep: int | None = None, **environ: str) -> subprocess.Popen[bytes]:
+    """Start git in the bare repo `repo`, with pipes. `environ` adds to its environment, `keep` is a file it holds open."""
     env = {"PATH": os.environ.get("PATH", os.defpath), "GIT_DIR": str(repo), **GIT_ENVIRONMENT, **environ}
     pipe = subprocess.PIPE
     try:
-        return subprocess.Popen(["git", *args], cwd=repo, env=env, stdin=pipe, stdout=pipe, stderr=pipe)
+        held = () if keep is None else (keep,)
+        return subprocess.Popen(["git", *args], cwd=repo, env=env, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=held)
     except FileNotFoundError as error:
         raise GitError(args, 127, f"fatal: {error.filename} is not there") from None
 
@@ -1124,21 +1256,26 @@ def git(repo: Path, *args: str, text: str = "", ok: tuple[int, ...] = (0,), **en
 
     Raises GitError when it ends with a code that is not in `ok`.
     """
-    return git_output(git_process(repo, args, **environ), args, text, ok)
+    return git_output(git_process(repo, args, None, **environ), args, text, ok)
 
 
 def git_output(process: subprocess.Popen[bytes], args: tuple[str, ...], text: str = "", ok: tuple[int, ...] = (0,)) -> str:
     """What a started git prints. Raises GitError as `git` does."""
     out, err = process.communicate(text.encode("utf-8", "surrogateescape"))
-    if process.returncode not in ok:
-        raise GitError(args, process.returncode, err.decode("utf-8", "replace"))
+    return git_said(process.returncode, args, out, err, ok)
+
+
+def git_said(code: int, args: tuple[str, ...], out: bytes, err: bytes, ok: tuple[int, ...] = (0,)) -> str:
+    """The output of a git that has ended. Raises GitError."""
+    if code not in ok:
+        raise GitError(args, code, err.decode("utf-8", "replace"))
     return out.decode("utf-8", "surrogateescape")
 
 
 def why_unusable(repo: Path, name: str) -> str | None:
     """Why the server cannot work with a repo, with the command that mends it, or None."""
     try:
-        for part in (repo, repo / "HEAD", repo / "objects", repo / "refs"):
+        for part in (repo, repo / "HEAD", repo / "config", repo / "objects", repo / "refs"):
             facts = os.stat(part)
             if facts.st_uid != os.geteuid():
                 return (
@@ -1228,13 +1365,107 @@ def merge_message(branch: str, head: str, job_id: int) -> str:
 
 def move_refs(repo: Path, moves: Iterable[tuple[str, str, str | None]]) -> None:
     """Move refs in one transaction: (full name, old id, new id, or None to remove). One differs: nothing moves, GitError."""
-    commands = ["start"]
+    commands, locks = ["start"], ["HEAD.lock", "packed-refs.lock", "packed-refs.new"]
     for ref, old, new in moves:
         if "\0" in ref or "\n" in ref:
             raise ValueError(f"{ref!r} is no ref name")
         commands.append(f"delete {ref}\0{old}" if new is None else f"update {ref}\0{new}\0{old}")
+        locks.append(f"{ref}.lock")
     commands += ["prepare", "commit"]
-    git(repo, "update-ref", "-z", "--stdin", text="".join(f"{command}\0" for command in commands))
+    git_locking(repo, locks, "update-ref", "-z", "--stdin", text="".join(f"{command}\0" for command in commands))
+
+
+TESTED_REFS = "refs/forge/jobs/"
+TESTED_KEPT = 50  # refs of jobs that are of no use to the gate any more
+
+
+def keep_tested(repo: Path, job_id: int, commit: str) -> None:
+    """Name what a job tests, so that gc does not take it and anybody can fetch it. Raises GitError."""
+    ref = f"{TESTED_REFS}{job_id}"
+    git_locking(repo, [f"{ref}.lock"], "update-ref", ref, commit)
+
+
+def drop_tested(repo: Path, in_use: set[int]) -> None:
+    """Remove the refs of tested candidates but those of jobs `in_use` and the newest. Raises GitError."""
+    listed = git(repo, "for-each-ref", "--format=%(objectname) %(refname)", TESTED_REFS).split("\n")[:-1]
+    refs = {
+        int(ref.rpartition("/")[2]): (ref, commit)
+        for commit, ref in (line.split(" ", 1) for line in listed)
+        if ref[16:].isdigit()
+    }
+    old = sorted(refs.keys() - in_use)[:-TESTED_KEPT]
+    if old:
+        move_refs(repo, [(*refs[job_id], None) for job_id in old])
+
+
+def git_locking(repo: Path, locks: list[str], *args: str, text: str = "") -> str:
+    """Run a git that takes lock files, paths in the repo: when it or this server is killed, `mend_locks` knows them as ours.
+
+    A note in the repo names them. Git inherits the note's own lock, so that it is held as long as one of us lives.
+    Raises GitError, or OSError when there is no room for the note.
+    """
+    note = repo / f"forge-note-{secrets.token_hex(6)}"
+    new = note.with_suffix(".new")
+    try:
+        with open(new, "xb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            stream.write("".join(f"{lock}\0" for lock in locks).encode("utf-8", "surrogateescape"))
+            stream.flush()
+            new.rename(note)
+            process = git_process(repo, args, keep=stream.fileno())
+            out, err = process.communicate(text.encode("utf-8", "surrogateescape"))
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+    if process.returncode < 0:
+        mend_locks(repo)
+    else:
+        note.unlink()
+    return git_said(process.returncode, args, out, err)
+
+
+def mend_locks(repo: Path) -> None:
+    """Remove the lock files that git processes of ours left when they were killed; those of others stay.
+
+    Waits for one that still runs; raises GitError when it does not end.
+    """
+    until = time.monotonic() + 5
+    for note in repo.glob("forge-note-*"):
+        with contextlib.suppress(FileNotFoundError), open(note, "rb") as stream:
+            if note.suffix == ".new" and time.time() - note.stat().st_mtime < 60:
+                continue  # it is just being written
+            while True:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        raise GitError(("update-ref",), 1, f"fatal: a git of ours still works in {repo}") from None
+                    time.sleep(0.01)
+            names = stream.read().decode("utf-8", "surrogateescape").split("\0")[:-1]
+            staying = [name for name in names if _lock_stays(repo / name, os.fstat(stream.fileno()).st_mtime_ns)]
+            if not staying:
+                note.unlink(missing_ok=True)
+
+
+def _lock_stays(lock: Path, began: int) -> bool:
+    """Remove a lock file that was made after `began` (ns), unless a git that may have made it lives; whether one is left."""
+    try:
+        facts = lock.stat()
+    except FileNotFoundError:
+        return False
+    if facts.st_mtime_ns < began:
+        return False  # it is not ours
+    for process in psutil.process_iter(["name", "cwd", "create_time"]):
+        name, cwd, born = (process.info[key] for key in ("name", "cwd", "create_time"))
+        # every git of ours and every push works in the repo's directory
+        if (name or "").startswith("git") and lock.is_relative_to(cwd or "-") and cwd != "/" and born < facts.st_mtime + 0.1:
+            return True
+    with contextlib.suppress(FileNotFoundError):
+        if lock.stat().st_ino == facts.st_ino:
+            lock.unlink()
+    log(f"{lock} was left by a git that was killed, and is removed")
+    return False
 
 
 def read_commit(repo: Path, commit: str) -> CommitFacts:
@@ -1285,7 +1516,14 @@ def repo_settings(repo: Path) -> dict[str, str]:
 
 
 # What a repo needs in its config so that pushes reach us; set where it differs.
-REPO_CONFIG = {"core.hooksPath": "hooks", "receive.advertisePushOptions": "true"}
+# What a pusher was told must last, but by default git syncs neither a small push nor a ref to the disk (git-config(1)).
+REPO_CONFIG = {
+    "core.hooksPath": "hooks",
+    "core.fsync": "objects,derived-metadata,reference",
+    "core.fsyncMethod": "fsync",
+    "receive.advertisePushOptions": "true",
+    "receive.hideRefs": "refs/forge",
+}
 HOOK_MARK = "# forge's hook"
 
 
@@ -1333,7 +1571,8 @@ def complete_repo(repo: Path) -> None:
     present = git(repo, "config", "--local", "-z", "--list", ok=(0, 1)).split("\0")
     for key, value in REPO_CONFIG.items():
         if f"{key.lower()}\n{value}" not in present:
-            git(repo, "config", "--local", key, value)
+            way = "--add" if key == "receive.hideRefs" else "--replace-all"  # others may hide more
+            git_locking(repo, ["config.lock"], "config", "--local", way, key, value)
 
 
 def asset(name: str) -> Path:
@@ -1519,7 +1758,7 @@ FINDER = r"""
 kind=$1 system=$2 setting=$3 repo=$4 configured=$5
 why="there is no justfile with the recipe $kind, no flake.nix with apps.$system.$kind, no executable .forge/$kind; \
 add one, or set a command on the server: git -C $repo config $setting '…'"
-tell() { printf '%s\n' "$*" >&3; }
+tell() { printf '%s\0' "$*" >&3; }
 become() { exec 3>&- 4>&-; exec "$@"; }
 flake() { command nix --extra-experimental-features 'nix-command flakes' "$@"; }
 app() {
@@ -1750,7 +1989,7 @@ def read_exit(run: Path) -> tuple[int, float] | None:
 def read_command(run: Path) -> tuple[str | None, str | None]:
     """(command, why nothing was run) as the finder told them; the last word counts."""
     try:
-        word, _, rest = (run / "command").read_text("utf-8", "replace").rstrip("\n").rpartition("\n")[2].partition(" ")
+        word, _, rest = (run / "command").read_text("utf-8", "replace").rstrip("\0").rpartition("\0")[2].partition(" ")
     except OSError:
         return None, None
     return (rest, None) if word == "run" else (None, rest or None)
@@ -1814,21 +2053,36 @@ def exit_reason(code: int, command: str | None) -> str | None:
 
 
 class Queue(NamedTuple):
-    """Test a head again: on the base that is there now (retest), or since its job was interrupted (rerun)."""
+    """Test heads: passed ones chained on the base that is there now (retest), or one whose job was interrupted (rerun)."""
 
-    branch: str
-    head: str
+    heads: tuple[tuple[str, str], ...]  # (branch, commit), in landing order
     cause: str
     retry_of: int | None = None
 
 
 class Merge(NamedTuple):
-    """Move base to the candidate that a job tested, and remove the branch."""
+    """Move base to the candidate that a job tested, and remove its branches. `how` is for each of its heads."""
+
+    job: Job
+    how: tuple[str, ...]
+
+
+class Blame(NamedTuple):
+    """Tell a branch that it breaks base, by the job that showed it."""
 
     branch: str
     head: str
-    job: Job
+    job: int
+
+
+class Waiting(NamedTuple):
+    """A branch in the line to be merged."""
+
+    name: str
+    branch: Branch
     how: str
+    place: int  # the record that put it in the line, and when
+    since: str
 
 
 class Facts(NamedTuple):
@@ -1867,32 +2121,50 @@ def notice(name: str, state: State, refs: Refs, push: Push, first_id: int) -> li
     if (known.base, known.tip) != (refs.base, refs.tip):
         events += _notice_base(name, state, known, refs, fresh)
     deleted = {u.branch for u in push.updates if is_null(u.new)}
-    for branch, head in refs.heads.items():
+    queued: list[Event] = []
+    again = set()  # branches that were deleted and pushed anew
+    for branch in filter(refs.ahead.__contains__, refs.heads):
         seen, job = known.branches.get(branch), state.newest_job(name, branch)
-        live = [job] if job and job.stoppable else []
-        if branch == refs.base:
-            events += [end_job(job, "canceled", f"{branch} is base now") for job in live]
-        elif branch in refs.ahead:
-            again = branch in deleted and (job is None or job.created_at < push.at)
-            if seen is None or seen.head != head or again:
-                events += [end_job(job, "superseded", f"a newer push to {branch}") for job in live]
-                events += [("branch.gone", {"repo": name, "branch": branch, "head": head})] if seen and again else []
-                events.append(queue_job(next(fresh), name, branch, PRE, head, "push"))
-        elif refs.tip is not None:
-            reason = f"nothing to merge any more: {refs.base} contains {branch}"
-            events += [end_job(job, "canceled", reason) for job in live]
+        if seen and branch in deleted and (job is None or job.created_at < push.at):
+            again.add(branch)
+            queued.append(("branch.gone", {"repo": name, "branch": branch, "head": seen.head}))
+        if seen is None or seen.head != refs.heads[branch] or branch in again:
+            queued.append(queue_job(next(fresh), name, PRE, ((branch, refs.heads[branch]),), "push"))
     for branch, seen in known.branches.items():
         if branch not in refs.heads:
-            job = state.newest_job(name, branch)
-            if job and job.stoppable:
-                events.append(end_job(job, "canceled", f"{branch} was deleted"))
-            events.append(("branch.gone", {"repo": name, "branch": branch, "head": seen.head}))
+            queued.append(("branch.gone", {"repo": name, "branch": branch, "head": seen.head}))
+    for job in state.live_jobs(name):
+        unwanted = why_unwanted(job, refs, again)
+        if unwanted and job.stoppable:
+            events.append(end_job(job, *unwanted))
+    events += queued
     if "merge" in push.options:
         for update in push.updates:
             if update.branch in refs.ahead and refs.heads[update.branch] == update.new:
                 asked = {"repo": name, "branch": update.branch, "head": update.new, "how": "auto"}
                 events.append(("merge.asked", asked))
     return events
+
+
+def why_unwanted(job: Job, refs: Refs, again: set[str]) -> tuple[str, str] | None:
+    """(status, reason) to end a live job with, since what it tests is of no interest any more. `again` were pushed anew."""
+    if job.kind == POST:
+        return None
+    if not job.is_first and job.base != refs.tip:
+        return "superseded", f"{refs.base} has moved on"
+    for branch, commit in pairs(job.heads):
+        status, reason = "canceled", ""
+        if branch not in refs.heads:
+            reason = f"{branch} was deleted"
+        elif branch == refs.base:
+            reason = f"{branch} is base now"
+        elif refs.heads[branch] != commit or branch in again:
+            status, reason = "superseded", f"a newer push to {branch}"
+        elif refs.tip is not None and branch not in refs.ahead:
+            reason = f"nothing to merge any more: {refs.base} contains {branch}"
+        if reason:
+            return status if job.is_first else "superseded", reason  # the other heads go on
+    return None
 
 
 def _notice_base(name: str, state: State, known: Repo, refs: Refs, fresh: Iterator[int]) -> list[Event]:
@@ -1904,16 +2176,14 @@ def _notice_base(name: str, state: State, known: Repo, refs: Refs, fresh: Iterat
             if job.kind == POST and job.status == "pending" and not job.stopping:
                 events.append(end_job(job, "superseded", f"{refs.base} moved on before this was deployed"))
                 before = job.base
-        events.append(queue_job(next(fresh), name, refs.base, POST, refs.tip, "push", base=before))
+        events.append(queue_job(next(fresh), name, POST, ((refs.base, refs.tip),), "push", base=before))
     return events
 
 
-def queue_job(
-    job_id: int, repo: str, branch: str, kind: str, commit: str, cause: str, base: str | None = None, retry_of: int | None = None
-) -> Event:
-    """The event that makes a job."""
-    heads = [{"branch": branch, "commit": commit}]
-    job = Job(job_id, repo, branch, kind, commit, heads, now(), cause=cause, base=base, retry_of=retry_of)
+def queue_job(job_id: int, repo: str, kind: str, heads: Iterable[tuple[str, str]], cause: str, **values: Any) -> Event:
+    """The event that makes a job of heads, (branch, commit) in landing order."""
+    named = [{"branch": branch, "commit": commit} for branch, commit in heads]
+    job = Job(job_id, repo, named[-1]["branch"], kind, named[-1]["commit"], named, now(), cause=cause, **values)
     return "job.queued", asdict(job)
 
 
@@ -1929,27 +2199,74 @@ def wish_of(branch: Branch, facts: Facts) -> str | None:
     return branch.asked or ("auto" if facts.auto_merge else None)
 
 
-def decide(known: Repo, refs: Refs, jobs: Mapping[int, Job], facts: Mapping[str, Facts]) -> Queue | Merge | None:
-    """The next thing to do in a repo, or None. `facts` holds every open head whose newest job has ended, by head."""
-    for name, branch in sorted(known.branches.items(), key=lambda item: item[1].job or 0):
-        job = jobs.get(branch.job or 0)
-        if job is None or job.live or name not in refs.ahead or refs.heads.get(name) != branch.head:
-            continue
-        if job.interrupted and job.cause != "rerun":
-            return Queue(name, branch.head, "rerun", job.id)
-        about = facts.get(branch.head)
-        if job.status != "passed" or about is None or about.merged.tree is None:
+def line_up(known: Repo, refs: Refs, jobs: Mapping[int, Job], facts: Mapping[str, Facts]) -> list[Waiting]:
+    """The branches that passed, are wished for and merge cleanly, in the order in which they became so."""
+    line = []
+    for name, branch in known.branches.items():
+        job, about = jobs.get(branch.job or 0), facts.get(branch.head)
+        if branch.passed is None or about is None or about.merged.tree is None or job is None or (job.live and job.is_first):
             continue
         how = wish_of(branch, about)
-        if how and job.base == refs.tip and job.tested != branch.head:
-            return Merge(name, branch.head, job, how)
-        if how:
-            return Queue(name, branch.head, "retest")
-    return None
+        if how and name in refs.ahead and refs.heads.get(name) == branch.head:
+            asked = (branch.asked_seq, branch.asked_at) if how == "manual" and not about.auto_merge else (0, "")
+            line.append(Waiting(name, branch, how, *max((branch.passed, branch.passed_at), asked)))
+    return sorted(line, key=lambda waiting: waiting.place)
 
 
-def why_blocked(name: str, refs: Refs, branch: Branch | None, job: Job | None, merged: Merged | None) -> list[str]:
-    """What keeps a branch from being merged into base when somebody asks for it, in words; [] when nothing does."""
+def decide(
+    known: Repo, refs: Refs, jobs: Mapping[int, Job], facts: Mapping[str, Facts], moment: float = 0.0
+) -> Queue | Merge | Blame | None:
+    """The next thing to do in a repo, or None.
+
+    `jobs` are those of the repo that are live or the newest of a branch, `facts` are of every open head that passed,
+    `moment` is the time in seconds since the epoch. First tests go before tests of the queue; what is in the line is
+    chained and tested together; what fails together is halved until the one at fault is found.
+    """
+    for name, branch in sorted(known.branches.items(), key=lambda item: item[1].job or 0):
+        job = jobs.get(branch.job or 0)
+        there = refs.heads.get(name) == branch.head and name in refs.ahead
+        if job and there and job.is_first and job.interrupted and job.cause != "rerun":
+            return Queue(((name, branch.head),), "rerun", job.id)
+    newest = jobs.get(known.queue_job or 0)
+    if newest and newest.live:
+        return None
+    line = line_up(known, refs, jobs, facts)
+    if not line:
+        return None
+    lined = {waiting.name: waiting for waiting in line}
+
+    def all_lined(heads: list[dict[str, str]]) -> bool:
+        return all(name in lined and lined[name].branch.head == head for name, head in pairs(heads))
+
+    passed = jobs[line[0].branch.job or 0]
+    if passed.status == "passed" and passed.chain and passed.base == refs.tip and all_lined(passed.heads):
+        return Merge(passed, tuple(lined[name].how for name, _ in pairs(passed.heads)))
+    if newest and newest.interrupted and newest.retry_of is None and all_lined(newest.heads):
+        return Queue(pairs(newest.heads), "retest", newest.id)
+    if known.suspects and known.suspects_on == refs.tip and all_lined(known.suspects):
+        suspects = pairs(known.suspects)
+        if len(suspects) == 1:
+            return Blame(*suspects[0], lined[suspects[0][0]].branch.job or 0)
+        return Queue(suspects[: len(suspects) // 2], "retest")
+    first_tests = [job.id for job in jobs.values() if job.live and job.is_first]
+    # not to be starved by new pushes; but what was pushed at once is not tested together more than once before its end
+    overdue = moment - seconds_of(line[0].since) > 2 * line[0].branch.took
+    if first_tests and not (overdue and max(first_tests) > known.early_job):
+        return None
+    return Queue(tuple((waiting.name, waiting.branch.head) for waiting in line), "retest")
+
+
+def pairs(heads: list[dict[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The heads of a job as (branch, commit)."""
+    return tuple((head["branch"], head["commit"]) for head in heads)
+
+
+def why_blocked(name: str, refs: Refs, known: Repo, job: Job | None, merged: Merged | None) -> list[str]:
+    """What keeps a branch from being merged into base when somebody asks for it, in words; [] when nothing does.
+
+    `job` is its newest job.
+    """
+    branch = known.branches.get(name)
     if refs.tip is None:
         return [f"there is no base: HEAD names {refs.base or 'no branch'}, which does not exist"]
     if name not in refs.ahead:
@@ -1957,8 +2274,12 @@ def why_blocked(name: str, refs: Refs, branch: Branch | None, job: Job | None, m
     blockers = []
     if job is None or branch is None or branch.head != refs.heads.get(name):
         blockers.append("it has not been tested yet")
-    elif job.status != "passed":
+    elif branch.fault is not None and not job.live:
+        blockers.append(_fault(job, branch))
+    elif branch.passed is None or job.live:
         blockers.append(_job_blocker(job))
+    elif is_suspect(known, refs, name):
+        blockers.append(f"job {job.id} failed for {name_all(job.heads)} together; the one at fault is being looked for")
     if merged and merged.unrelated:
         blockers.append(f"it has no common history with {refs.base}; rebase it onto {refs.base} and push again")
     elif merged and merged.conflicts:
@@ -1967,12 +2288,33 @@ def why_blocked(name: str, refs: Refs, branch: Branch | None, job: Job | None, m
     return blockers
 
 
+def is_suspect(known: Repo, refs: Refs, name: str) -> bool:
+    """Whether a branch is among those that failed together, of which the one at fault is being looked for."""
+    suspect = {"branch": name, "commit": refs.heads.get(name)}
+    return len(known.suspects) > 1 and known.suspects_on == refs.tip and suspect in known.suspects
+
+
+def name_all(heads: list[dict[str, str]]) -> str:
+    """The branches of a job, for a sentence."""
+    return " and ".join(head["branch"] for head in heads)
+
+
+def _fault(job: Job, branch: Branch) -> str:
+    """What a branch is told that passed alone and breaks base."""
+    others = branch.fault or []
+    named = ", ".join(others[:20]) + (f" and {len(others) - 20} more" if len(others) > 20 else "")
+    with_whom = f"together with what was merged since ({named})" if others else "on base as it is by now"
+    said = f" ({job.reason})" if job.reason else ""
+    return f"it passed alone, but fails {with_whom}: job {job.id} ended as {job.status}{said}; push a fix, or retry it"
+
+
 def _job_blocker(job: Job) -> str:
     """Why the newest job of a head is no reason to merge."""
+    together = f", which tests it together with {len(job.heads) - 1} more" if len(job.heads) > 1 else ""
     if job.status == "pending":
-        return f"job {job.id} waits for its turn"
+        return f"job {job.id} waits for its turn{together}"
     if job.status == "running":
-        return f"job {job.id} is running"
+        return f"job {job.id} is running{together}"
     if job.status == "skipped":
         return f"job {job.id} was skipped, nothing was tested: {job.reason}"
     said = f" ({job.reason})" if job.reason else ""
@@ -2000,26 +2342,31 @@ def why_no_retry(old: Job, refs: Refs, live: Iterable[Job]) -> str | None:
         return f"job {old.id} has not ended yet: {old.status}"
     if old.kind == POST and refs.tip != old.commit:
         return f"job {old.id} deployed {old.commit[:12]}, but base is at {(refs.tip or 'nothing')[:12]}; roll back instead"
-    if old.kind == PRE and (refs.heads.get(old.branch) != old.commit or old.branch not in refs.ahead):
+    if old.kind == PRE and not still_open(old, refs):
         head = refs.heads.get(old.branch)
         stands = "is gone" if head is None else "has nothing to merge" if head == old.commit else f"is at {head[:12]} now"
         return f"job {old.id} tested {old.commit[:12]}, but {old.branch} {stands}; push again to have it tested"
     for job in live:
-        if (job.kind, job.branch) == (old.kind, old.branch):
+        if job.kind == old.kind and (old.kind == POST or set(pairs(job.heads)) & set(pairs(old.heads))):
             return f"job {job.id} is {job.status} for this {'deployment' if old.kind == POST else 'head'} already"
+        if job.kind == PRE and not job.is_first and not old.is_first:
+            return f"job {job.id} is {job.status} for the queue; retry when it has ended"
     return None
+
+
+def still_open(job: Job, refs: Refs) -> tuple[tuple[str, str], ...]:
+    """The heads of a pre-merge job at which their branches still are, with something to merge."""
+    return tuple(pair for pair in pairs(job.heads) if refs.heads.get(pair[0]) == pair[1] and pair[0] in refs.ahead)
 
 
 def explain(blockers: list[str], how: str | None, stale: bool) -> str:
     """The gate's verdict on an open branch in one sentence."""
     if blockers:
         return "; ".join(blockers)
+    if how and stale:
+        return "it passed on an older base and waits to be tested on the new one, with what else is ready"
     if how:
-        return (
-            "it passed and is about to be merged"
-            if not stale
-            else "it passed on an older base and is about to be tested on the new one"
-        )
+        return "it passed and is about to be merged"
     again = ", after another test since base has moved on" if stale else ""
     return f"it passed, and merges when somebody asks{again}: its head commit has no trailer Auto-Merge: yes"
 
@@ -2030,6 +2377,8 @@ def explain(blockers: list[str], how: str | None, stale: bool) -> str:
 
 WORKERS = 2
 SCAN_SECONDS = 45.0
+HISTORY_CHECKED = 1000  # commits of a base that are looked at for merges without a record, when the server starts
+HURRY_SECONDS = 5.0  # until the next scan, when something failed in the last one
 TICK_SECONDS = 1.0
 SNAPSHOT_RECORDS = 5000  # that a start may have to read from the journal
 LEAVE_SECONDS = 4.5  # from SIGTERM to our end
@@ -2058,6 +2407,10 @@ class Engine:
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
         self.stuck: dict[tuple[str, str], str] = {}  # by (repo, branch): why its merge failed although it was due
         self.unspoken: set[int] = set()  # jobs whose verdict is not in the log yet
+        self.eager: set[str] = set()  # repos where passed branches wait for first tests to end
+        self.hurry = False  # the last scan failed in part
+        self.checked: set[str] = set()  # repos whose newest merges are known to be recorded
+        self.promised = 0  # the highest job id given away before its job is in the journal
         self.starved = not self.ledger.journal.ready  # work waits until there is room on the disk
         self.probing = threading.Lock()  # guards the files by which `has_room` finds out
         self.closing = False
@@ -2241,6 +2594,10 @@ class Engine:
         with os.scandir(self.config.repos) as entries:
             return sorted(e.name[:-4] for e in entries if e.name.endswith(".git") and is_repo_name(e.name[:-4]) and e.is_dir())
 
+    def next_id(self) -> int:
+        """The id of the next job; the lock is held."""
+        return max(self.state.last_job, self.promised) + 1
+
     def usable(self, name: str) -> Path:
         """The path of a repo. Raises Refused when there is none, or the server cannot work with it."""
         path = self.config.repo(name) if is_repo_name(name) else None
@@ -2263,8 +2620,8 @@ class Engine:
             refs = self.look(name, push)
         self.dispatch()
         with self.lock:
-            newest = (self.state.newest_job(name, branch) for branch in self.state.repos[name].branches)
-            if any(job and not job.live for job in newest):
+            newest = [self.state.newest_job(name, branch) for branch in self.state.repos[name].branches]
+            if any(job and (job.status == "pending" or not job.live) and job.id not in self.starting for job in newest):
                 self.poke(name)  # else there is nothing to decide
         return refs
 
@@ -2278,13 +2635,13 @@ class Engine:
                     born = self.state.repos.get(name, Repo()).born
                 base = choose_base(refs, push, born)
                 if base is not None:
-                    git(path, "symbolic-ref", "HEAD", f"refs/heads/{base}")
+                    git_locking(path, ["HEAD.lock"], "symbolic-ref", "HEAD", f"refs/heads/{base}")
                     refs = read_refs(path)
         except GitError as error:
             self.troubles[name] = f"git cannot read {name}: {error}"
             raise
         with self.lock:
-            events = notice(name, self.state, refs, push, self.state.last_job + 1)
+            events = notice(name, self.state, refs, push, self.next_id())
             if events:
                 self.record(*events)
             self.troubles.pop(name, None)
@@ -2293,6 +2650,7 @@ class Engine:
     def scan(self) -> None:
         """Look at everything: undelivered pushes, all repos, those that are gone. A worker runs it."""
         self._deliver()
+        self.hurry = False
         names = self.repo_names()
         with self.lock:
             gone = [name for name in self.state.repos if name not in names]
@@ -2300,10 +2658,18 @@ class Engine:
             self._forget(name)
         for name in names:
             try:
-                complete_repo(self.usable(name))
+                path = self.usable(name)
+                mend_locks(path)
+                complete_repo(path)
                 self.settle(name)
+                if name not in self.checked:
+                    self._complete_history(name, path)
                 self.submit(name)
+                with self.lock:
+                    in_use = {job.id for job in self.state.jobs.values()}
+                drop_tested(path, in_use)
             except (Refused, GitError, OSError) as error:
+                self.hurry = self.hurry or not (isinstance(error, Refused) or self.no_room(error))
                 self.troubles.setdefault(name, str(error))
                 self.complain(name, error)
         for parent in ("work", "home"):
@@ -2393,7 +2759,7 @@ class Engine:
             busy = [job for job in live if job.status == "running" and job.id not in self.starting] + list(self.starting.values())
             free = self.config.max_jobs - sum(job.kind == PRE for job in busy)
             deploying = {job.repo for job in busy if job.kind == POST}
-            for job in live:
+            for job in sorted(live, key=lambda job: (job.is_first, job.id)):  # the queue tests nothing before its time
                 if job.status != "pending" or job.id in self.starting:
                     continue
                 if job.kind == POST and job.repo not in deploying:
@@ -2427,7 +2793,8 @@ class Engine:
             deadline = began + (job.timeout or self.config.job_timeout)
             with self.lock:
                 self.running[job.id] = Running(job.id, pid, pidfd, launch.run, launch.log, began, deadline)
-            self.commit(job.repo, job.commit)  # the gate will ask
+            if job.is_first:
+                self.commit(job.repo, job.commit)  # the gate will ask
         except (Refused, GitError, OSError) as error:
             self.complain(f"job {job.id} cannot be started now", error)
             with self.lock:
@@ -2458,8 +2825,13 @@ class Engine:
                 tidy = beside.submit(tidy_checkout, slot, self.trash, path)
                 settings = self.settings(job.repo)
                 facts = self._candidate(path, job, known.tip)
+                if self._reuse(job, facts, settings):
+                    return None
                 tidy.result()
-            tree = fill_checkout(slot, self.trash, path, str(facts["tested"]))
+                kept = beside.submit(keep_tested, path, job.id, facts["tested"]) if job.kind == PRE else None
+                tree = fill_checkout(slot, self.trash, path, facts["tested"])
+                if kept:
+                    kept.result()
             self.littered.set()
         except (GitError, OSError) as error:
             if self.no_room(error):
@@ -2477,7 +2849,15 @@ class Engine:
                 f"forge.timeout is {timeout!r}, but must be a number of seconds; run: git -C {path} config forge.timeout 600",
             )
             return None
-        started = {"id": job.id, "started_at": now(), "checkout": number, "timeout": int(timeout), **facts}
+        configured = settings.get(COMMAND_SETTING[job.kind].lower(), "")
+        started = {
+            "id": job.id,
+            "started_at": now(),
+            "checkout": number,
+            "timeout": int(timeout),
+            "configured": configured,
+            **facts,
+        }
         with self.lock:
             if job.status != "pending" or self.closing:
                 return None
@@ -2490,19 +2870,56 @@ class Engine:
             log=self.config.log(job.repo, job.id),
             environ=environ,
             repo=path,
-            command=settings.get(COMMAND_SETTING[job.kind].lower(), ""),
+            command=configured,
         )
 
-    def _candidate(self, path: Path, job: Job, tip: str | None) -> dict[str, str | None]:
-        """The commit that a job tests: the merge that would become base; the head itself with conflicts or after a merge."""
+    def _candidate(self, path: Path, job: Job, tip: str | None) -> dict[str, Any]:
+        """What a job tests: the merges that would become base; the head itself with conflicts or after a merge."""
+        if job.tested:  # the queue has made it
+            return {"base": job.base, "tested": job.tested, "tree": job.tree, "chain": job.chain}
         if job.kind == PRE and tip is not None:
-            merged = self.merged(job.repo, tip, job.commit)
-            if merged.tree:
-                message = merge_message(job.branch, job.commit, job.id)
-                tested = commit_tree(path, merged.tree, (tip, job.commit), message)
-                return {"base": tip, "tested": tested, "tree": merged.tree}
+            _, chain = self._chain(job.repo, tip, pairs(job.heads), job.id)
+            if chain:
+                return {"base": tip, "tested": chain[-1][0], "tree": chain[-1][1], "chain": chain}
         base = tip if job.kind == PRE else job.base
-        return {"base": base, "tested": job.commit, "tree": tree_of(path, job.commit)}
+        return {"base": base, "tested": job.commit, "tree": tree_of(path, job.commit), "chain": []}
+
+    def _chain(
+        self, name: str, tip: str, heads: Iterable[tuple[str, str]], job_id: int
+    ) -> tuple[list[tuple[str, str]], list[list[str]]]:
+        """Merge heads one after the other onto `tip`: those that could be, and [merge commit, tree] of each. Raises GitError."""
+        merged_heads, chain = [], []
+        for branch, head in heads:
+            merged = self.merged(name, tip, head)
+            if merged.tree:
+                message = merge_message(branch, head, job_id)
+                tip = commit_tree(self.config.repo(name), merged.tree, (tip, head), message)
+                merged_heads.append((branch, head))
+                chain.append([tip, merged.tree])
+        return merged_heads, chain
+
+    def _reuse(self, job: Job, facts: Mapping[str, Any], settings: Mapping[str, str]) -> bool:
+        """Let a pending job pass at once when an equal tree has passed with the same command; whether it did."""
+        if (
+            job.kind == POST
+            or job.retry_of is not None
+            or settings.get("forge.reuse", "true").lower() in ("false", "no", "off", "0")
+        ):
+            return False
+        configured = settings.get(COMMAND_SETTING[PRE].lower(), "")
+        with self.lock:
+            result = self.ledger.result(job.repo, facts["tree"], configured)
+            if job.status != "pending" or result is None or result.status != "passed":
+                return False
+            values = {**facts, "command": result.command, "configured": configured, "reused_from": result.id}
+            reason = f"an equal tree passed in job {result.id}"
+            done = replace(job, status="passed", reason=reason, duration=0.0, finished_at=now(), **values)
+            self.record(("job.finished", asdict(done)))
+            self.unspoken.add(job.id)
+            self.lock.notify_all()
+        log(f"job {job.id} ({job.repo}/{job.branch}, {job.kind}) passed: {reason}")
+        self.poke(job.repo)
+        return True
 
     def _free_slot(self, job: Job) -> None:
         """Give back a job's checkout unless it runs; the lock is held."""
@@ -2537,7 +2954,7 @@ class Engine:
                     ended.duration = round(max(0.0, finished - seconds_of(job.started_at)), 3)
             with contextlib.suppress(OSError):
                 ended.log_size = self.config.log(job.repo, job_id).stat().st_size
-            self.record(("job.finished", asdict(ended)))
+            self.record(("job.finished", asdict(ended)), *self.ledger.flakes(ended))
             if running:
                 os.close(running.pidfd)
                 del self.running[job_id]
@@ -2568,8 +2985,10 @@ class Engine:
                     self._go_on()
                     self._check_jobs()
                     self.dispatch()
+                    for name in list(self.eager):
+                        self.poke(name)
                 if time.monotonic() >= scan:
-                    scan = time.monotonic() + SCAN_SECONDS
+                    scan = time.monotonic() + (HURRY_SECONDS if self.hurry else SCAN_SECONDS)
                     self.poke("")
             except (Refused, OSError) as error:
                 self.complain("the watcher", error)
@@ -2693,25 +3112,83 @@ class Engine:
                 refs = self.look(name)
                 facts = self.gather(name, refs)
                 with self.lock:
-                    action = decide(self.state.repos[name], refs, self.state.jobs, facts)
-                    if isinstance(action, Queue):
-                        values = (name, action.branch, PRE, action.head, action.cause)
-                        self.record(queue_job(self.state.last_job + 1, *values, retry_of=action.retry_of))
-                going = self._merge(name, refs, action) if isinstance(action, Merge) else action is not None
+                    known = self.state.repos[name]
+                    jobs = {job.id: job for job in self.state.jobs.values() if job.repo == name}
+                    action = decide(known, refs, jobs, facts, time.time())
+                    waiting = line_up(known, refs, jobs, facts)
+                    self.eager = self.eager | {name} if waiting and action is None else self.eager - {name}
+                going = self._perform(name, refs, action)
                 if not going:
                     self._announce(name, refs, facts)
             if not isinstance(action, Merge):  # after a merge the next round looks first, so that nothing starts on the old base
                 self.dispatch()
+        self._reuse_results(name)
+
+    def _perform(self, name: str, refs: Refs, action: Queue | Merge | Blame | None) -> bool:
+        """Do what the gate decided; whether to ask it again. The repo's turn is held."""
+        if isinstance(action, Merge):
+            return self._merge(name, refs, action)
+        if isinstance(action, Blame):
+            with self.lock:
+                merges = itertools.takewhile(
+                    lambda merge: merge["merge_commit"] != self.state.repos[name].branches[action.branch].passed_on,
+                    self.ledger.merges_of(name),
+                )
+                others = [merge["branch"] for merge in merges][::-1]
+                self.record(("head.blamed", {"repo": name, **action._asdict(), "others": others}))
+        elif action and action.cause == "retest":
+            self._queue_together(name, refs, action.heads, action.retry_of)
+        elif action:
+            with self.lock:
+                self.record(queue_job(self.next_id(), name, PRE, action.heads, action.cause, retry_of=action.retry_of))
+        return action is not None
+
+    def _queue_together(self, name: str, refs: Refs, heads: tuple[tuple[str, str], ...], retry_of: int | None) -> Job:
+        """Chain passed heads on base and journal the job that tests them. What conflicts with one ahead of it is left out.
+
+        The repo's turn is held. Raises GitError, Refused.
+        """
+        assert refs.tip
+        with self.lock:
+            self.promised = job_id = self.next_id()
+        try:
+            merged_heads, chain = self._chain(name, refs.tip, heads, job_id)
+            if not chain:
+                raise Refused(409, f"nothing of it can be merged into {refs.base} by now; look at it again")
+            keep_tested(self.config.repo(name), job_id, chain[-1][0])
+            with self.lock:
+                candidate = {"base": refs.tip, "tested": chain[-1][0], "tree": chain[-1][1], "chain": chain}
+                self.record(queue_job(job_id, name, PRE, merged_heads, "retest", retry_of=retry_of, **candidate))
+                job = self.state.jobs[job_id]
+        finally:
+            with self.lock:
+                if self.promised == job_id:
+                    self.promised = 0
+        self._reuse(job, candidate, self.settings(name))
+        return job
+
+    def _reuse_results(self, name: str) -> None:
+        """Let pending first tests pass whose candidate's tree has passed already; they need not wait for a place to run."""
+        path, settings = self.config.repo(name), self.settings(name)
+        configured = settings.get(COMMAND_SETTING[PRE].lower(), "")
+        with self.lock:
+            tip = self.state.repos[name].tip
+            waiting = [job for job in self.state.live_jobs(name) if job.status == "pending" and job.is_first]
+        if tip is None:
+            return
+        for job in waiting:
+            tree = self.merged(name, tip, job.commit).tree
+            with self.lock:
+                result = self.ledger.result(name, tree, configured) if tree and job.id not in self.starting else None
+            if result and result.status == "passed":
+                self._reuse(job, self._candidate(path, job, tip), settings)
 
     def gather(self, name: str, refs: Refs) -> dict[str, Facts]:
-        """What the gate needs to know of the heads whose newest job has ended. The repo's turn is held."""
+        """What the gate needs to know of the heads that passed. The repo's turn is held."""
         with self.lock:
             known = self.state.repos.get(name, Repo())
-            heads = []
-            for branch_name, branch in known.branches.items():
-                job = self.state.newest_job(name, branch_name)
-                if job and job.status == "passed" and branch_name in refs.ahead and refs.heads[branch_name] == branch.head:
-                    heads.append(branch.head)
+            passed = [(branch_name, branch) for branch_name, branch in known.branches.items() if branch.passed is not None]
+            heads = [branch.head for name, branch in passed if name in refs.ahead and refs.heads[name] == branch.head]
         if refs.tip is None:
             return {}
         facts = {}
@@ -2724,39 +3201,43 @@ class Engine:
 
     def _merge(self, name: str, refs: Refs, action: Merge) -> bool:
         """Move base to the tested candidate and remove the branch: intent, act, outcome. The repo's turn is held."""
-        job = action.job
-        merge = {
-            "repo": name,
-            "branch": action.branch,
-            "head": action.head,
-            "merge_commit": job.tested,
-            "parent": refs.tip,
-            "tree": job.tree,
-            "job": job.id,
-            "how": action.how,
-        }
-        assert refs.tip and job.tested
-        moves = ((f"refs/heads/{refs.base}", refs.tip, job.tested), (f"refs/heads/{action.branch}", action.head, None))
+        job, parent = action.job, refs.tip or ""
+        merges: list[dict[str, Any]] = []
+        for head, (commit, tree), how in zip(job.heads, job.chain, action.how, strict=True):
+            about = {"repo": name, "base": refs.base, "branch": head["branch"], "head": head["commit"], "merge_commit": commit}
+            merges.append({**about, "parent": parent, "tree": tree, "job": job.id, "how": how})
+            parent = commit
+        moves: list[tuple[str, str, str | None]] = [(f"refs/heads/{refs.base}", refs.tip or "", parent)]
+        moves += [(f"refs/heads/{branch}", head, None) for branch, head in pairs(job.heads)]
+        error = self._act(name, ("merge.begun", {"repo": name, "base": refs.base, "merges": merges}), moves)
         with self.lock:
-            (intent,) = self.record(("merge.begun", {"repo": name, "base": refs.base, "merges": [merge]}))
-        try:
-            move_refs(self.config.repo(name), moves)
-        except GitError as error:
-            with self.lock:
-                self.record(("merge.abandoned", {**merge, "begun": intent["seq"], "reason": str(error)}))
-                self.stuck[name, action.branch] = f"it could not be merged, and is tried again within a minute: {error}"
-                self.unspoken.discard(job.id)
-            if self.no_room(error):
-                raise
-            log(f"auto-merge not attempted for {name}/{action.branch}: {error}")
-            return False
-        with self.lock:
-            self.record(("merged", {**merge, "begun": intent["seq"], "merged_at": now()}))
-            self.stuck.pop((name, action.branch), None)
             self.unspoken.discard(job.id)
+            for merge in merges:
+                self.stuck.pop((name, merge["branch"]), None)
+                if error:
+                    self.stuck[name, merge["branch"]] = f"it could not be merged, and is tried again within a minute: {error}"
             self.lock.notify_all()
-        log(f"merged {name}/{action.branch}: {job.tested}")
-        return True
+        if error and self.no_room(error):
+            raise error
+        for merge in merges:
+            said = f"auto-merge not attempted for {name}/{merge['branch']}: {error}"
+            log(said if error else f"merged {name}/{merge['branch']}: {merge['merge_commit']}")
+        return error is None or read_refs(self.config.repo(name)) != refs  # what has moved gets a new candidate
+
+    def _act(self, name: str, intent: Event, moves: list[tuple[str, str, str | None]]) -> GitError | OSError | None:
+        """Journal an intent, move refs, journal the outcome; the error, if nothing was moved. The repo's turn is held."""
+        path = self.config.repo(name)
+        with self.lock:
+            (begun,) = self.record(intent)
+        try:
+            move_refs(path, moves)
+            outcome, failure = outcome_of(begun), None
+        except (GitError, OSError) as error:
+            outcome = self._settled(path, begun, str(error))  # git may have been killed halfway
+            failure = None if outcome[0][0] in ("merged", "branch.deleted") else error
+        with self.lock:
+            self.record(*outcome)
+        return failure
 
     def settle(self, name: str) -> None:
         """Finish or give up what was begun on a repo's refs and has no outcome, by what git says. Raises Refused, GitError."""
@@ -2765,47 +3246,81 @@ class Engine:
         for intent in intents:
             with self.turn(name):
                 if intent["seq"] in self.state.intents:
-                    outcome = self._settled(name, self.usable(name), intent)
+                    outcome = self._settled(self.usable(name), intent, "the server ended before base was moved")
                     with self.lock:
                         self.record(*outcome)
                     log(f"{name}: what was begun before ({intent['event']}) is settled: {', '.join(e for e, _ in outcome)}")
 
-    def _settled(self, name: str, path: Path, intent: dict[str, Any]) -> list[Event]:
+    def _settled(self, path: Path, intent: dict[str, Any], reason: str) -> list[Event]:
+        """The outcome of an intent by what git says; what was done in part is completed. Raises GitError."""
+        mend_locks(path)
         heads = read_refs(path).heads
         if intent["event"] == "branch.deleting":
-            gone = heads.get(intent["branch"]) is None
-            return [("branch.deleted" if gone else "branch.kept", {**_about(intent), "begun": intent["seq"]})]
-        events: list[Event] = []
+            return outcome_of(intent, None if heads.get(intent["branch"]) is None else reason)
         tip = heads.get(intent["base"])
-        for merge in intent["merges"]:
-            if tip and is_ancestor(path, merge["merge_commit"], tip):
-                if heads.get(merge["branch"]) == merge["head"]:
-                    move_refs(path, [(f"refs/heads/{merge['branch']}", merge["head"], None)])
-                events.append(("merged", {**merge, "begun": intent["seq"], "merged_at": intent["at"]}))
-            else:
-                reason = "the server ended before base was moved"
-                events.append(("merge.abandoned", {**merge, "begun": intent["seq"], "reason": reason}))
-        return events
+        if tip is None or not is_ancestor(path, intent["merges"][-1]["merge_commit"], tip):
+            return outcome_of(intent, reason)
+        left = [(f"refs/heads/{merge['branch']}", merge["head"], None) for merge in intent["merges"]]
+        left = [move for move in left if heads.get(move[0][11:]) == move[1]]
+        if left:
+            move_refs(path, left)
+        return outcome_of(intent)
+
+    def _complete_history(self, name: str, path: Path) -> None:
+        """Record the newest merges of base that have no record (merges.jsonl was lost in part), by the jobs that tested them."""
+        with self.turn(name):
+            tip = read_refs(path).tip
+            line = git(path, "rev-list", "--first-parent", f"--max-count={HISTORY_CHECKED}", tip).split() if tip else []
+            with self.lock:
+                known = {merge["merge_commit"] for merge in self.ledger.merges_of(name, limit=HISTORY_CHECKED)}
+            new = list(itertools.takewhile(lambda commit: commit not in known, line))
+            for commit in reversed(new):
+                merge = self._merge_from_commit(name, path, commit)
+                if merge:
+                    with self.lock:
+                        self.record(("merged", merge))
+                    log(f"{name}: the merge of {merge['branch']} ({commit}) had no record; it is written from the commit")
+        self.checked.add(name)
+
+    def _merge_from_commit(self, name: str, path: Path, commit: str) -> dict[str, Any] | None:
+        """The record of a merge from its commit, if a job that passed has tested exactly this commit; else None."""
+        form = "%T%x00%P%x00%cI%x00%(trailers:key=Forge-Job,valueonly,separator=%x2c)"
+        tree, parents, at, number = (
+            git(path, "log", "-1", f"--format={form}", "--end-of-options", commit).rstrip("\n").split("\0")
+        )
+        with self.lock:
+            job = self.ledger.job(int(number)) if re.fullmatch("[1-9][0-9]{0,17}", number) else None
+            base = self.state.repos.get(name, Repo()).base
+        place = [link[0] for link in job.chain].index(commit) if job and [commit, tree] in job.chain else -1
+        if job is None or place < 0 or (job.repo, job.status, len(parents.split())) != (name, "passed", 2):
+            return None  # a direct push, whatever it says of itself
+        parent, head = parents.split()
+        about = {"repo": name, "base": base, "branch": job.heads[place]["branch"], "head": head, "merge_commit": commit}
+        how = "auto" if self.commit(name, head).auto_merge else "manual"
+        merged_at = at_time(seconds_of(at))
+        return {**about, "parent": parent, "tree": tree, "job": job.id, "how": how, "begun": 0, "merged_at": merged_at}
 
     def _announce(self, name: str, refs: Refs, facts: Mapping[str, Facts]) -> None:
         """Say in the log why the branches whose jobs have just ended are not merged: one line a verdict."""
         with self.lock:
             spoken = [job for job in map(self.ledger.job, sorted(self.unspoken)) if job and job.repo == name]
             self.unspoken -= {job.id for job in spoken}
-            branches = dict(self.state.repos.get(name, Repo()).branches)
-        for job in spoken:
-            branch = branches.get(job.branch)
-            about = facts.get(job.commit)
-            newest = self.ledger.job(branch.job) if branch and branch.job else None
-            if branch is None or branch.head != job.commit or newest is None:
-                reason = job.reason or "the branch has moved on"
-            elif newest.id != job.id:
-                reason = f"{'base has moved on' if newest.cause == 'retest' else job.reason}; job {newest.id} tests it again"
-            else:
-                merged = about.merged if about else None
-                how = wish_of(branch, about) if about else None
-                reason = explain(why_blocked(job.branch, refs, branch, job, merged), how, job.base != refs.tip)
-            log(f"auto-merge not attempted for {name}/{job.branch}: {reason}")
+            known = self.state.repos.get(name, Repo())
+            for verdict in spoken:
+                for head in verdict.heads:
+                    why = self._why_not(known, refs, verdict, head, facts)
+                    log(f"auto-merge not attempted for {name}/{head['branch']}: {why}")
+
+    def _why_not(self, known: Repo, refs: Refs, job: Job, head: Mapping[str, str], facts: Mapping[str, Facts]) -> str:
+        """Why a job that has ended does not lead to a merge of one of its heads; the lock is held."""
+        branch, about = known.branches.get(head["branch"]), facts.get(head["commit"])
+        newest = self.ledger.job(branch.job) if branch and branch.job else None
+        if branch is None or branch.head != head["commit"] or newest is None:
+            return job.reason or "the branch has moved on"
+        if newest.id != job.id:
+            return f"{job.reason if newest.is_first else 'base has moved on'}; job {newest.id} tests it again"
+        blockers = why_blocked(head["branch"], refs, known, job, about.merged if about else None)
+        return explain(blockers, wish_of(branch, about) if about else None, job.base != refs.tip)
 
     # -- what people ask for ------------------------------------------------------
 
@@ -2819,7 +3334,7 @@ class Engine:
             head = self._open_head(name, refs, branch, head)
             merged = self.merged(name, refs.tip, head) if refs.tip else None
             with self.lock:
-                known, job = self.state.repos[name].branches.get(branch), self.state.newest_job(name, branch)
+                known, job = self.state.repos[name], self.state.newest_job(name, branch)
                 blockers = why_blocked(branch, refs, known, job, merged)
                 if job and job.live:
                     blockers = [blocker for blocker in blockers if blocker != _job_blocker(job)]
@@ -2831,11 +3346,11 @@ class Engine:
             done = self.ledger.merges_of(name, branch, 1)
             if done and done[0]["head"] == head:
                 return done[0]
-            job = self.state.newest_job(name, branch)
-            if job is None or job.commit != head or not (job.live or self.closing):
-                raise Refused(
-                    409, f"{branch} was not merged: {self.stuck.get((name, branch), 'it has changed meanwhile; look again')}"
-                )
+            job, there = self.state.newest_job(name, branch), self.state.repos[name].branches.get(branch)
+            waits = there and there.head == head and job and (job.live or there.passed is not None)
+            if not waits or (name, branch) in self.stuck:
+                reason = self.stuck.get((name, branch), "it has changed meanwhile; look at it again")
+                raise Refused(409, f"{branch} was not merged: {reason}")
             return {"status": "queued", "job": job}
 
     def _open_head(self, name: str, refs: Refs, branch: str, head: str | None) -> str:
@@ -2858,23 +3373,10 @@ class Engine:
             refs = self.look(name)
             head = self._open_head(name, refs, branch, head)
             about = {"repo": name, "branch": branch, "head": head}
-            with self.lock:
-                (intent,) = self.record(("branch.deleting", about))
-            outcome, failed = "branch.deleted", None
-            try:
-                move_refs(self.config.repo(name), [(f"refs/heads/{branch}", head, None)])
-            except GitError as error:
-                outcome, failed = "branch.kept", error
-            with self.lock:
-                job = self.state.newest_job(name, branch)
-                ends = (
-                    [end_job(job, "canceled", f"{branch} was deleted")]
-                    if job and job.stoppable and outcome == "branch.deleted"
-                    else []
-                )
-                self.record(*ends, (outcome, {**about, "begun": intent["seq"]}))
-            if failed:
-                raise failed if self.no_room(failed) else Refused(409, f"{branch} was not deleted: {failed}")
+            error = self._act(name, ("branch.deleting", about), [(f"refs/heads/{branch}", head, None)])
+            if error:
+                raise error if self.no_room(error) else Refused(409, f"{branch} was not deleted: {error}")
+            self.look(name)  # ends its job
         self.poke(name)
         return about
 
@@ -2904,24 +3406,25 @@ class Engine:
                 reason = why_no_retry(old, refs, self.state.live_jobs(old.repo))
                 if reason:
                     raise Refused(409, reason)
-                event = queue_job(
-                    self.state.last_job + 1,
-                    old.repo,
-                    old.branch,
-                    old.kind,
-                    old.commit,
-                    "retry",
-                    base=old.base if old.kind == POST else None,
-                    retry_of=job_id,
-                )
-                self.record(event)
-                job = self.state.jobs[event[1]["id"]]
+                if old.kind == POST or old.is_first:
+                    base = old.base if old.kind == POST else None
+                    event = queue_job(self.next_id(), old.repo, old.kind, pairs(old.heads), "retry", base=base, retry_of=job_id)
+                    self.record(event)
+                    job = self.state.jobs[event[1]["id"]]
+            if old.kind == PRE and not old.is_first:
+                job = self._queue_together(old.repo, refs, still_open(old, refs), job_id)
         self.dispatch()
         return job
 
 
-def _about(intent: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: intent[name] for name in ("repo", "branch", "head")}
+def outcome_of(intent: Mapping[str, Any], failure: str | None = None) -> list[Event]:
+    """The events that say how an intent ended; `failure` is why nothing was moved."""
+    if intent["event"] == "branch.deleting":
+        about = {name: intent[name] for name in ("repo", "branch", "head")}
+        return [("branch.kept" if failure else "branch.deleted", {**about, "begun": intent["seq"]})]
+    if failure:
+        return [("merge.abandoned", {"repo": intent["repo"], "begun": intent["seq"], "reason": failure})]
+    return [("merged", {**merge, "begun": intent["seq"], "merged_at": now()}) for merge in intent["merges"]]
 
 
 def is_ancestor(repo: Path, commit: str, of: str) -> bool:
@@ -3038,8 +3541,10 @@ DIFF_PAGE_BYTES = 300_000
 
 def job_view(engine: Engine, job: Job) -> dict[str, Any]:
     """A job as programs see it."""
-    hidden = ("cause", "checkout", "timeout", "stopping")
+    hidden = ("cause", "checkout", "timeout", "stopping", "configured", "chain")
     view = {name: getattr(job, name) for name in JOB_FIELDS if name not in hidden}
+    if job.id in engine.state.flakes:
+        view["flake"] = engine.state.flakes[job.id]
     view["url"] = f"{engine.url}/jobs/{job.id}"
     view["log_url"] = f"{view['url']}/log"
     running = engine.running.get(job.id)
@@ -3061,25 +3566,23 @@ def merge_view(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any]:
-    """A branch beside base as programs see it, with what the gate says. Raises GitError."""
+    """A branch beside base as programs see it, with what the gate says, or that git cannot read it."""
     head = refs.heads[branch]
-    about = engine.commit(name, head)
     open_for_merge = refs.tip is not None and branch in refs.ahead
-    merged, unknown = None, []
-    try:
-        merged = engine.merged(name, refs.tip, head) if open_for_merge and refs.tip else None
-    except GitError as error:  # to try a merge git has to write
-        if not engine.no_room(error):
-            raise
-        unknown = [f"whether it conflicts with {refs.base} is not known: {error}"]
+    about, merged, unreadable = CommitFacts("", "", "", "", False), None, []
     counts: tuple[str | None, int | None, int | None] = (None, None, None)
-    if refs.tip:
-        counts = engine.counts(name, refs.tip, head)
+    try:
+        about = engine.commit(name, head)
+        counts = engine.counts(name, refs.tip, head) if refs.tip else counts
+        merged = engine.merged(name, refs.tip, head) if open_for_merge and refs.tip else None  # for this git has to write
+    except GitError as error:
+        unreadable = [f"git cannot tell how it merges: {error}"]
     with engine.lock:
-        known = engine.state.repos.get(name, Repo()).branches.get(branch)
+        repo = engine.state.repos.get(name, Repo())
+        known = repo.branches.get(branch)
         known = known if known and known.head == head else None
         job = engine.state.newest_job(name, branch) if known else None
-        blockers = why_blocked(branch, refs, known, job, merged) + unknown
+        blockers = why_blocked(branch, refs, repo, job, merged) + unreadable
         if not blockers and (name, branch) in engine.stuck:
             blockers = [engine.stuck[name, branch]]
         how = wish_of(known, Facts(about.auto_merge, merged or Merged(None))) if known else None
@@ -3102,7 +3605,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
             "why": explain(blockers, how, bool(job and job.base != refs.tip)),
         }
         waits = job.live or (job.interrupted and job.cause != "rerun") if job else open_for_merge
-        view["settled"] = not waits and not (how and not blockers)
+        view["settled"] = not waits and not (how and (is_suspect(repo, refs, branch) or not blockers))
     return view
 
 
@@ -3132,7 +3635,7 @@ def outlook(engine: Engine, job: Job) -> tuple[Job | None, str]:
     if newest.id > job.id:
         return (
             newest,
-            f"{said}; job {newest.id} tests it again, {'since base has moved on' if newest.cause == 'retest' else newest.cause}",
+            f"{said}; job {newest.id} tests it again, {newest.cause if newest.is_first else 'on base as it is by now'}",
         )
     view = mr_view(engine, job.repo, refs, job.branch) if refs.heads.get(job.branch) == job.commit else {}
     if not view.get("job") or not view["settled"]:
@@ -4335,14 +4838,11 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     )
     engine.port = port
     write_address(engine)
-    told, alarm = threading.Event(), trigger.trigger(sockets)
-
-    def leave(*_: Any) -> None:
-        told.set()
-        alarm.pull_trigger()
-
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGINT, leave)
+    told, alarm = threading.Event(), trigger.trigger(sockets).trigger
+    os.set_blocking(alarm, False)
+    signal.set_wakeup_fd(alarm, warn_on_full_buffer=False)  # wakes the loop whichever thread the kernel chose for the signal
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
     engine.start()
     print(f"forge: listening on {engine.url}", flush=True)
     while not told.is_set():

@@ -152,9 +152,14 @@ class Server:
         quiet = [0]
 
         def look() -> bool:
-            states = [job["status"] for job in self.get("/jobs?limit=200")["jobs"]]
-            quiet[0] = quiet[0] + 1 if not {"pending", "running"} & set(states) else 0
-            return quiet[0] > 3
+            busy = {"pending", "running"} & {job["status"] for job in self.get("/jobs?limit=200")["jobs"]}
+            quiet[0] = 0 if busy else quiet[0] + 1
+            return quiet[0] > 3 and all(
+                view["settled"]
+                for repo in self.get("/")["repos"]
+                if not repo["trouble"]
+                for view in self.get(f"/r/{repo['repo']}")["merge_requests"]
+            )
 
         wait_for(look, "quiet", seconds)
 

@@ -47,6 +47,7 @@ class History:
             tested = object_id("tested", job.id) if job.kind == PRE else job.commit
             started: dict[str, Any] = {"id": job.id, "started_at": now(), "checkout": 1, "timeout": 3600, "tested": tested}
             started |= {"base": self.refs[job.repo].tip if job.kind == PRE else job.base, "tree": object_id("tree", job.id)}
+            started |= {"configured": "", "chain": [[tested, started["tree"]]] if job.kind == PRE else []}
             self.ledger.record(("job.started", started))
             ended = replace(job, status=status, reason=reason, exit_code=0 if status == "passed" else 1, duration=12.345)
             ended.command, ended.log_size, ended.finished_at = "nix run .#pre-merge", 4096 + job.id, now()
@@ -56,7 +57,14 @@ class History:
         """A branch that passed is merged."""
         job = self.ledger.state.newest_job(name, branch)
         assert job and job.tested
-        merge = {"repo": name, "branch": branch, "head": job.commit, "merge_commit": job.tested, "parent": self.refs[name].tip}
+        merge = {
+            "repo": name,
+            "base": "main",
+            "branch": branch,
+            "head": job.commit,
+            "merge_commit": job.tested,
+            "parent": self.refs[name].tip,
+        }
         merge |= {"tree": job.tree, "job": job.id, "how": "auto"}
         (intent,) = self.ledger.record(("merge.begun", {"repo": name, "base": "main", "merges": [merge]}))
         self.ledger.record(("merged", {**merge, "begun": intent["seq"], "merged_at": now()}))

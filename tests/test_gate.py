@@ -34,17 +34,19 @@ from forge import (
 
 A, B, C, T = ("a" * 40), ("b" * 40), ("c" * 40), ("d" * 40)
 NULL = "0" * 40
+MOMENT = "2026-01-01T00:00:00.000Z"
 
 
 def a_job(status: str, **values: object) -> Job:
-    job = Job(1, "app", "topic", PRE, B, [{"branch": "topic", "commit": B}], "2026-01-01T00:00:00.000Z", base=A, tested=T)
+    job = Job(1, "app", "topic", PRE, B, [{"branch": "topic", "commit": B}], MOMENT, base=A, tested=T, chain=[[T, "tree"]])
     return replace(job, status=status, **values)
 
 
 def decision(
     job: Job, refs: Refs | None = None, auto: bool = True, asked: str | None = None, merged: Merged | None = None
 ) -> object:
-    known = Repo("main", A, {"topic": Branch(B, 1, asked)})
+    passed = 1 if job.status == "passed" else None
+    known = Repo("main", A, {"topic": Branch(B, 1, asked, passed=passed, passed_at=MOMENT)})
     refs = refs or Refs("main", {"main": A, "topic": B}, frozenset({"topic"}))
     return decide(known, refs, {1: job}, {B: Facts(auto, merged or Merged(T))})
 
@@ -69,7 +71,7 @@ CONFLICT = Merged(None, ("file",))
         ({"job": a_job("passed"), "refs": GONE}, type(None)),
         ({"job": a_job("passed"), "merged": CONFLICT}, type(None)),
         ({"job": a_job("passed"), "merged": Merged(None, unrelated=True)}, type(None)),
-        ({"job": a_job("passed", tested=B)}, Queue),  # the head was tested, since there was a conflict then
+        ({"job": a_job("passed", tested=B, chain=[])}, Queue),  # the head was tested, since there was a conflict then
         ({"job": a_job("pending")}, type(None)),
         ({"job": a_job("running")}, type(None)),
         ({"job": a_job("failed", reason="exit code 1")}, type(None)),
@@ -87,8 +89,8 @@ def test_what_is_done_next(what: dict[str, object], expected: type) -> None:
 def test_who_asked_is_how_it_merges() -> None:
     asked = decision(a_job("passed"), auto=False, asked="manual")
     by_trailer = decision(a_job("passed"))
-    assert isinstance(asked, Merge) and asked.how == "manual"
-    assert isinstance(by_trailer, Merge) and by_trailer.how == "auto"
+    assert isinstance(asked, Merge) and asked.how == ("manual",)
+    assert isinstance(by_trailer, Merge) and by_trailer.how == ("auto",)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,8 @@ def test_who_asked_is_how_it_merges() -> None:
     ],
 )
 def test_what_keeps_a_branch_is_said(refs: Refs, job: Job | None, merged: Merged | None, words: str | None) -> None:
-    blockers = why_blocked("topic", refs, Branch(B, 1), job, merged)
+    passed = 1 if job and job.status == "passed" else None
+    blockers = why_blocked("topic", refs, Repo("main", A, {"topic": Branch(B, 1, passed=passed)}), job, merged)
     assert (blockers == []) if words is None else any(words in blocker for blocker in blockers)
 
 
@@ -121,7 +124,13 @@ def test_what_keeps_a_branch_is_said(refs: Refs, job: Job | None, merged: Merged
         (a_job("failed"), GONE, [], "is gone"),
         (a_job("passed"), Refs("main", {"main": A, "topic": B}), [], "has nothing to merge"),
         (a_job("failed"), OPEN, [a_job("pending", id=2)], "job 2 is pending"),
-        (a_job("failed"), OPEN, [a_job("pending", id=2, branch="other")], None),
+        (a_job("failed"), OPEN, [a_job("pending", id=2, heads=[{"branch": "other", "commit": B}])], None),
+        (
+            a_job("failed", cause="retest"),
+            OPEN,
+            [a_job("pending", id=2, heads=[], cause="retest")],
+            "job 2 is pending for the queue",
+        ),
         (a_job("failed", kind=POST, branch="main"), Refs("main", {"main": B}), [], None),
         (a_job("failed", kind=POST, branch="main"), OPEN, [], "roll back instead"),
         (a_job("failed", kind=POST, branch="main"), Refs("main", {}), [], "base is at nothing"),

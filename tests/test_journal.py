@@ -73,7 +73,7 @@ def test_a_damaged_line_and_unknown_events_are_passed_over(tmp_path: Path, capsy
     ledger = Ledger(tmp_path)
     said = capsys.readouterr().err
     assert "line 2 is no record" in said and "line 3 is no record" in said and "record 4 (job.queued) is not understood" in said
-    ledger.record(queue_job(1, "app", "topic", "pre-merge", "a" * 40, "push"))
+    ledger.record(queue_job(1, "app", "pre-merge", (("topic", "a" * 40),), "push"))
     assert ledger.state.jobs[1].branch == "topic" and ledger.journal.seq == 5
     assert b"of.tomorrow" in (tmp_path / "jobs.jsonl").read_bytes()
 
@@ -81,7 +81,7 @@ def test_a_damaged_line_and_unknown_events_are_passed_over(tmp_path: Path, capsy
 @pytest.mark.parametrize("how", ["short", "none", "sync"])
 def test_a_write_that_fails_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     ledger = Ledger(tmp_path)
-    ledger.record(queue_job(1, "app", "one", "pre-merge", "a" * 40, "push"))
+    ledger.record(queue_job(1, "app", "pre-merge", (("one", "a" * 40),), "push"))
     before = (tmp_path / "jobs.jsonl").read_bytes()
     write = os.write
 
@@ -94,16 +94,16 @@ def test_a_write_that_fails_is_taken_back(tmp_path: Path, monkeypatch: pytest.Mo
         else:
             patch.setattr(os, "write" if how == "none" else "fsync", fail)
         with pytest.raises(OSError):
-            ledger.record(queue_job(2, "app", "two", "pre-merge", "a" * 40, "push"))
+            ledger.record(queue_job(2, "app", "pre-merge", (("two", "a" * 40),), "push"))
     assert (tmp_path / "jobs.jsonl").read_bytes() == before and list(ledger.state.jobs) == [1]
-    ledger.record(queue_job(2, "app", "three", "pre-merge", "a" * 40, "push"))
+    ledger.record(queue_job(2, "app", "pre-merge", (("three", "a" * 40),), "push"))
     assert [r["seq"] for r in lines(tmp_path / "jobs.jsonl")] == [1, 2]
 
 
 def test_old_jobs_are_found_by_the_index_and_not_held(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for number in range(1, 41):
-        name, job = queue_job(number, f"r{number % 2}", f"b{number % 5}", "pre-merge", "a" * 40, "push")
+        name, job = queue_job(number, f"r{number % 2}", "pre-merge", ((f"b{number % 5}", "a" * 40),), "push")
         status = "failed" if number % 3 == 0 else "passed"
         ledger.record(
             (name, job),
@@ -122,14 +122,14 @@ def test_a_hundred_thousand_jobs_cost_a_few_megabytes() -> None:
     index = JobIndex()
     for number in range(1, 100_001):
         index.add({"id": number, "repo": "app", "branch": f"b{number}", "kind": "pre-merge", "status": "passed"}, number * 300)
-    size = sum(len(column) * column.itemsize for column in (index.places, index.branches, index.kinds))
+    size = sum(len(column) * column.itemsize for column in (index.places, index.branches, index.kinds)) + len(index.results)
     assert size < 3_000_000 and next(index.search(10**6, "app", "b5", None, None)) == 5
 
 
 @pytest.mark.parametrize("how", ["longer", "shorter"])
 def test_what_could_not_be_taken_back_is_taken_back_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     ledger = Ledger(tmp_path)
-    ledger.record(queue_job(1, "app", "one", "pre-merge", "a" * 40, "push"))
+    ledger.record(queue_job(1, "app", "pre-merge", (("one", "a" * 40),), "push"))
     write, whole = os.write, (tmp_path / "jobs.jsonl").read_bytes()
 
     def fail(*args: object) -> int:
@@ -141,16 +141,16 @@ def test_what_could_not_be_taken_back_is_taken_back_later(tmp_path: Path, monkey
         patch.setattr(os, "fsync", fail)
         for _ in range(2):  # the second one cannot even begin, and adds nothing
             with pytest.raises(OSError):
-                ledger.record(queue_job(2, "app", "two", "pre-merge", "b" * 40, "push"))
+                ledger.record(queue_job(2, "app", "pre-merge", (("two", "b" * 40),), "push"))
     left = (tmp_path / "jobs.jsonl").read_bytes()
     assert len(left) > len(whole) and list(ledger.state.jobs) == [1]
-    ledger.record(queue_job(2, "app", "three", "pre-merge", "c" * 40, "push"))
+    ledger.record(queue_job(2, "app", "pre-merge", (("three", "c" * 40),), "push"))
     assert [r["seq"] for r in lines(tmp_path / "jobs.jsonl")] == [1, 2] and ledger.job(2).branch == "three"  # type: ignore[union-attr]
     assert [path.read_bytes() for path in tmp_path.glob("*.torn-*")] == [left[len(whole) :]]
 
 
 def test_a_record_with_a_line_separator_is_one_line_also_when_its_writer_did_not_escape_it(tmp_path: Path) -> None:
-    event, job = queue_job(1, "app", "caf\u2028\x85", "pre-merge", "a" * 40, "push")
+    event, job = queue_job(1, "app", "pre-merge", (("caf\u2028\x85", "a" * 40),), "push")
     Ledger(tmp_path).record((event, job))
     record = {"seq": 2, "at": "", "event": event, **job, "id": 2, "branch": "a\u2028b\u0085c"}
     with open(tmp_path / "jobs.jsonl", "a") as stream:
@@ -197,7 +197,7 @@ def step(ledger: Ledger, what: str, repo: str, branch: str) -> list[Event]:
     job, about = ledger.state.newest_job(repo, branch), {"repo": repo, "branch": branch, "head": "a" * 40}
     intent = next(iter(ledger.state.intents.values()), {})
     table: dict[str, list[Event]] = {
-        "queue": [queue_job(ledger.state.last_job + 1, repo, branch, "pre-merge", "a" * 40, "push")],
+        "queue": [queue_job(ledger.state.last_job + 1, repo, "pre-merge", ((branch, "a" * 40),), "push")],
         "run": [("job.started", {"id": job.id, "base": "b" * 40, "checkout": 1})] if job and job.status == "pending" else [],
         "end": [end_job(job, "canceled", "so be it")] if job and job.stoppable else [],
         "ask": [("merge.asked", {**about, "how": "manual"})],
@@ -239,7 +239,7 @@ def kept_ledger(tmp_path: Path) -> Callable[[], Path]:
     write_history(folder, 60)
     ledger = Ledger(folder)
     keep(ledger, folder)
-    ledger.record(queue_job(ledger.state.last_job + 1, "repo-1", "late", "pre-merge", "a" * 40, "push"))
+    ledger.record(queue_job(ledger.state.last_job + 1, "repo-1", "pre-merge", (("late", "a" * 40),), "push"))
     ledger.journal.close()
     return lambda: folder
 

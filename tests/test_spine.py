@@ -310,6 +310,7 @@ def messy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
     # root without capabilities is held by permissions like anybody
     server.start(*(["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []))
     work = server.repo()
+    work.bare("config", "forge.reuse", "false")
     work.write("file-a", "file-a\n")
     work.commit("A file")
     work.push("HEAD:main")
@@ -407,7 +408,7 @@ def test_at_most_max_jobs_first_come_first_served(make_server: Callable[..., Ser
     server = make_server(FORGE_MAX_JOBS="1")
     work = server.repo()
     for number in range(4):
-        work.branch(f"n{number}", run="sleep 0.2\n")
+        work.branch(f"n{number}", run=f"sleep 0.2 # {number}\n")
         work.push(f"n{number}")
     server.idle()
     jobs = server.get("/jobs?kind=pre-merge")["jobs"][::-1]
@@ -1139,6 +1140,7 @@ def test_a_merge_that_a_crash_left_without_its_record(make_server: Callable[...,
 def test_a_checkout_is_used_again(make_server: Callable[..., Server]) -> None:
     server = make_server(FORGE_MAX_JOBS="1")
     work = server.repo()
+    work.bare("config", "forge.reuse", "false")
     seen = []
     for number in range(2):
         work.branch(f"n{number}", run="stat -c %i .forge/pre-merge\n")

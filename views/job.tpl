@@ -18,6 +18,9 @@
 % elif stopping:
 <p class="verdict" data-tone="busy">It is being stopped: {{stopping[1]}}</p>
 % end
+% if job.get('flake'):
+<p class="verdict" data-tone="bad">This is a flake: <a href="/jobs/{{job['flake']}}">job {{job['flake']}}</a> ran the same command on the same tree and came to the other verdict.</p>
+% end
 % if merge:
 <p class="verdict" data-tone="good">Merged into base as <code>{{merge['merge_commit'][:10]}}</code>; see the <a href="/r/{{job['repo']}}/history">history</a>.</p>
 % end
@@ -41,9 +44,21 @@
 <span class="dim">{{'not known yet' if live else 'none'}}</span>
 % end
 </dd>
+% if len(job['heads']) > 1:
+<dt>Commits</dt><dd>tested together, in the order in which they are to be merged:
+%   for head in job['heads']:
+<br><code>{{head['commit'][:10]}}</code> <a href="{{mr_path(job['repo'], head['branch'])}}">{{head['branch']}}</a>
+%   end
+</dd>
+% else:
 <dt>Commit</dt><dd><code>{{job['commit']}}</code></dd>
+% end
 % if job['tested'] and job['tested'] != job['commit']:
-<dt>Tested</dt><dd><code>{{job['tested']}}</code>, its merge into base</dd>
+<dt>Tested</dt><dd><code>{{job['tested']}}</code>, {{'their merges' if len(job['heads']) > 1 else 'its merge'}} into base
+%   if job['kind'] == PRE:
+<br><span class="dim">git fetch origin refs/forge/jobs/{{job['id']}}</span>
+%   end
+</dd>
 % elif job['tested'] and job['kind'] == PRE:
 <dt>Tested</dt><dd>the commit as it was pushed, without base</dd>
 % end
@@ -65,6 +80,9 @@
 % end
 % if job['exit_code'] is not None:
 <dt>Exit code</dt><dd>{{job['exit_code']}}</dd>
+% end
+% if job['reused_from']:
+<dt>Result of</dt><dd><a href="/jobs/{{job['reused_from']}}">job {{job['reused_from']}}</a>, which ran the same command on the same tree</dd>
 % end
 % if job['retry_of']:
 <dt>Retry of</dt><dd><a href="/jobs/{{job['retry_of']}}">job {{job['retry_of']}}</a></dd>
@@ -90,6 +108,6 @@
 %   end
 </div>
 %   if not lines:
-<p class="dim" id="nolog">{{'It has printed nothing yet.' if live else 'It printed nothing.'}}</p>
+<p class="dim" id="nolog">{{'It has printed nothing yet.' if live else 'It did not have to run.' if job['reused_from'] else 'It printed nothing.'}}</p>
 %   end
 % end

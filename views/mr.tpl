@@ -1,4 +1,4 @@
-% live = job and job['status'] in ('pending', 'running')
+% live = job and not settled
 % rebase('base', title=f'{branch} · {repo} · forge', refresh=3 if live else None, scripts=('live.js',) if live else ())
 % parts = include('parts')
 % badge, job_table, password_field = parts['badge'], parts['job_table'], parts['password_field']
@@ -17,6 +17,9 @@
 % end
 </p>
 <p class="verdict" data-tone="{{'good' if mergeable else 'busy' if live else 'bad' if job else 'still'}}">{{why}}</p>
+% if job and job.get('flake'):
+<p class="verdict" data-tone="bad">It has a flake: jobs <a href="/jobs/{{job['id']}}">{{job['id']}}</a> and <a href="/jobs/{{job['flake']}}">{{job['flake']}}</a> ran the same command on the same tree and came to different verdicts.</p>
+% end
 <div class="actions">
 % if mergeable or live:
 <form method="post" action="{{mr_path(repo, branch)}}/merge"><input type="hidden" name="head" value="{{head}}">

@@ -16,6 +16,9 @@
 <td><a href="/r/{{job['repo']}}">{{job['repo']}}</a> / \\
 %   if job['kind'] == PRE:
 <a href="{{mr_path(job['repo'], job['branch'])}}">{{job['branch']}}</a>\\
+%     if len(job['heads']) > 1:
+ <span class="dim">and {{len(job['heads']) - 1}} more</span>\\
+%     end
 %   else:
 {{job['branch']}} <span class="dim">post-merge</span>\\
 %   end
