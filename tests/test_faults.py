@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -599,3 +600,60 @@ def test_a_record_that_is_damaged_behind_the_snapshot_is_missing_and_nothing_els
         assert [server.ask(f"/jobs/{job}", Accept=kind).status for job in jobs[:3]] == [200, 404, 200]
         assert [server.ask(path, Accept=kind).status for path in ("/jobs", "/r/app", "/r/app/history")] == [200] * 3
     assert [merge["branch"] for merge in work.merges()][-2:] == ["three", "one"] and "is damaged at byte" in server.log
+
+
+###############################################################################
+# a write to the journal that fails at the n-th call
+###############################################################################
+
+
+def check_promises(server: Server, work: Work, merged: set[str]) -> None:
+    """Each try has one verdict, each merge is in base and in the journal once, and the journal is whole."""
+    records = whole_journal(server)
+    queued = [record["id"] for record in records if record["event"] == "job.queued"]
+    ended = [record["id"] for record in records if record["event"] == "job.finished"]
+    assert sorted(ended) == queued == list(range(1, len(queued) + 1))
+    line = work.bare("log", "--first-parent", "--reverse", "--format=%H %s", "main").split("\n")
+    merges = [tuple(commit.split(" Forge Merge: ")) for commit in line if "Forge Merge: " in commit]
+    assert merges == [(record["merge_commit"], record["branch"]) for record in records if record["event"] == "merged"]
+    assert len(merges) == len(merged) and {branch for _, branch in merges} == merged
+
+
+def insist(server: Server, path: str) -> Answer:
+    """An action, until there is room for it."""
+    return wait_for(lambda: (answer := server.act(path)).status != 507 and answer, f"room for {path}")  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("first", range(1, 51, 10))
+def test_a_write_of_the_journal_that_fails_at_the_nth_call_breaks_no_promise(
+    make_server: Callable[..., Server], tmp_path: Path, first: int
+) -> None:
+    server, order = make_server(start=False), tmp_path / "fail"
+    server.start(sys.executable, str(Path(__file__).with_name("failing_server.py")), str(order))
+    work, merged = server.repo(), set()
+
+    def of(branch: str, *status: str) -> list[Any]:
+        """The ids of the jobs of a branch that stand so."""
+        return [job["id"] for job in server.get(f"/jobs?branch={branch}")["jobs"] if job["status"] in status]
+
+    for n in range(first, first + 10):
+        a, b, bad, slow = (f"{name}-{n}" for name in ("a", "b", "bad", "slow"))
+        for branch in (a, b):
+            work.branch(branch, AUTO)
+        work.branch(bad, run="exit 1")
+        work.branch(slow, run="sleep 60")
+        order.write_text(str(n))
+        work.push(slow)
+        work.push(a, b, bad)
+        wait_for(lambda slow=slow: of(slow, "pending", "running"), "the job to cancel")
+        assert insist(server, f"/jobs/{of(slow, 'pending', 'running')[0]}/cancel").status == 200
+        wait_for(lambda bad=bad: of(bad, "failed"), "the first verdict")
+        assert insist(server, f"/jobs/{of(bad, 'failed')[0]}/retry").status == 202
+        merged |= {a, b}
+        wait_for(lambda merged=merged: {merge["branch"] for merge in work.merges()} >= merged, "the merges")
+        wait_for(lambda bad=bad, slow=slow: len(of(bad, "failed")) == 2 and of(slow, "canceled"), "all verdicts")
+    server.idle()
+    assert server.log.count("No space left on device") >= 5, "the failures"
+    check_promises(server, work, merged)
+    assert server.stop() == 0 and server.start()
+    check_promises(server, work, merged)
