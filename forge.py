@@ -768,7 +768,7 @@ NEEDED = {
     "head.blamed": {"repo", "branch", "head", "others"},
     "flake.found": {"repo", "jobs"},
     "merged": {"repo", "branch", "head", "merge_commit", "parent", "job", "begun"},
-    "merge.abandoned": {"repo", "branch", "begun"},
+    "merge.abandoned": {"begun"},
     "branch.deleting": {"repo", "branch", "head"},
     "branch.deleted": {"repo", "branch", "begun"},
     "branch.kept": {"begun"},
