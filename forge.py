@@ -28,6 +28,7 @@ The data directory
     running/<id>/               what a supervisor keeps: pid, command, exit.new → exit
     incoming/                   what hooks could not deliver
     trash/                      what is being removed
+    snapshot                    what follows from most of the journal, for a quick start; may be deleted
     bin/forge                   the command, for hooks and jobs
     token hook-token hook-header address sessions.json session-key lock
 
@@ -51,7 +52,7 @@ old value. Turns are marked under the lock and held without it.
 watcher     one; waits on the pidfds of the jobs, measures and stops them, starts a scan when due
 workers     ``WORKERS``; take repos from ``Engine.todo`` and step them
 starters    one for each job that is being started; gone when its process runs
-janitor     one; empties ``trash/``
+janitor     one; empties ``trash/``, writes the snapshot when many records have come
 web         waitress's; they submit, ask, and read
 ==========  =========================================================================================
 
@@ -62,9 +63,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import hashlib
 import hmac
+import io
 import itertools
 import json
 import os
@@ -94,7 +97,8 @@ from functools import partial
 from heapq import merge as merge_sorted
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import quote, urlencode, urlsplit
 
 import bottle
@@ -434,7 +438,37 @@ def seconds_of(moment: str) -> float:
 
 def log(text: str) -> None:
     """One line in the server's log, which is its standard error."""
-    print(f"forge: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # it may lie on a full disk
+        print(f"forge: {text}\n", end="", file=sys.stderr, flush=True)  # one write, so that lines stay whole
+
+
+NO_ROOM = {error: os.strerror(error) for error in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)}
+
+
+def lacks_room(error: BaseException) -> str | None:
+    """The system's words when something failed since the disk is full or read-only, or None."""
+    if isinstance(error, GitError):
+        return next((words for words in NO_ROOM.values() if words in error.stderr), None)
+    return NO_ROOM.get(error.errno or 0) if isinstance(error, OSError) else None
+
+
+def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Give a file its content, whole or not at all, unless it has it already. Raises OSError, and leaves nothing then."""
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content and stat.S_IMODE(path.stat().st_mode) == mode:
+            return
+    new = path.with_name(f".{path.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        new.unlink()
+    try:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as stream:
+            os.fchmod(stream.fileno(), mode)
+            stream.write(content)
+        new.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
 
 
 ###############################################################################
@@ -448,54 +482,97 @@ MERGE_EVENTS = frozenset(
 
 
 class Journal:
-    """jobs.jsonl and merges.jsonl. A record is one line, written with one write and fsynced before `append` returns."""
+    """jobs.jsonl and merges.jsonl. A record is one line, written with one write and fsynced before `append` returns.
+
+    Where they cannot be written they are read all the same, and each `append` tries anew.
+    """
 
     def __init__(self, directory: Path):
         self.seq = 0
+        self.paths = {name: directory / f"{name}.jsonl" for name in ("jobs", "merges")}
         self.files: dict[str, int] = {}
         self.sizes: dict[str, int] = {}
-        for name in ("jobs", "merges"):
-            path = directory / f"{name}.jsonl"
-            self.files[name] = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self.sizes[name] = self._cut_torn_tail(path, self.files[name])
+        self.writable = False  # as they were opened
+        self.ready = False  # whether they can be written and end with their last record
+        try:
+            self._open(os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        except OSError as error:
+            if not lacks_room(error):
+                raise
+            self._open(os.O_RDONLY)
+        self.sizes = {name: self._whole_size(file) for name, file in self.files.items()}
+        try:
+            self._make_ready()
+        except OSError as error:
+            log(f"the journal in {directory} cannot be written now ({error.strerror}); it is read, and work waits")
+
+    def _open(self, flags: int) -> None:
+        opened = {name: os.open(path, flags | os.O_CLOEXEC, 0o644) for name, path in self.paths.items()}
+        for file in self.files.values():
+            os.close(file)
+        self.files, self.writable = opened, flags & os.O_ACCMODE == os.O_RDWR
 
     @staticmethod
-    def _cut_torn_tail(path: Path, file: int) -> int:
-        """Move what follows the last line break (a write that a power cut tore) to a file beside, and say so."""
-        size = end = os.fstat(file).st_size
-        tail = b""
-        while end and b"\n" not in tail:
+    def _whole_size(file: int) -> int:
+        """How long a file is up to its last line break."""
+        end = os.fstat(file).st_size
+        while end > 0:
             start = max(0, end - 65536)
-            tail = os.pread(file, end - start, start) + tail
+            found = os.pread(file, end - start, start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
             end = start
-        torn = tail[tail.rfind(b"\n") + 1 :]
-        if torn:
-            beside = path.with_name(f"{path.name}.torn-{int(time.time())}")
-            beside.write_bytes(torn)
-            os.ftruncate(file, size - len(torn))
-            os.fsync(file)
-            log(f"{path} ended within a line; these {len(torn)} bytes are now in {beside}")
-        return size - len(torn)
+        return 0
 
-    def replay(self) -> Iterator[tuple[str, int, dict[str, Any]]]:
-        """Yield (file, place, record) of both files in the order of `seq`. A line that is no record is told and passed over."""
-        for record, name, place in merge_sorted(*map(self._lines, self.files), key=lambda item: item[0]["seq"]):
-            self.seq = max(self.seq, record["seq"])
+    def _make_ready(self) -> None:
+        """Open the files for writing, and move what follows the last record (a write that was torn) to a file beside."""
+        if not self.writable:
+            self._open(os.O_RDWR | os.O_APPEND)
+        for name, file in self.files.items():
+            torn = os.pread(file, max(0, os.fstat(file).st_size - self.sizes[name]), self.sizes[name])
+            if torn:
+                beside = self.paths[name].with_name(f"{name}.jsonl.torn-{int(time.time())}")
+                write_whole(beside, torn, 0o644)
+                os.ftruncate(file, self.sizes[name])
+                os.fsync(file)
+                log(f"{self.paths[name]} ended within a line; these {len(torn)} bytes are now in {beside}")
+        self.ready = True
+
+    def replay(self, places: Mapping[str, int] | None = None, seq: int = 0) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        """Yield (file, place, record) of what follows `places` in both files, in the order of the numbers; `seq` is before them.
+
+        A line that is no record is told and passed over.
+        """
+        self.seq = seq
+        begins = places or dict.fromkeys(self.files, 0)
+        for number, name, place, record in merge_sorted(*(self._lines(name, place) for name, place in begins.items())):
+            self.seq = max(self.seq, number)
             yield name, place, record
 
-    def _lines(self, name: str) -> Iterator[tuple[dict[str, Any], str, int]]:
-        with open(os.dup(self.files[name]), "rb") as stream:
-            stream.seek(0)
-            place = 0
+    def _lines(self, name: str, place: int) -> Iterator[tuple[int, str, int, dict[str, Any]]]:
+        decode = json.JSONDecoder().raw_decode  # json.loads looks at each line three times more
+        before = None if place else 0  # lines; they are counted when somebody wants to know
+        with open(self.paths[name], "rb") as stream:
+            stream.seek(start := place)
             for number, line in enumerate(stream, 1):
+                if place >= self.sizes[name]:
+                    return
                 try:
-                    record = json.loads(line)
-                    if not isinstance(record["seq"], int) or not isinstance(record["event"], str):
-                        raise ValueError("seq or event is odd")
-                    yield record, name, place
+                    text = line.strip().decode()
+                    record, end = decode(text)
+                    if type(record["seq"]) is not int or type(record["event"]) is not str or end != len(text):
+                        raise ValueError("seq or event is odd, or more follows")
+                    yield record["seq"], name, place, record
                 except (ValueError, KeyError, TypeError, RecursionError) as error:
-                    log(f"{name}.jsonl, line {number} is no record and is passed over ({error})")
+                    before = count_newlines(self.paths[name], start) if before is None else before
+                    log(f"{name}.jsonl, line {before + number} is no record and is passed over ({error})")
                 place += len(line)
+
+    def ends(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """A checksum of what stands before each of `sizes`, by which a journal is known again."""
+        return {
+            name: zlib.crc32(os.pread(self.files[name], min(4096, size), max(0, size - 4096))) for name, size in sizes.items()
+        }
 
     def append(self, events: Iterable[Event]) -> list[tuple[str, int, dict[str, Any]]]:
         """Write the events, all or none. Returns what `replay` would. Raises OSError when the disk does not take them."""
@@ -507,16 +584,20 @@ class Journal:
             name = "merges" if event in MERGE_EVENTS else "jobs"
             written.append((name, self.sizes[name] + len(lines[name]), record))
             lines[name] += json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        if not self.ready:
+            self._make_ready()
         try:
             for name, text in lines.items():
                 if text and os.write(self.files[name], text) != len(text):
-                    raise OSError(28, f"no room left for a whole record in {name}.jsonl")
+                    raise OSError(errno.ENOSPC, f"no room left for a whole record in {name}.jsonl")
             for name, text in lines.items():
                 if text:
                     os.fsync(self.files[name])
         except OSError:
+            self.ready = False
             for name, size in self.sizes.items():
                 os.ftruncate(self.files[name], size)
+            self.ready = True
             raise
         for name, text in lines.items():
             self.sizes[name] += len(text)
@@ -602,11 +683,14 @@ class JobIndex:
             for (its_repo, its_kind, its_status), number in self.numbers.items()
             if repo in (None, its_repo) and kind in (None, its_kind) and status in (None, its_status)
         }
-        hashes = None if branch is None else {branch_hash(key[0], branch) for key in self.numbers}
-        for job_id in range(min(before, len(self.places)) - 1, 0, -1):
-            if self.kinds[job_id] in wanted and (
-                hashes is None or self.branches[job_id] in hashes or not hashes.isdisjoint(self.together.get(job_id, ()))
-            ):
+        ids: Iterable[int] = range(min(before, len(self.places)) - 1, 0, -1) if wanted else ()
+        if branch is not None:
+            hashes = {branch_hash(key[0], branch) for key in self.numbers if repo in (None, key[0])}
+            found = ((job_id, others) for job_id, others in self.together.items() if job_id < before)
+            together = sorted((job_id for job_id, others in found if not hashes.isdisjoint(others)), reverse=True)
+            ids = merge_sorted(*(find_last(self.branches, value, before) for value in hashes), together, reverse=True)
+        for job_id in ids:
+            if self.kinds[job_id] in wanted:
                 yield job_id
 
 
@@ -623,11 +707,20 @@ class MergeIndex:
 
     def newest(self, repo: str, branch: str | None = None) -> Iterator[int]:
         """Places of the merges of a repo (of a branch), newest first."""
-        wanted = None if branch is None else branch_hash(repo, branch)
-        hashes = self.branches.get(repo, ())
-        for number, place in enumerate(reversed(self.places.get(repo, ())), 1):
-            if wanted is None or hashes[-number] == wanted:
-                yield place
+        places = self.places.get(repo, array("q"))
+        if branch is None:
+            return reversed(places)
+        return map(places.__getitem__, find_last(self.branches.get(repo, array("I")), branch_hash(repo, branch), len(places)))
+
+
+def find_last(column: array[int], value: int, before: int) -> Iterator[int]:
+    """Where `value` stands in a column below `before`, last first; in a hundred thousand only C looks quickly."""
+    text, wanted = column.tobytes(), array(column.typecode, [value]).tobytes()
+    end = before * len(wanted)
+    while (at := text.rfind(wanted, 0, end)) >= 0:
+        end = at + len(wanted) - 1
+        if at % len(wanted) == 0:
+            yield at // len(wanted)
 
 
 def branch_hash(repo: str, branch: str) -> int:
@@ -660,10 +753,99 @@ class State:
         return [job for _, job in sorted(self.jobs.items()) if job.live and repo in (None, job.repo)]
 
 
+# Which fields an event must have, and what each field must be wherever it is: a record of another version, or one that
+# was damaged, must not get as far as the code that believes in them.
+NEEDED = {
+    "repo.found": {"repo", "base", "tip"},
+    "repo.gone": {"repo"},
+    "base.moved": {"repo", "branch", "new"},
+    "branch.gone": {"repo", "branch"},
+    "job.queued": {"id", "repo", "branch", "kind", "commit", "heads", "created_at"},
+    "job.started": {"id"},
+    "job.unstarted": {"id"},
+    "job.stopping": {"id", "status", "reason"},
+    "job.finished": {"id", "repo", "branch", "kind", "commit", "heads", "created_at", "status"},
+    "merge.asked": {"repo", "branch", "head", "how"},
+    "merge.begun": {"repo", "base", "merges"},
+    "head.blamed": {"repo", "branch", "head", "others"},
+    "flake.found": {"repo", "jobs"},
+    "merged": {"repo", "branch", "head", "merge_commit", "parent", "job", "begun"},
+    "merge.abandoned": {"begun"},
+    "branch.deleting": {"repo", "branch", "head"},
+    "branch.deleted": {"repo", "branch", "begun"},
+    "branch.kept": {"begun"},
+}
+FIELD_HINTS: dict[str, Any] = get_type_hints(Job) | {
+    "tip": str | None,
+    "old": str | None,
+    "new": str | None,
+    "head": str,
+    "how": str,
+    "begun": int,
+    "job": int,
+    "merge_commit": str,
+    "parent": str,
+    "merges": list[dict[str, Any]],
+    "others": list[str],
+    "jobs": list[int],
+}
+PARTS_NEEDED = {"heads": {"branch", "commit"}, "merges": {"branch", "head", "merge_commit"}}
+MOST_LOST_JOBS = 1_000_000  # whose records may be missing between two others
+
+
+def checker(hint: Any) -> Callable[[Any], bool]:
+    """A function that tells whether a value from JSON is of a type, looking into lists and objects."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind is Any:
+        return lambda value: True
+    if kind is UnionType:
+        checks = [checker(one) for one in inner]
+        return lambda value: any(check(value) for check in checks)
+    if kind is list:
+        item = checker(inner[0])
+        return lambda value: type(value) is list and all(map(item, value))
+    if kind is dict:
+        item = checker(inner[1])
+        return lambda value: type(value) is dict and all(map(item, value.values()))
+    if kind is float:
+        return lambda value: type(value) in (int, float) and -1e15 < value < 1e15
+    return lambda value: type(value) is kind
+
+
+# Of most fields a look at the type is enough, which counts when there are a million records.
+FIELD_KINDS = {name: {str, int, NoneType} & {*get_args(hint), hint} for name, hint in FIELD_HINTS.items()}
+FIELD_CHECKS = {name: checker(hint) for name, hint in FIELD_HINTS.items()}
+
+
+def check_record(state: State, record: Mapping[str, Any]) -> None:
+    """Let pass what the folds and the indexes can work with. Raises LookupError, TypeError."""
+    event = record["event"]
+    if event not in NEEDED:
+        return
+    if NEEDED[event] - record.keys():
+        raise LookupError(f"it lacks {', '.join(NEEDED[event] - record.keys())}")
+    for name, value in record.items():
+        if type(value) in FIELD_KINDS.get(name, ()) or name not in FIELD_CHECKS or FIELD_CHECKS[name](value):
+            continue
+        if (event, name, value) != ("base.moved", "branch", None):  # HEAD may name no branch
+            raise TypeError(f"{name} is {shorten(value)}")
+    if "repo" in record and record["repo"] not in state.repos and not is_repo_name(record["repo"]):
+        raise TypeError(f"repo is {shorten(record['repo'])}")
+    if not 0 < record.get("id", 1) <= state.last_job + MOST_LOST_JOBS:
+        raise LookupError(f"id is {record['id']}")
+    for name, needed in PARTS_NEEDED.items():
+        for part in record.get(name, ()):
+            if not all(isinstance(part.get(key), str) for key in needed):
+                raise TypeError(f"{name} has {shorten(part)}")
+    if any(len(link) != 2 for link in (*record.get("chain", ()), record.get("jobs", "12"))) or record.get("merges") == []:
+        raise TypeError(f"{event} lacks a part")
+
+
 def fold(state: State, record: Mapping[str, Any]) -> None:
     """Bring `state` up to date with one record of the journal. Events of a newer version change nothing."""
     handler = FOLDS.get(record["event"])
     if handler:
+        state.last_job = max(state.last_job, record.get("id", 0))
         handler(state, record)
 
 
@@ -690,7 +872,6 @@ def _fold_branch_gone(state: State, record: Mapping[str, Any]) -> None:
 def _fold_job_queued(state: State, record: Mapping[str, Any]) -> None:
     job = job_of(record)
     state.jobs[job.id] = job
-    state.last_job = max(state.last_job, job.id)
     if job.kind == PRE:
         repo = state.repos.setdefault(job.repo, Repo())
         for head in job.heads:
@@ -709,9 +890,8 @@ def _fold_job_queued(state: State, record: Mapping[str, Any]) -> None:
 def _fold_job_changed(state: State, record: Mapping[str, Any]) -> None:
     job = state.jobs.get(record["id"])
     if job:
-        for name in JOB_FIELDS:
-            if name in record:
-                setattr(job, name, record[name])
+        known = vars(job)
+        known.update([item for item in record.items() if item[0] in known])
         if record["event"] == "job.started":
             job.status = "running"
         if not job.live:
@@ -832,17 +1012,102 @@ FOLDS: dict[str, Callable[[State, Mapping[str, Any]], None]] = {
 }
 
 
+@dataclass
+class Snapshot:
+    """What follows from the journal up to `sizes`, so that a start reads only the rest. It may be thrown away at any time."""
+
+    seq: int = 0
+    sizes: dict[str, int] = field(default_factory=lambda: {"jobs": 0, "merges": 0})
+    ends: dict[str, int] = field(default_factory=dict)  # as `Journal.ends` has them
+    state: State = field(default_factory=State)
+    finished: JobIndex = field(default_factory=JobIndex)
+    merges: MergeIndex = field(default_factory=MergeIndex)
+
+
+def frozen(value: Any, columns: list[bytes]) -> Any:
+    """A copy of `value` for JSON, in which each list begins with its type; the bytes of columns go to `columns`.
+
+    Of our own classes it takes the attributes, whatever they are; an object of another kind is a TypeError.
+    """
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: frozen(item, columns) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [type(value).__name__, *[frozen(item, columns) for item in value]]
+    if isinstance(value, dict):
+        return ["dict", *[frozen(item, columns) for item in value.items()]]
+    if isinstance(value, (array, bytearray)):
+        columns.append(bytes(value))
+        return ["column", value.typecode if isinstance(value, array) else "", len(columns[-1])]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return [type(value).__name__, frozen(vars(value), columns)]
+
+
+def thawed(value: Any, columns: io.BytesIO) -> Any:
+    """What `frozen` was given."""
+    if isinstance(value, dict):
+        return {key: thawed(item, columns) for key, item in value.items()}
+    if not isinstance(value, list):
+        return value
+    kind, *parts = value
+    if kind == "column":
+        column = columns.read(parts[1])
+        return array(parts[0], column) if parts[0] else bytearray(column)
+    parts = [thawed(part, columns) for part in parts]
+    if kind in ("list", "tuple", "dict"):
+        return {"list": list, "tuple": tuple, "dict": dict}[kind](parts)
+    made = object.__new__(globals()[kind])
+    vars(made).update(parts[0])
+    return made
+
+
+def snapshot_mark(content: bytes) -> bytes:
+    """The first line of a snapshot with this content; another forge.py has another one, and so has a damaged file."""
+    return b"%08x %08x\n" % (zlib.crc32(Path(__file__).read_bytes()), zlib.crc32(content))
+
+
+def write_snapshot(path: Path, tree: Any, columns: list[bytes]) -> None:
+    """Write what `Ledger.freeze` gave. Raises OSError."""
+    content = b"\n".join((json.dumps(tree).encode(), b"".join(columns)))
+    write_whole(path, snapshot_mark(content) + content)
+
+
+def read_snapshot(path: Path, journal: Journal) -> Snapshot:
+    """The snapshot in a file if it stands for this journal, else an empty one."""
+    try:
+        mark, _, content = path.read_bytes().partition(b"\n")
+        if mark + b"\n" != snapshot_mark(content):
+            raise ValueError("it is damaged, or of another version")
+        tree, _, columns = content.partition(b"\n")
+        found: Snapshot = thawed(json.loads(tree), io.BytesIO(columns))
+        if any(found.sizes[name] > journal.sizes[name] for name in journal.sizes) or journal.ends(found.sizes) != found.ends:
+            raise ValueError("the journal is another one")
+        return found
+    except FileNotFoundError:
+        return Snapshot()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        log(f"{path} is not used, the whole journal is read instead: {error}")
+        return Snapshot()
+
+
 class Ledger:
     """The journal with the state and the indexes that follow from it. Whoever calls it holds the engine's lock."""
 
     def __init__(self, directory: Path):
         self.journal = Journal(directory)
-        self.state = State()
-        self.finished = JobIndex()
-        self.merges = MergeIndex()
+        found = read_snapshot(directory / "snapshot", self.journal)
+        self.state, self.finished, self.merges = found.state, found.finished, found.merges
         self.read_lately: OrderedDict[int, Job] = OrderedDict()
-        for name, place, record in self.journal.replay():
+        self.fresh = 0  # records since the last snapshot
+        for name, place, record in self.journal.replay(found.sizes, found.seq):
             self._take(name, place, record)
+
+    def freeze(self) -> tuple[Any, list[bytes]]:
+        """The present state for `write_snapshot`."""
+        self.fresh = 0
+        sizes, columns = dict(self.journal.sizes), list[bytes]()
+        present = Snapshot(self.journal.seq, sizes, self.journal.ends(sizes), self.state, self.finished, self.merges)
+        return frozen(present, columns), columns
 
     def record(self, *events: Event) -> list[dict[str, Any]]:
         """Write events to the journal and fold them. Raises OSError, and then nothing has changed."""
@@ -852,14 +1117,28 @@ class Ledger:
         return [record for _, _, record in taken]
 
     def _take(self, name: str, place: int, record: dict[str, Any]) -> None:
+        self.fresh += 1
         try:
+            check_record(self.state, record)
+            if (record["event"] in MERGE_EVENTS) != (name == "merges"):
+                raise LookupError("it is in the wrong file")
             fold(self.state, record)
             if record["event"] == "job.finished":
                 self.finished.add(record, place)
             elif record["event"] == "merged":
                 self.merges.add(record, place)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             log(f"{name}.jsonl, record {record['seq']} ({record['event']}) is not understood: {error!r}")
+
+    def _read(self, name: str, place: int) -> dict[str, Any] | None:
+        """The record at a place, or None when it was damaged since it was taken in."""
+        try:
+            record = self.journal.read(name, place)
+            check_record(self.state, record)
+            return record
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            log(f"{name}.jsonl is damaged at byte {place}: {error!r}")
+            return None
 
     def job(self, job_id: int) -> Job | None:
         """A job by its id, live or finished."""
@@ -867,7 +1146,10 @@ class Ledger:
         place = self.finished.place(job_id)
         if job or place is None:
             return job
-        job = self.read_lately[job_id] = job_of(self.journal.read("jobs", place))
+        record = self._read("jobs", place)
+        if record is None or record["id"] != job_id:
+            return None
+        job = self.read_lately[job_id] = job_of(record)
         if len(self.read_lately) > 1000:
             self.read_lately.popitem(last=False)
         return job
@@ -924,8 +1206,8 @@ class Ledger:
         for place in self.merges.newest(repo, branch):
             if len(found) >= limit:
                 break
-            record = self.journal.read("merges", place)
-            if branch in (None, record["branch"]):
+            record = self._read("merges", place)
+            if record and branch in (None, record["branch"]):
                 found.append(record)
         return found
 
@@ -996,14 +1278,14 @@ def git_said(code: int, args: tuple[str, ...], out: bytes, err: bytes, ok: tuple
 def why_unusable(repo: Path, name: str) -> str | None:
     """Why the server cannot work with a repo, with the command that mends it, or None."""
     try:
-        for part in (repo, repo / "HEAD", repo / "objects", repo / "refs"):
+        for part in (repo, repo / "HEAD", repo / "config", repo / "objects", repo / "refs"):
             facts = os.stat(part)
             if facts.st_uid != os.geteuid():
                 return (
                     f"{name} belongs to another user (uid {facts.st_uid}), so git will not work in it; "
                     f"as root: chown -R {os.geteuid()}:{os.getegid()} {repo}"
                 )
-            if not os.access(part, os.W_OK):
+            if not os.access(part, os.W_OK) and not os.statvfs(part).f_flag & os.ST_RDONLY:
                 return f"the server cannot write to {part}; run: chmod -R u+rwX {repo}"
     except FileNotFoundError as error:
         return f"{repo} is not a bare git repository: {error.filename} is missing; restore it, or remove the directory"
@@ -1123,16 +1405,21 @@ def git_locking(repo: Path, locks: list[str], *args: str, text: str = "") -> str
     """Run a git that takes lock files, paths in the repo: when it or this server is killed, `mend_locks` knows them as ours.
 
     A note in the repo names them. Git inherits the note's own lock, so that it is held as long as one of us lives.
+    Raises GitError, or OSError when there is no room for the note.
     """
     note = repo / f"forge-note-{secrets.token_hex(6)}"
     new = note.with_suffix(".new")
-    with open(new, "xb") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        stream.write("".join(f"{lock}\0" for lock in locks).encode("utf-8", "surrogateescape"))
-        stream.flush()
-        new.rename(note)
-        process = git_process(repo, args, keep=stream.fileno())
-        out, err = process.communicate(text.encode("utf-8", "surrogateescape"))
+    try:
+        with open(new, "xb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            stream.write("".join(f"{lock}\0" for lock in locks).encode("utf-8", "surrogateescape"))
+            stream.flush()
+            new.rename(note)
+            process = git_process(repo, args, keep=stream.fileno())
+            out, err = process.communicate(text.encode("utf-8", "surrogateescape"))
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
     if process.returncode < 0:
         mend_locks(repo)
     else:
@@ -1420,6 +1707,8 @@ def empty_trash(trash: Path) -> None:
             try:
                 _remove_or_flatten(entry, trash)
             except OSError as error:
+                if error.errno == errno.EROFS:
+                    raise
                 stuck.add(entry.name)
                 log(f"cannot remove {entry.path}: {error.strerror}")
 
@@ -1695,6 +1984,13 @@ def adopt(run: Path) -> tuple[int, int, float] | None:
     return pid, pidfd, began
 
 
+def supervisor_began(run: Path) -> bool:
+    """Whether a supervisor has written down who it is, before which it starts nothing."""
+    with contextlib.suppress(OSError):
+        return (run / "pid").read_bytes().endswith(b"\n")
+    return False
+
+
 def read_exit(run: Path) -> tuple[int, float] | None:
     """(exit code, seconds since boot when it ended) as the supervisor left them, or None."""
     try:
@@ -1965,7 +2261,8 @@ def why_no_sandbox(config: Config) -> str | None:
             if tried.returncode:
                 return f"{(tried.stderr.strip() or 'bwrap failed').splitlines()[-1]} ({SANDBOX_HELP})"
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"it cannot be tried: {error}"
+        # on a full disk it cannot be tried; then jobs run in it or not at all, rather than without when there is room
+        return None if lacks_room(error) else f"it cannot be tried: {error}"
     finally:
         shutil.rmtree(probe, ignore_errors=True)
     return None
@@ -2323,6 +2620,8 @@ SCAN_SECONDS = 45.0
 HISTORY_CHECKED = 1000  # commits of a base that are looked at for merges without a record, when the server starts
 HURRY_SECONDS = 5.0  # until the next scan, when something failed in the last one
 TICK_SECONDS = 1.0
+SNAPSHOT_RECORDS = 5000  # that a start may have to read from the journal
+LEAVE_SECONDS = 4.5  # from SIGTERM to our end
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
 
@@ -2334,9 +2633,9 @@ class Engine:
     """Takes pushes and wishes, runs jobs, merges. Methods that name no thread may be called from any."""
 
     def __init__(self, config: Config):
-        """Open the data directory. Raises OSError when it cannot be written, AlreadyServed, NoSandbox."""
+        """Open the data directory. Raises OSError when it cannot be used, AlreadyServed, NoSandbox."""
         self.config = config
-        self.url = config.url or config.listen_url()
+        self.url, self.port = config.url or config.listen_url(), config.port
         self.files = prepare_data_dir(config)
         self.bwrap = find_sandbox(config)
         self.lock = threading.Condition()
@@ -2353,6 +2652,8 @@ class Engine:
         self.hurry = False  # the last scan failed in part
         self.checked: set[str] = set()  # repos whose newest merges are known to be recorded
         self.promised = 0  # the highest job id given away before its job is in the journal
+        self.starved = not self.ledger.journal.ready  # work waits until there is room on the disk
+        self.probing = threading.Lock()  # guards the files by which `has_room` finds out
         self.closing = False
         self.launcher = Launcher()
         self.threads: list[threading.Thread] = []
@@ -2379,17 +2680,24 @@ class Engine:
         for thread in self.threads:
             thread.start()
 
-    def stop(self) -> None:
-        """Begin nothing new, let go of the jobs (they live on), close the journal."""
+    def begin_nothing(self) -> None:
+        """Begin no new work; what was begun goes on, and requests are answered."""
         with self.lock:
             self.closing = True
             self.lock.notify_all()
-            self.lock.wait_for(lambda: not self.starting, timeout=4)
         self.wake()
         self.littered.set()
+
+    def stop(self, seconds: float = LEAVE_SECONDS) -> None:
+        """Let go of the jobs (they live on) and close the journal, within so many seconds."""
+        until = time.monotonic() + seconds
+        self.begin_nothing()
+        with self.lock:
+            self.lock.wait_for(lambda: not self.starting, timeout=max(0.1, until - time.monotonic()))
         for thread in self.threads:
-            thread.join(timeout=4)
+            thread.join(timeout=max(0.1, until - time.monotonic()))
         self.launcher.stop()
+        self._keep_snapshot(1)
         with self.lock:
             self.ledger.journal.close()
         for running in self.running.values():
@@ -2420,18 +2728,72 @@ class Engine:
             else:
                 lost.append(job.id)
         for job_id in lost:
-            run = runs / str(job_id)
-            moved = None if read_exit(run) else discard(run, self.trash)
-            if read_exit(run) or self.state.jobs[job_id].stopping or (moved and (moved / "pid").exists()):
-                self._end(job_id)
-            else:  # its supervisor never began, and now it cannot
-                with self.lock:
-                    self.record(("job.unstarted", {"id": job_id}))
-                    self.slots = {key: value for key, value in self.slots.items() if value != job_id}
+            try:
+                self._give_up(job_id)
+            except (Refused, OSError) as error:
+                self.complain(f"job {job_id}", error)  # the watcher tries again
+        known = {str(job.id) for job in self.state.live_jobs() if job.status == "running"}
         for run in runs.iterdir():
-            if not run.name.isdigit() or int(run.name) not in self.running:
-                discard(run, self.trash)
+            if run.name not in known:
+                self.discard(run)
         self.littered.set()
+
+    def _give_up(self, job_id: int) -> None:
+        """A job that should run has no processes: it has ended, or never begun. Raises Refused(507), OSError."""
+        run = self.config.data_dir / "running" / str(job_id)
+        began = supervisor_began(run)
+        if not began:
+            moved = discard(run, self.trash)  # so that its supervisor cannot begin any more
+            began = moved is not None and supervisor_began(moved)
+        if began or self.state.jobs[job_id].stopping:
+            self._end(job_id)
+            return
+        with self.lock:
+            self.record(("job.unstarted", {"id": job_id}))
+            running = self.running.pop(job_id, None)
+            if running:
+                os.close(running.pidfd)
+            self.slots = {key: value for key, value in self.slots.items() if value != job_id}
+
+    def discard(self, path: Path) -> None:
+        """Throw something away; where that is not possible now, a later look finds it again."""
+        with contextlib.suppress(OSError):
+            discard(path, self.trash)
+
+    # -- no room --------------------------------------------------------------
+
+    def complain(self, what: str, error: Exception) -> None:
+        """Say in the log what failed. That there is no room is said once, and what waits for it goes on when there is some."""
+        if not self.no_room(error):
+            log(f"{what}: {error}")
+        elif not self.starved:
+            self.starved = True
+            log(f"{what}: {error}; work waits until there is room")
+
+    def no_room(self, error: Exception) -> bool:
+        """Whether something failed since there is no room; git does not always say so."""
+        if isinstance(error, Refused):
+            return error.status == 507
+        return bool(lacks_room(error)) or (isinstance(error, GitError) and not self.has_room())
+
+    def has_room(self) -> bool:
+        """Whether a file can be written where jobs are started, and beside the repos, which may lie elsewhere."""
+        with self.probing:
+            try:
+                for folder in (self.config.data_dir / "running", self.config.repos):
+                    write_whole(folder / "probe", bytes(1 << 16))
+                    (folder / "probe").unlink()
+            except OSError:
+                return False
+        return True
+
+    def _go_on(self) -> None:
+        """There may be room again: look at everything that was left."""
+        if self.starved and self.has_room():
+            self.starved = False
+            log("there is room again, and work goes on")
+            write_address(self)
+            self.poke("")
 
     def wake(self) -> None:
         """Let the watcher look now."""
@@ -2463,7 +2825,9 @@ class Engine:
         try:
             return self.ledger.record(*events)
         except OSError as error:
-            raise Refused(507, f"the journal cannot be written ({error.strerror}); make room, nothing is lost") from error
+            refused = Refused(507, f"the journal cannot be written ({error.strerror}); make room, nothing is lost")
+            self.complain("no record", refused)
+            raise refused from error
         finally:
             self.wake()
 
@@ -2549,9 +2913,9 @@ class Engine:
                     in_use = {job.id for job in self.state.jobs.values()}
                 drop_tested(path, in_use)
             except (Refused, GitError, OSError) as error:
-                self.hurry = self.hurry or not isinstance(error, Refused)
+                self.hurry = self.hurry or not (isinstance(error, Refused) or self.no_room(error))
                 self.troubles.setdefault(name, str(error))
-                log(f"{name}: {error}")
+                self.complain(name, error)
         for parent in ("work", "home"):
             for folder in (self.config.data_dir / parent).iterdir():
                 if folder.name not in names and not any(key[0] == folder.name for key in self.slots):
@@ -2576,9 +2940,9 @@ class Engine:
                     log(f"{path}: {error}; kept as {path.name}.odd")
                     path.rename(f"{path}.odd")
                 else:
-                    log(f"{path} waits: {error}")
+                    self.complain(f"{path} waits", error)
             except (GitError, OSError) as error:
-                log(f"{path} waits: {error}")
+                self.complain(f"{path} waits", error)
 
     def _forget(self, name: str) -> None:
         """A repo was removed: end its jobs."""
@@ -2633,7 +2997,7 @@ class Engine:
     def dispatch(self) -> None:
         """Start the jobs there is a place for: pre-merge jobs oldest first, post-merge jobs one a repo beside them."""
         with self.lock:
-            if self.closing or not self.threads:
+            if self.closing or self.starved or not self.threads:
                 return
             live = self.state.live_jobs()
             busy = [job for job in live if job.status == "running" and job.id not in self.starting] + list(self.starting.values())
@@ -2660,12 +3024,15 @@ class Engine:
             try:
                 pid = start_job(self.launcher, launch, self._box(launch))
             except OSError as error:
-                self._end(job.id, f"its processes could not be started: {error}")
-                return
+                if not lacks_room(error):
+                    self._end(job.id, f"its processes could not be started: {error}")
+                    return
+                self._give_up(job.id)
+                raise
             try:
                 began, pidfd = process_began(pid) or boot_clock(), os.pidfd_open(pid)
             except ProcessLookupError:  # it has ended already
-                self._end(job.id)
+                self._see_end(job.id)
                 return
             deadline = began + (job.timeout or self.config.job_timeout)
             with self.lock:
@@ -2673,11 +3040,12 @@ class Engine:
             if job.is_first:
                 self.commit(job.repo, job.commit)  # the gate will ask
         except (Refused, GitError, OSError) as error:
-            log(f"job {job.id} cannot be started now: {error}")
+            self.complain(f"job {job.id} cannot be started now", error)
             with self.lock:
-                self.lock.wait_for(lambda: self.closing, timeout=5)  # it is tried again, but not at once
+                self.lock.wait_for(lambda: self.closing or self.starved, timeout=5)  # it is tried again, but not at once
         except Exception:
             log(f"job {job.id}: {traceback.format_exc()}")
+            self._end(job.id, "forge stumbled over it; the server's log says more")
         finally:
             with self.lock:
                 del self.starting[job.id]
@@ -2710,6 +3078,10 @@ class Engine:
                     kept.result()
             self.littered.set()
         except (GitError, OSError) as error:
+            if self.no_room(error):
+                self.discard(slot)
+                self.littered.set()
+                raise
             self._end(job.id, f"it could not be prepared: {error}")
             return None
         home = self.config.data_dir / "home" / job.repo / job.kind
@@ -2807,6 +3179,13 @@ class Engine:
             for key in [key for key, job_id in self.slots.items() if job_id == job.id]:
                 del self.slots[key]
 
+    def _see_end(self, job_id: int) -> None:
+        """The processes of a job are gone. Raises Refused(507), OSError."""
+        if supervisor_began(self.config.data_dir / "running" / str(job_id)) or self.has_room():
+            self._end(job_id)
+        else:  # it could not even write who it is
+            self._give_up(job_id)
+
     def _end(self, job_id: int, trouble: str | None = None) -> None:
         """Journal how a job ended, from what its supervisor left; `trouble` is why it never ran. Raises Refused(507)."""
         run = self.config.data_dir / "running" / str(job_id)
@@ -2825,7 +3204,8 @@ class Engine:
             if running:
                 ended.duration = round(max(0.0, up - running.began), 3)
             elif job.started_at and left:  # it ended while no server was there
-                ended.duration = round(max(0.0, finished - seconds_of(job.started_at)), 3)
+                with contextlib.suppress(ValueError):
+                    ended.duration = round(max(0.0, finished - seconds_of(job.started_at)), 3)
             with contextlib.suppress(OSError):
                 ended.log_size = self.config.log(job.repo, job_id).stat().st_size
             self.record(("job.finished", asdict(ended)), *self.ledger.flakes(ended))
@@ -2838,7 +3218,7 @@ class Engine:
             self.lock.notify_all()
         if code is None and not trouble:
             kill_leftovers(str(self.config.data_dir / "home" / ended.repo / ended.kind), job_id)
-        discard(run, self.trash)
+        self.discard(run)
         self.littered.set()
         log(f"job {job_id} ({ended.repo}/{ended.branch}, {ended.kind}) {status}{f': {reason}' if reason else ''}")
         if (status, ended.kind) != ("passed", PRE):
@@ -2856,6 +3236,7 @@ class Engine:
                 self._wait_for_jobs(0.1 if self._enforce() else max(0.05, tick - time.monotonic()))
                 if time.monotonic() >= tick:
                     tick = time.monotonic() + TICK_SECONDS
+                    self._go_on()
                     self._check_jobs()
                     self.dispatch()
                     for name in list(self.eager):
@@ -2863,6 +3244,9 @@ class Engine:
                 if time.monotonic() >= scan:
                     scan = time.monotonic() + (HURRY_SECONDS if self.hurry else SCAN_SECONDS)
                     self.poke("")
+            except (Refused, OSError) as error:
+                self.complain("the watcher", error)
+                time.sleep(0.5)
             except Exception:
                 log(f"the watcher stumbled and goes on: {traceback.format_exc()}")
                 time.sleep(0.5)
@@ -2879,11 +3263,7 @@ class Engine:
                 with contextlib.suppress(BlockingIOError):
                     os.read(file, 4096)
             else:
-                try:
-                    self._end(running[file].job_id)
-                except Refused as error:
-                    log(f"job {running[file].job_id} has ended, but {error}")
-                    time.sleep(0.5)
+                self._see_end(running[file].job_id)
 
     def _enforce(self) -> bool:
         """Stop the jobs that are told to: SIGTERM, then SIGKILL after the grace. Returns whether any is on the way."""
@@ -2911,7 +3291,7 @@ class Engine:
                 if j.status == "running" and j.id not in self.running and j.id not in self.starting
             ]
         for job_id in lost:
-            self._end(job_id)
+            self._give_up(job_id)
         for run in runs:
             measure(run)
             verdict = self._over_limit(run)
@@ -2943,7 +3323,19 @@ class Engine:
             try:
                 empty_trash(self.trash)
             except OSError as error:
-                log(f"{self.trash}: {error}")
+                self.complain(str(self.trash), error)
+            self._keep_snapshot(SNAPSHOT_RECORDS)
+
+    def _keep_snapshot(self, records: int) -> None:
+        """Write a snapshot when so many records have come since the last one. Only what is in memory is taken under the lock."""
+        with self.lock:
+            if self.ledger.fresh < records:
+                return
+            frozen_ledger = self.ledger.freeze()
+        try:
+            write_snapshot(self.config.data_dir / "snapshot", *frozen_ledger)
+        except OSError as error:
+            log(f"the snapshot of the journal cannot be written ({error.strerror}); the next start reads more of the journal")
 
     # -- the gate, performed ----------------------------------------------------
 
@@ -2962,7 +3354,7 @@ class Engine:
                 else:
                     self.scan()
             except (Refused, GitError, OSError) as error:
-                log(f"{name or 'scan'}: {error}")
+                self.complain(name or "scan", error)
             except Exception:
                 log(f"{name or 'scan'}: {traceback.format_exc()}")
 
@@ -3058,7 +3450,7 @@ class Engine:
             try:
                 facts[head] = Facts(self.commit(name, head).auto_merge, self.merged(name, refs.tip, head))
             except GitError as error:  # one broken commit must not hold up the other branches
-                log(f"{name}: {head} cannot be judged: {error}")
+                self.complain(f"{name}: {head} cannot be judged", error)
         return facts
 
     def _merge(self, name: str, refs: Refs, action: Merge) -> bool:
@@ -3079,12 +3471,14 @@ class Engine:
                 if error:
                     self.stuck[name, merge["branch"]] = f"it could not be merged, and is tried again within a minute: {error}"
             self.lock.notify_all()
+        if error and self.no_room(error):
+            raise error
         for merge in merges:
             said = f"auto-merge not attempted for {name}/{merge['branch']}: {error}"
             log(said if error else f"merged {name}/{merge['branch']}: {merge['merge_commit']}")
         return error is None or read_refs(self.config.repo(name)) != refs  # what has moved gets a new candidate
 
-    def _act(self, name: str, intent: Event, moves: list[tuple[str, str, str | None]]) -> GitError | None:
+    def _act(self, name: str, intent: Event, moves: list[tuple[str, str, str | None]]) -> GitError | OSError | None:
         """Journal an intent, move refs, journal the outcome; the error, if nothing was moved. The repo's turn is held."""
         path = self.config.repo(name)
         with self.lock:
@@ -3092,7 +3486,7 @@ class Engine:
         try:
             move_refs(path, moves)
             outcome, failure = outcome_of(begun), None
-        except GitError as error:
+        except (GitError, OSError) as error:
             outcome = self._settled(path, begun, str(error))  # git may have been killed halfway
             failure = None if outcome[0][0] in ("merged", "branch.deleted") else error
         with self.lock:
@@ -3237,7 +3631,7 @@ class Engine:
             about = {"repo": name, "branch": branch, "head": head}
             error = self._act(name, ("branch.deleting", about), [(f"refs/heads/{branch}", head, None)])
             if error:
-                raise Refused(409, f"{branch} was not deleted: {error}")
+                raise error if self.no_room(error) else Refused(409, f"{branch} was not deleted: {error}")
             self.look(name)  # ends its job
         self.poke(name)
         return about
@@ -3336,45 +3730,60 @@ def user_name() -> str:
 def prepare_data_dir(config: Config) -> list[int]:
     """Make what is missing in the data directory and take its lock. Returns the descriptors that hold the lock.
 
-    Raises AlreadyServed with the pid of the server that has it, OSError when it cannot be written.
+    Where there is no room, what is there already has to do. Raises AlreadyServed with the pid of the server that has it, OSError.
     """
     root = config.data_dir
     for folder in ("repos", "logs", "work", "home", "running", "incoming", "trash", "bin"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        pid = os.read(lock, 64).decode().strip() or "unknown"
-        os.close(lock)
-        raise AlreadyServed(f"{root} is served already, by the process with pid {pid}; stop it first") from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    lock = take_lock(root / "lock")
     for name in ("token", "hook-token", "session-key"):
-        if not (root / name).exists():
-            write_private(root / name, secrets.token_urlsafe(32) + "\n")
+        with contextlib.suppress(FileNotFoundError):
+            if (root / name).read_text().strip():  # else a power cut took what it said
+                continue
+        write_whole(root / name, f"{secrets.token_urlsafe(32)}\n".encode())
     hook_token = (root / "hook-token").read_text().strip()
-    write_private(root / "hook-header", f"Authorization: Bearer {hook_token}\n")
-    write_command(root / "bin" / "forge")
+    refresh(root / "hook-header", f"Authorization: Bearer {hook_token}\n")
+    refresh(root / "bin" / "forge", own_command(), 0o755)
     return [lock]
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only the server's user can read, whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        new.unlink()
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as stream:
-        stream.write(text)
-    new.replace(path)
+def take_lock(path: Path) -> int:
+    """Take the lock of a data directory, and say in it who has it. Raises AlreadyServed, OSError."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if not lacks_room(error):
+            raise
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pid = (os.read(lock, 64).decode().split() or ["unknown"])[0]
+        os.close(lock)
+        raise AlreadyServed(f"{path.parent} is served already, by the process with pid {pid}; stop it first") from None
+    text = f"{os.getpid()}\n".encode()
+    with contextlib.suppress(OSError):  # the lock holds, whatever the file says
+        os.pwrite(lock, text, 0)  # before it is cut, so that who looks now finds a number
+        os.ftruncate(lock, len(text))
+    return lock
 
 
-def write_command(path: Path) -> None:
-    """Write the ``forge`` that hooks and jobs find: this file with this Python, as a module, so that its bytecode is kept."""
+def refresh(path: Path, text: str, mode: int = 0o600) -> bool:
+    """Bring a file up to date if there is room, and return whether it is; else an older one has to do. Raises OSError."""
+    try:
+        write_whole(path, text.encode(), mode)
+        return True
+    except OSError as error:
+        if not lacks_room(error) or not path.exists():
+            raise
+        log(f"{path} is out of date, and cannot be written ({error.strerror})")
+        return False
+
+
+def own_command() -> str:
+    """The ``forge`` that hooks and jobs find: this file with this Python, as a module, so that its bytecode is kept."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parent)!r}); import forge; sys.exit(forge.main())"
-    command = shlex.join((sys.executable, "-c", code))
-    path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-    path.chmod(0o755)
+    return f'#!/bin/sh\nexec {shlex.join((sys.executable, "-c", code))} "$@"\n'
 
 
 ###############################################################################
@@ -3414,20 +3823,23 @@ def merge_view(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any]:
-    """A branch beside base as programs see it, with what the gate says. Raises GitError."""
+    """A branch beside base as programs see it, with what the gate says, or that git cannot read it."""
     head = refs.heads[branch]
-    about = engine.commit(name, head)
     open_for_merge = refs.tip is not None and branch in refs.ahead
-    merged = engine.merged(name, refs.tip, head) if open_for_merge and refs.tip else None
+    about, merged, unreadable = CommitFacts("", "", "", "", False), None, []
     counts: tuple[str | None, int | None, int | None] = (None, None, None)
-    if refs.tip:
-        counts = engine.counts(name, refs.tip, head)
+    try:
+        about = engine.commit(name, head)
+        counts = engine.counts(name, refs.tip, head) if refs.tip else counts
+        merged = engine.merged(name, refs.tip, head) if open_for_merge and refs.tip else None  # for this git has to write
+    except GitError as error:
+        unreadable = [f"git cannot tell how it merges: {error}"]
     with engine.lock:
         repo = engine.state.repos.get(name, Repo())
         known = repo.branches.get(branch)
         known = known if known and known.head == head else None
         job = engine.state.newest_job(name, branch) if known else None
-        blockers = why_blocked(branch, refs, repo, job, merged)
+        blockers = why_blocked(branch, refs, repo, job, merged) + unreadable
         if not blockers and (name, branch) in engine.stuck:
             blockers = [engine.stuck[name, branch]]
         how = wish_of(known, Facts(about.auto_merge, merged or Merged(None))) if known else None
@@ -3572,7 +3984,10 @@ def ago(moment: str | None) -> str:
     """A time of the journal as people say it."""
     if not moment:
         return ""
-    seconds = max(0, int(time.time() - seconds_of(moment)))
+    try:
+        seconds = max(0, int(time.time() - seconds_of(moment)))
+    except ValueError:  # a record of another version
+        return moment
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= size:
             number = seconds // size
@@ -3656,20 +4071,20 @@ class Door:
         raise Refused(401, "the password is wrong")
 
     def log_in(self) -> str:
-        """Begin a session; returns the cookie's value."""
+        """Begin a session; returns the cookie's value. Raises OSError when it cannot be written down."""
         session = secrets.token_urlsafe(24)
         with self.lock:
             moment = time.time()
-            self.sessions = {key: value for key, value in self.sessions.items() if value[0] > moment}
-            self.sessions[session] = [moment + SESSION_SECONDS, self._mark()]
-            self._save()
+            sessions = {key: value for key, value in self.sessions.items() if value[0] > moment}
+            self._save({**sessions, session: [moment + SESSION_SECONDS, self._mark()]})
         return f"{session}.{self._sign(session)}"
 
     def log_out(self, cookie: str) -> None:
         """End a session."""
         with self.lock:
-            if self.sessions.pop(cookie.partition(".")[0], None):
-                self._save()
+            session = cookie.partition(".")[0]
+            if session in self.sessions:
+                self._save({key: value for key, value in self.sessions.items() if key != session})
 
     def knows(self, cookie: str) -> bool:
         """Whether a cookie is that of a session which goes on; a changed password ends it."""
@@ -3683,8 +4098,9 @@ class Door:
         except Refused:  # the password cannot be read now
             return False
 
-    def _save(self) -> None:
-        write_private(self.store, json.dumps(self.sessions))
+    def _save(self, sessions: dict[str, list[Any]]) -> None:
+        write_whole(self.store, json.dumps(sessions).encode())
+        self.sessions = sessions
 
     def _sign(self, text: str) -> str:
         return hmac.new(self.key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
@@ -3837,9 +4253,15 @@ class Web:
                 return callback(*args, **kwargs)
             except Refused as error:
                 return self._refusal(error)
-            except GitError as error:
-                log(f"{bottle.request.method} {bottle.request.path}: {error}")
-                return self._refusal(Refused(500 if error.code < 0 else 409, f"git could not do it: {error}"))
+            except (GitError, OSError) as error:
+                no_room = self.engine.no_room(error)
+                if not no_room and isinstance(error, OSError):
+                    raise
+                self.engine.complain(f"{bottle.request.method} {bottle.request.path}", error)
+                if isinstance(error, GitError) and not no_room:
+                    return self._refusal(Refused(500 if error.code < 0 else 409, f"git could not do it: {error}"))
+                words = lacks_room(error) or error
+                return self._refusal(Refused(507, f"the server has no room on its disk ({words}); make room, then do it again"))
 
         return answer
 
@@ -4055,7 +4477,7 @@ class Web:
                 live, chunk = job.live, read_log(path, offset, most)
                 if chunk:
                     return chunk
-                if not live or not held or time.monotonic() >= until:
+                if not live or not held or time.monotonic() >= until or self.engine.closing:
                     return b""
                 time.sleep(0.05)
         finally:
@@ -4072,7 +4494,7 @@ class Web:
                 offset += len(chunk)
                 if chunk:
                     yield chunk
-                if time.monotonic() >= until or (ended and not chunk):
+                if time.monotonic() >= until or (not chunk and (ended or self.engine.closing)):
                     return
                 if not chunk:
                     time.sleep(0.1)
@@ -4281,15 +4703,16 @@ def create_app(environ: Mapping[str, str] | None = None) -> Web:
     """The app with its engine running, for ``waitress-serve --call forge:create_app``. Raises WrongSetting, AlreadyServed."""
     config = load_config(os.environ if environ is None else environ)
     engine = Engine(config)
-    write_address(config, config.port)
+    write_address(engine)
     app = Web(engine)
     engine.start()
     return app
 
 
-def write_address(config: Config, port: int) -> None:
+def write_address(engine: Engine) -> None:
     """Tell hooks and the command line on this machine where the server listens."""
-    write_private(config.data_dir / "address", f"{config.listen_url(port)}\n")
+    current = refresh(engine.config.data_dir / "address", f"{engine.config.listen_url(engine.port)}\n")
+    engine.starved = engine.starved or not current  # it is written when there is room
 
 
 ###############################################################################
@@ -4885,7 +5308,7 @@ def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
 
 def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; jobs that run then go on, and the next server takes them over."""
-    import waitress
+    from waitress import create_server, trigger, wasyncore
 
     try:
         engine = Engine(config)
@@ -4905,8 +5328,10 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
         raise Fault(1, f"cannot listen on {config.host}:{config.port} ({error.strerror}); set FORGE_HOST or FORGE_PORT") from None
     port = listener.getsockname()[1]
     engine.url = config.url or config.listen_url(port)
-    server = waitress.create_server(
+    sockets: dict[int, Any] = {}  # waitress's: by descriptor, who reads and writes there
+    create_server(
         Web(engine),
+        map=sockets,
         sockets=[listener],
         threads=WEB_THREADS,
         ident=None,
@@ -4915,22 +5340,37 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
         channel_timeout=60,
         clear_untrusted_proxy_headers=True,
     )
-    write_address(config, port)
-
-    def leave(*_: Any) -> None:
-        raise SystemExit(0)
-
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGINT, leave)
-    try:
-        engine.start()
-        print(f"forge: listening on {engine.url}", flush=True)
-        server.run()
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        server.close()
-        engine.stop()
+    engine.port = port
+    write_address(engine)
+    told, alarm = threading.Event(), trigger.trigger(sockets).trigger
+    os.set_blocking(alarm, False)
+    signal.set_wakeup_fd(alarm, warn_on_full_buffer=False)  # wakes the loop whichever thread the kernel chose for the signal
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    engine.start()
+    print(f"forge: listening on {engine.url}", flush=True)
+    while not told.is_set():
+        wasyncore.loop(timeout=30, use_poll=True, map=sockets, count=1)
+    until = time.monotonic() + LEAVE_SECONDS
+    engine.begin_nothing()
+    answer_the_rest(sockets, until - 1)
+    engine.stop(until - time.monotonic())
     return 0
+
+
+def answer_the_rest(sockets: dict[int, Any], until: float) -> None:
+    """Take no new connection, and answer the requests that have come, `until` then (monotonic seconds)."""
+    from waitress import channel, wasyncore
+
+    run = partial(wasyncore.loop, use_poll=True, map=sockets)
+    run(timeout=0, count=50)  # each round takes one of the connections that wait
+    for listener in [one for one in sockets.values() if getattr(one, "accepting", False)]:
+        wasyncore.dispatcher.close(listener)
+    quiet = 0
+    while quiet < 3 and time.monotonic() < until:
+        run(timeout=0.05, count=1)
+        channels = [one for one in sockets.values() if isinstance(one, channel.HTTPChannel)]
+        quiet = 0 if any(one.request or one.requests or one.total_outbufs_len for one in channels) else quiet + 1
 
 
 DEMO_FLAKE = """{

@@ -269,6 +269,18 @@ class Server:
         with opener.open(f"{self.url}/healthz", timeout=10) as answer:
             return bool(answer.status == 200)
 
+    def time_page(self, path: str) -> float:
+        """Milliseconds of the quickest of five answers to a browser."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        request = urllib.request.Request(self.url + path, headers={"Accept": "text/html"})
+        took = []
+        for _ in range(5):
+            began = time.perf_counter()
+            with opener.open(request, timeout=10) as answer:
+                answer.read()
+            took.append(1000 * (time.perf_counter() - began))
+        return min(took)
+
     def cpu(self) -> float:
         """Seconds of processor time that the server itself has had."""
         times = self.watched.cpu_times()
@@ -734,6 +746,42 @@ def bench_idle(lab: Lab) -> Iterator[Row]:
     yield row_by_limit("memory of an idle server (RSS)", rss, 40)
 
 
+def bench_start(lab: Lab) -> Iterator[Row]:
+    """Start to first answer with a journal of 100,000 jobs, and what pages that look for jobs take beside 100 jobs."""
+    for name, jobs in (("few", 100), ("many", 100_000)):
+        lab.environ |= {"FORGE_DATA_DIR": str(lab.folder(name))}
+        for number in range(5):
+            lab.run(sys.executable, FORGE, "create", f"repo-{number}", "--base", "main")
+        lab.run(sys.executable, Path(__file__).with_name("history.py"), lab.folder(name), str(jobs))
+    kept, cold, rss = Series(), Series(), Series(unit="MB")
+    for number, _ in lab.rounds(7):
+        for series in (cold, kept):
+            if series is cold:
+                (lab.folder("many") / "snapshot").unlink(missing_ok=True)
+            with Server(lab, "many") as server:
+                wait_until(server.healthy, "an answer", 0)
+                series.values.append(1000 * (time.perf_counter() - server.began))
+                if series is cold and number == 0:
+                    wait_until((lab.folder("many") / "snapshot").exists, "a snapshot", 0.01)
+                rss.values.append(server.watched.memory_info().rss / MEGABYTE)
+    yield row_by_limit("a journal of 100,000 jobs: start → first answer", kept, 1500)
+    yield Row("… without the snapshot", cold)
+    yield row_by_limit("… memory after it (RSS)", rss, 120)
+    with Server(lab, "few") as few, Server(lab, "many") as many:
+        for path in (
+            "/jobs",
+            "/jobs?repo=repo-1&limit=10",
+            "/jobs?status=timeout",
+            "/jobs?repo=repo-2&branch=feature/7-of-a-person",
+            "/",
+        ):
+            took = {few: Series(), many: Series()}
+            for number, _ in lab.rounds():
+                for server in (few, many) if number % 2 else (many, few):
+                    took[server].values.append(server.time_page(path))
+            yield row_by_ratio(f"… {path}, against 100 jobs", took[many], took[few], 1.2)
+
+
 class Bench(NamedTuple):
     """A bench as the table has it."""
 
@@ -752,6 +800,7 @@ BENCHES: dict[str, Bench] = {
     "chatty": Bench(bench_chatty),
     "sandbox": Bench(bench_sandbox, needs_bwrap=True),
     "idle": Bench(bench_idle),
+    "start": Bench(bench_start),
 }
 
 

@@ -73,6 +73,7 @@ class Server:
     data: Path
     settings: dict[str, str] = field(default_factory=dict)
     url: str = ""
+    wrapper: tuple[str, ...] = ()  # what begins each command that looks at the data directory
     process: subprocess.Popen[str] | None = None
 
     @property
@@ -87,7 +88,7 @@ class Server:
 
     def start(self, *wrapper: str) -> Server:
         with open(self.data.with_suffix(".err"), "a") as errors:
-            command = [*wrapper, *FORGE, "serve"]
+            command = [*self.wrapper, *wrapper, *FORGE, "serve"]
             self.process = subprocess.Popen(command, env=self.environ, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert self.process.stdout
         line = self.process.stdout.readline()
@@ -104,7 +105,8 @@ class Server:
         return code
 
     def cli(self, *args: str, check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([*FORGE, *args], env=self.environ, capture_output=True, text=True, timeout=60, **kwargs)
+        command = [*self.wrapper, *FORGE, *args]
+        done = subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=60, **kwargs)
         assert not check or done.returncode == 0, (args, done.returncode, done.stdout, done.stderr)
         return done
 
@@ -193,15 +195,15 @@ class Work:
     tree: Path
 
     def git(self, *args: str, check: bool = True, text: str | None = None) -> str:
-        done = subprocess.run(
-            ["git", *args], cwd=self.tree, env=clean_environ(), capture_output=True, text=True, timeout=60, input=text
-        )
+        command = [*self.server.wrapper, "git", "-C", str(self.tree), *args]
+        done = subprocess.run(command, env=clean_environ(), capture_output=True, text=True, timeout=60, input=text)
         assert not check or done.returncode == 0, (args, done.stdout, done.stderr)
         return done.stdout.strip() if check else done.stdout + done.stderr
 
     def bare(self, *args: str) -> str:
         """git in the server's repo."""
-        done = subprocess.run(["git", *args], cwd=self.path, env=clean_environ(), capture_output=True, text=True, timeout=60)
+        command = [*self.server.wrapper, "git", "-C", str(self.path), *args]
+        done = subprocess.run(command, env=clean_environ(), capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, (args, done.stderr)
         return done.stdout.strip()
 
@@ -229,8 +231,7 @@ class Work:
         """Push branches by name (or refspecs); what git and the hooks print."""
         words = [word for option in options for word in ("-o", option)]
         done = subprocess.run(
-            ["git", "push", *(["--force"] if force else []), *words, "origin", *refs],
-            cwd=self.tree,
+            [*self.server.wrapper, "git", "-C", str(self.tree), "push", *(["--force"] if force else []), *words, "origin", *refs],
             env=clean_environ(),
             capture_output=True,
             text=True,
