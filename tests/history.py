@@ -47,7 +47,7 @@ class History:
             tested = object_id("tested", job.id) if job.kind == PRE else job.commit
             started: dict[str, Any] = {"id": job.id, "started_at": now(), "checkout": 1, "timeout": 3600, "tested": tested}
             started |= {"base": self.refs[job.repo].tip if job.kind == PRE else job.base, "tree": object_id("tree", job.id)}
-            started |= {"configured": "", "chain": [[tested, started["tree"]]] if job.kind == PRE else []}
+            started |= {"sandboxed": True, "configured": "", "chain": [[tested, started["tree"]]] if job.kind == PRE else []}
             self.ledger.record(("job.started", started))
             ended = replace(job, status=status, reason=reason, exit_code=0 if status == "passed" else 1, duration=12.345)
             ended.command, ended.log_size, ended.finished_at = "nix run .#pre-merge", 4096 + job.id, now()

@@ -75,7 +75,8 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         assert holder.stdin and holder.stdout
         if holder.stdout.readline() != b"mounted\n":
             pytest.skip("nothing can be mounted here (unshare -m, mount -t tmpfs): full disks are not tested")
-        server = Server(Path(f"/proc/{holder.pid}/root{place}"), {"FORGE_MAX_JOBS": "1"})
+        # its jobs wait for files that are not on the disk
+        server = Server(Path(f"/proc/{holder.pid}/root{place}"), {"FORGE_MAX_JOBS": "1", "FORGE_SANDBOX": "none"})
         enter = ("-m",) if not user else ("-U", "--preserve-credentials", "-m")
         server.wrapper = ("nsenter", *enter, "-t", str(holder.pid))
         yield Disk(server.start(), place)
@@ -331,7 +332,7 @@ def test_requests_in_flight_are_answered_before_the_server_ends(make_server: Cal
     wait, settings = slow_git(tmp_path / "bin")
     server = make_server(**settings)
     work = server.repo()
-    work.branch("slow", run=until(tmp_path / "go"))
+    work.branch("slow", run=until(work.gate("go")))
     slow = work.push_job("slow")
     wait_for(lambda: server.job_log(slow) == b"begun\n", "the job's first line")
     hook = work.path / "hooks/post-receive"
@@ -353,12 +354,12 @@ def test_requests_in_flight_are_answered_before_the_server_ends(make_server: Cal
     wait_for(lambda: not listening(server), "the end of listening")
     server.process.send_signal(signal.SIGTERM)  # once more does no harm
     assert [flight.land().status for flight in (follow, look)] == [200, 200] and follow.answer.body == b"begun\n"
-    assert pusher.land().headers["X-Forge-Next"] == f"{slow}:6"
+    assert pusher.land().headers["X-Forge-Next"] == f"{slow}:6:{slow}"
     wait.unlink()
     (job,) = push.land().json["jobs"]
     assert push.answer.status == 202 and job["branch"] == "new" and leave(server) == 0
     assert [record["event"] for record in whole_journal(server)][-1] == "job.queued", "new work was begun"
-    (tmp_path / "go").touch()
+    work.gate("go").touch()
     server.start()
     assert server.url != url and {server.ended(number)["status"] for number in (slow, job["id"])} == {"passed"}
     assert server.job_log(slow) == b"begun\n"
