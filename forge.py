@@ -236,6 +236,11 @@ class GitError(Exception):
         super().__init__(f"git {args[0]} ended with {code}: {said}")
         self.code, self.stderr = code, stderr
 
+    @property
+    def passing(self) -> bool:
+        """Whether it may go better soon: git was killed, or another git held a lock."""
+        return self.code < 0 or ".lock'" in self.stderr
+
 
 @dataclass
 class Job:
@@ -2618,7 +2623,7 @@ def explain(blockers: list[str], how: str | None, stale: bool) -> str:
 WORKERS = 2
 SCAN_SECONDS = 45.0
 HISTORY_CHECKED = 1000  # commits of a base that are looked at for merges without a record, when the server starts
-HURRY_SECONDS = 5.0  # until the next scan, when something failed in the last one
+HURRY_SECONDS = 5.0  # between two scans, when something failed that may go better soon
 TICK_SECONDS = 1.0
 SNAPSHOT_RECORDS = 5000  # that a start may have to read from the journal
 LEAVE_SECONDS = 4.5  # from SIGTERM to our end
@@ -2649,8 +2654,9 @@ class Engine:
         self.stuck: dict[tuple[str, str], str] = {}  # by (repo, branch): why its merge failed although it was due
         self.unspoken: set[int] = set()  # jobs whose verdict is not in the log yet
         self.eager: set[str] = set()  # repos where passed branches wait for first tests to end
-        self.hurry = False  # the last scan failed in part
+        self.hurry = False  # something failed that may go better soon
         self.checked: set[str] = set()  # repos whose newest merges are known to be recorded
+        self.tries: dict[int, int] = {}  # how often a job could not be prepared
         self.promised = 0  # the highest job id given away before its job is in the journal
         self.starved = not self.ledger.journal.ready  # work waits until there is room on the disk
         self.probing = threading.Lock()  # guards the files by which `has_room` finds out
@@ -2913,7 +2919,7 @@ class Engine:
                     in_use = {job.id for job in self.state.jobs.values()}
                 drop_tested(path, in_use)
             except (Refused, GitError, OSError) as error:
-                self.hurry = self.hurry or not (isinstance(error, Refused) or self.no_room(error))
+                self.hurry = self.hurry or (isinstance(error, GitError) and error.passing)
                 self.troubles.setdefault(name, str(error))
                 self.complain(name, error)
         for parent in ("work", "home"):
@@ -3042,7 +3048,7 @@ class Engine:
         except (Refused, GitError, OSError) as error:
             self.complain(f"job {job.id} cannot be started now", error)
             with self.lock:
-                self.lock.wait_for(lambda: self.closing or self.starved, timeout=5)  # it is tried again, but not at once
+                self.lock.wait_for(lambda: self.closing or self.starved, timeout=1)  # it is tried again, but not at once
         except Exception:
             log(f"job {job.id}: {traceback.format_exc()}")
             self._end(job.id, "forge stumbled over it; the server's log says more")
@@ -3074,11 +3080,13 @@ class Engine:
                 tidy.result()
                 kept = beside.submit(keep_tested, path, job.id, facts["tested"]) if job.kind == PRE else None
                 tree = fill_checkout(slot, self.trash, path, facts["tested"])
-                if kept:
-                    kept.result()
+                if kept and (self.tries.get(job.id, 0) < 3 or not kept.exception()):
+                    kept.result()  # in the end it can do without
             self.littered.set()
         except (GitError, OSError) as error:
-            if self.no_room(error):
+            self.tries[job.id] = self.tries.get(job.id, 0) + 1
+            again = isinstance(error, GitError) and error.passing and self.tries[job.id] < 4
+            if again or self.no_room(error):
                 self.discard(slot)
                 self.littered.set()
                 raise
@@ -3213,6 +3221,7 @@ class Engine:
                 os.close(running.pidfd)
                 del self.running[job_id]
             self._free_slot(ended)
+            self.tries.pop(job_id, None)
             if job.kind == PRE:
                 self.unspoken.add(job_id)
             self.lock.notify_all()
@@ -3229,8 +3238,7 @@ class Engine:
 
     def _watch(self) -> None:
         """The watcher thread: see jobs end, stop those that must, measure, and start a scan when one is due."""
-        tick = scan = time.monotonic()
-        scan += SCAN_SECONDS
+        tick = scanned = time.monotonic()
         while not self.closing:
             try:
                 self._wait_for_jobs(0.1 if self._enforce() else max(0.05, tick - time.monotonic()))
@@ -3241,8 +3249,8 @@ class Engine:
                     self.dispatch()
                     for name in list(self.eager):
                         self.poke(name)
-                if time.monotonic() >= scan:
-                    scan = time.monotonic() + (HURRY_SECONDS if self.hurry else SCAN_SECONDS)
+                if time.monotonic() >= scanned + (HURRY_SECONDS if self.hurry else SCAN_SECONDS):
+                    scanned = time.monotonic()
                     self.poke("")
             except (Refused, OSError) as error:
                 self.complain("the watcher", error)
@@ -3354,6 +3362,7 @@ class Engine:
                 else:
                     self.scan()
             except (Refused, GitError, OSError) as error:
+                self.hurry = self.hurry or (isinstance(error, GitError) and error.passing)
                 self.complain(name or "scan", error)
             except Exception:
                 log(f"{name or 'scan'}: {traceback.format_exc()}")

@@ -507,3 +507,32 @@ def test_a_lost_merge_record_is_written_from_the_commit_once(make_server: Callab
             {k: v for k, v in m.items() if k not in times} for m in before
         ]
         server.stop()
+
+
+@pytest.mark.parametrize("verb", ["merge-tree", "commit-tree", "update-ref", "read-tree"])
+def test_a_git_that_is_killed_is_no_verdict(make_server: Callable[..., Server], tmp_path: Any, verb: str) -> None:
+    wrapper = tmp_path / "bin" / "git"
+    wrapper.parent.mkdir()
+    real = subprocess.run(["sh", "-c", "command -v git"], capture_output=True, text=True, check=True).stdout.strip()
+    killed = f'case "$1" in {verb}) [ ! -e {tmp_path}/armed ] || {{ rm {tmp_path}/armed; kill -9 $$; }} ;; esac'
+    wrapper.write_text(f'#!/bin/sh\n{killed}\nexec {real} "$@"\n')
+    wrapper.chmod(0o755)
+    server = make_server(PATH=f"{wrapper.parent}:{os.environ['PATH']}")
+    work = server.repo()
+    work.branch("topic", AUTO)
+    (tmp_path / "armed").touch()
+    job = server.ended(work.push_job("topic"))
+    assert job["status"] == "passed" and not (tmp_path / "armed").exists()
+    wait_for(lambda: "topic" not in work.heads(), "the merge")
+
+
+def test_a_lock_of_another_on_the_ref_of_a_job_does_not_fail_it(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    work = server.repo()
+    lock = work.path / "refs/forge/jobs/2.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    work.branch("topic", AUTO)
+    assert server.ended(work.push_job("topic"), 60)["status"] == "passed"
+    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    assert lock.exists()
