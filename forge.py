@@ -91,13 +91,13 @@ from array import array
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from functools import partial
 from heapq import merge as merge_sorted
 from ipaddress import ip_address
 from pathlib import Path
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -305,6 +305,11 @@ JOB_FIELDS = tuple(f.name for f in fields(Job))
 def job_of(record: Mapping[str, Any]) -> Job:
     """The job in a journal record; what this version does not know is left out."""
     return Job(**{name: record[name] for name in JOB_FIELDS if name in record})
+
+
+def job_record(job: Job) -> dict[str, Any]:
+    """A job for a journal record, without what it has not: there are many of them."""
+    return {name: value for name, value in vars(job).items() if value is not None and value != []}
 
 
 @dataclass
@@ -817,9 +822,10 @@ def checker(hint: Any) -> Callable[[Any], bool]:
     return lambda value: type(value) is kind
 
 
-# Of most fields a look at the type is enough, which counts when there are a million records.
-FIELD_KINDS = {name: {str, int, NoneType} & {*get_args(hint), hint} for name, hint in FIELD_HINTS.items()}
 FIELD_CHECKS = {name: checker(hint) for name, hint in FIELD_HINTS.items()}
+# Events with the names and types of fields that were found right, and those fields of which that does not tell enough:
+# there may be a million records, but they have a few shapes.
+SHAPES: dict[tuple[Any, ...], list[str]] = {}
 
 
 def check_record(state: State, record: Mapping[str, Any]) -> None:
@@ -827,23 +833,25 @@ def check_record(state: State, record: Mapping[str, Any]) -> None:
     event = record["event"]
     if event not in NEEDED:
         return
-    if NEEDED[event] - record.keys():
-        raise LookupError(f"it lacks {', '.join(NEEDED[event] - record.keys())}")
-    for name, value in record.items():
-        if type(value) in FIELD_KINDS.get(name, ()) or name not in FIELD_CHECKS or FIELD_CHECKS[name](value):
-            continue
-        if (event, name, value) != ("base.moved", "branch", None):  # HEAD may name no branch
-            raise TypeError(f"{name} is {shorten(value)}")
     if "repo" in record and record["repo"] not in state.repos and not is_repo_name(record["repo"]):
         raise TypeError(f"repo is {shorten(record['repo'])}")
+    shape = (event, *record, *map(type, record.values()))
+    deep = SHAPES.get(shape)
+    if deep is None and NEEDED[event] - record.keys():
+        raise LookupError(f"it lacks {', '.join(NEEDED[event] - record.keys())}")
+    for name in record if deep is None else deep:
+        value = record[name]
+        if name in FIELD_CHECKS and not FIELD_CHECKS[name](value) and (event, name, value) != ("base.moved", "branch", None):
+            raise TypeError(f"{name} is {shorten(value)}")
+        if name in PARTS_NEEDED and not all(isinstance(part.get(key), str) for part in value for key in PARTS_NEEDED[name]):
+            raise TypeError(f"{name} has {shorten(value)}")
+        links = {"chain": value, "jobs": [value], "merges": [] if value else [value]}.get(name, [])
+        if any(len(link) != 2 for link in links):
+            raise TypeError(f"{name} lacks a part")
     if not 0 < record.get("id", 1) <= state.last_job + MOST_LOST_JOBS:
         raise LookupError(f"id is {record['id']}")
-    for name, needed in PARTS_NEEDED.items():
-        for part in record.get(name, ()):
-            if not all(isinstance(part.get(key), str) for key in needed):
-                raise TypeError(f"{name} has {shorten(part)}")
-    if any(len(link) != 2 for link in (*record.get("chain", ()), record.get("jobs", "12"))) or record.get("merges") == []:
-        raise TypeError(f"{event} lacks a part")
+    if deep is None and len(SHAPES) < 1000:
+        SHAPES[shape] = [name for name, value in record.items() if isinstance(value, (list, dict, float))]
 
 
 def fold(state: State, record: Mapping[str, Any]) -> None:
@@ -895,6 +903,7 @@ def _fold_job_queued(state: State, record: Mapping[str, Any]) -> None:
 def _fold_job_changed(state: State, record: Mapping[str, Any]) -> None:
     job = state.jobs.get(record["id"])
     if job:
+        job.stopping = None
         known = vars(job)
         known.update([item for item in record.items() if item[0] in known])
         if record["event"] == "job.started":
@@ -2429,14 +2438,14 @@ def queue_job(job_id: int, repo: str, kind: str, heads: Iterable[tuple[str, str]
     """The event that makes a job of heads, (branch, commit) in landing order."""
     named = [{"branch": branch, "commit": commit} for branch, commit in heads]
     job = Job(job_id, repo, named[-1]["branch"], kind, named[-1]["commit"], named, now(), cause=cause, **values)
-    return "job.queued", asdict(job)
+    return "job.queued", job_record(job)
 
 
 def end_job(job: Job, status: str, reason: str) -> Event:
     """The event that ends a job before its time: at once if it is pending, by stopping it if it runs."""
     if job.status == "running":
         return "job.stopping", {"id": job.id, "status": status, "reason": reason}
-    return "job.finished", asdict(replace(job, status=status, reason=reason, finished_at=now(), stopping=None))
+    return "job.finished", job_record(replace(job, status=status, reason=reason, finished_at=now(), stopping=None))
 
 
 def wish_of(branch: Branch, facts: Facts) -> str | None:
@@ -3174,7 +3183,7 @@ class Engine:
             values = {**facts, "command": result.command, "configured": configured, "reused_from": result.id}
             reason = f"an equal tree passed in job {result.id}"
             done = replace(job, status="passed", reason=reason, duration=0.0, finished_at=now(), **values)
-            self.record(("job.finished", asdict(done)))
+            self.record(("job.finished", job_record(done)))
             self.unspoken.add(job.id)
             self.lock.notify_all()
         log(f"job {job.id} ({job.repo}/{job.branch}, {job.kind}) passed: {reason}")
@@ -3216,7 +3225,7 @@ class Engine:
                     ended.duration = round(max(0.0, finished - seconds_of(job.started_at)), 3)
             with contextlib.suppress(OSError):
                 ended.log_size = self.config.log(job.repo, job_id).stat().st_size
-            self.record(("job.finished", asdict(ended)), *self.ledger.flakes(ended))
+            self.record(("job.finished", job_record(ended)), *self.ledger.flakes(ended))
             if running:
                 os.close(running.pidfd)
                 del self.running[job_id]

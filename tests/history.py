@@ -6,7 +6,7 @@ As a program: ``python tests/history.py DIRECTORY JOBS`` writes one.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from hashlib import sha1
 from itertools import count
 from pathlib import Path
@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from forge import PRE, Ledger, Push, Refs, Update, notice, now
+from forge import PRE, Ledger, Push, Refs, Update, job_record, notice, now
 
 
 def object_id(*words: object) -> str:
@@ -51,7 +51,7 @@ class History:
             self.ledger.record(("job.started", started))
             ended = replace(job, status=status, reason=reason, exit_code=0 if status == "passed" else 1, duration=12.345)
             ended.command, ended.log_size, ended.finished_at = "nix run .#pre-merge", 4096 + job.id, now()
-            self.ledger.record(("job.finished", asdict(ended)))
+            self.ledger.record(("job.finished", job_record(ended)))
 
     def merge(self, name: str, branch: str) -> None:
         """A branch that passed is merged."""
