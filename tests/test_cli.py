@@ -144,7 +144,8 @@ def test_serve_stops_cleanly(make_server: Callable[..., Server]) -> None:
 def test_a_taken_port_is_one_line(shared: Server, tmp_path: Path) -> None:
     environ = shared.environ | {"FORGE_DATA_DIR": str(tmp_path / "other"), "FORGE_PORT": shared.url.rpartition(":")[2]}
     done = subprocess.run([*FORGE, "serve"], env=environ, capture_output=True, text=True, timeout=20)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "FORGE_PORT" in done.stderr
+    said = [line for line in done.stderr.splitlines() if "sandbox" not in line]
+    assert done.returncode == 1 and len(said) == 1 and "FORGE_PORT" in said[0]
     environ |= {"FORGE_DATA_DIR": str(shared.data)}
     done = subprocess.run([*FORGE, "serve"], env=environ, capture_output=True, text=True, timeout=20)
     assert shared.process and done.returncode == 1 and str(shared.process.pid) in done.stderr
@@ -154,7 +155,7 @@ def test_doctor(make_server: Callable[..., Server]) -> None:
     server = make_server()
     server.repo()
     said = server.cli("doctor")
-    assert "git version" in said.stdout and "repo app" in said.stdout and "!!" not in said.stdout.replace("!!  nix", "")
+    assert "git version" in said.stdout and "repo app" in said.stdout and not re.search("!!  (?!nix|bwrap)", said.stdout)
     os.chmod(server.data / "token", 0o644)
     (server.data / "repos/app.git/hooks/post-receive").unlink()
     with open(server.data / "jobs.jsonl", "a") as stream:
