@@ -389,14 +389,12 @@ class Soak:
             f"{repo}/{branch} at {commit[:12]} was queued {n} times" for (repo, branch, commit, _), n in firsts.items() if n > 1
         ]
         for job in (record for record in records if record["event"] == "job.finished"):
-            about = (
-                f"job {job['id']} ({job['repo']}/{job['branch']}, {job['kind']}, {job['cause']}) {job['status']}: {job['reason']}"
-            )
+            about = f"job {job['id']} ({job['repo']}/{job['branch']}, {job['kind']}, {job['cause']}) {job['status']}: {job.get('reason')}"
             tested = [heads[head["commit"]] for head in job["heads"] if head["commit"] in heads]
             blamed = any(push.bad or push.fate == "one" for push in tested)
             if job["status"] not in ("passed", "failed", "superseded", "canceled"):
                 found.append(about)
-            elif job["status"] == "failed" and (not blamed or job["exit_code"] != 1):
+            elif job["status"] == "failed" and (not blamed or job.get("exit_code") != 1):
                 found.append(f"{about}, but nothing in it fails")
             elif job["status"] == "passed" and any(push.bad for push in tested):
                 found.append(f"{about}, but its check fails")
