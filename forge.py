@@ -2663,6 +2663,7 @@ class Engine:
         self.stuck: dict[tuple[str, str], str] = {}  # by (repo, branch): why its merge failed although it was due
         self.unspoken: set[int] = set()  # jobs whose verdict is not in the log yet
         self.eager: set[str] = set()  # repos where passed branches wait for first tests to end
+        self.ended_last = 0.0  # when the job of the newest verdict ended, in seconds since the epoch
         self.hurry = False  # something failed that may go better soon
         self.checked: set[str] = set()  # repos whose newest merges are known to be recorded
         self.tries: dict[int, int] = {}  # how often a job could not be prepared
@@ -2742,7 +2743,7 @@ class Engine:
                 log(f"job {job.id} still runs (pid {pid}) and is taken over")
             else:
                 lost.append(job.id)
-        for job_id in lost:
+        for job_id in sorted(lost, key=self._when_ended):
             try:
                 self._give_up(job_id)
             except (Refused, OSError) as error:
@@ -3217,6 +3218,9 @@ class Engine:
             status, reason = verdict_of(job, code, command, skipped, trouble)
             ended = replace(job, status=status, reason=reason, exit_code=code, command=command, stopping=None)
             finished = time.time() - max(0.0, boot_clock() - up)
+            if 0 <= self.ended_last - finished < 0.02:  # the uptime has hundredths; times are to tell the order of the records
+                finished = self.ended_last + 0.001
+            self.ended_last = finished
             ended.finished_at = at_time(finished)
             if running:
                 ended.duration = round(max(0.0, up - running.began), 3)
@@ -3275,12 +3279,17 @@ class Engine:
             running = {run.pidfd: run for run in self.running.values()}
         for pidfd in running:
             poll.register(pidfd, select.POLLIN)
-        for file, _ in poll.poll(seconds * 1000):
-            if file == self.wake_out:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(file, 4096)
-            else:
-                self._see_end(running[file].job_id)
+        awake = [file for file, _ in poll.poll(seconds * 1000)]
+        if self.wake_out in awake:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self.wake_out, 4096)
+        for job_id in sorted((running[file].job_id for file in awake if file in running), key=self._when_ended):
+            self._see_end(job_id)
+
+    def _when_ended(self, job_id: int) -> tuple[float, int]:
+        """Sorts jobs by when they ended (uptime); who passed first is first in line."""
+        left = read_exit(self.config.data_dir / "running" / str(job_id))
+        return (left[1] if left else float("inf"), job_id)
 
     def _enforce(self) -> bool:
         """Stop the jobs that are told to: SIGTERM, then SIGKILL after the grace. Returns whether any is on the way."""

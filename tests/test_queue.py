@@ -49,7 +49,9 @@ def base_is_tested(work: Work) -> None:
 def ready_order(server: Server, repo: str) -> list[str]:
     """The branches in the order in which the journal has them pass for the first time."""
     passed = [r for r in server.journal() if r["event"] == "job.finished" and r["status"] == "passed" and r["repo"] == repo]
-    return list(dict.fromkeys(r["branch"] for r in passed if r["kind"] == "pre-merge" and r["cause"] == "push"))
+    firsts = [r for r in passed if r["kind"] == "pre-merge" and r["cause"] == "push"]
+    assert firsts == sorted(firsts, key=lambda record: record["finished_at"])  # what is shown tells the same order
+    return list(dict.fromkeys(r["branch"] for r in firsts))
 
 
 def test_two_that_pass_alone_and_break_base_together(shared: Server) -> None:
