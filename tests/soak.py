@@ -389,7 +389,8 @@ class Soak:
             f"{repo}/{branch} at {commit[:12]} was queued {n} times" for (repo, branch, commit, _), n in firsts.items() if n > 1
         ]
         for job in (record for record in records if record["event"] == "job.finished"):
-            about = f"job {job['id']} ({job['repo']}/{job['branch']}, {job['kind']}, {job['cause']}) {job['status']}: {job.get('reason')}"
+            whose = f"{job['repo']}/{job['branch']}, {job['kind']}, {job['cause']}"
+            about = f"job {job['id']} ({whose}) {job['status']}: {job.get('reason')}"
             tested = [heads[head["commit"]] for head in job["heads"] if head["commit"] in heads]
             blamed = any(push.bad or push.fate == "one" for push in tested)
             if job["status"] not in ("passed", "failed", "superseded", "canceled"):
