@@ -181,7 +181,7 @@ def read_anew(folder: Path) -> tuple[Any, ...]:
 
 def keep(ledger: Ledger, folder: Path) -> Path:
     """Write a snapshot and return where it is."""
-    write_snapshot(folder / "snapshot", *ledger.freeze())
+    write_snapshot(folder / "snapshot", ledger.freeze())
     return folder / "snapshot"
 
 
@@ -298,7 +298,7 @@ def test_a_snapshot_that_is_odd_is_told_and_not_used(
 def test_a_kill_while_a_snapshot_is_written_leaves_the_old_one_or_the_new_one(kept_ledger: Callable[[], Path]) -> None:
     folder = kept_ledger()
     again = "import sys, forge, pathlib as p; d = p.Path(sys.argv[1]); ledger = forge.Ledger(d); print(flush=True)\n"
-    again += "while True: ledger.fresh = 1; forge.write_snapshot(d / 'snapshot', *ledger.freeze())"
+    again += "while True: ledger.fresh = 1; forge.write_snapshot(d / 'snapshot', ledger.freeze())"
     for _ in range(8):
         with subprocess.Popen([sys.executable, "-c", again, folder], cwd=ROOT, stdout=subprocess.PIPE) as process:
             assert process.stdout and process.stdout.readline()
