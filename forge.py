@@ -1447,6 +1447,32 @@ def read_commit(repo: Path, commit: str) -> CommitFacts:
     return CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers))
 
 
+class Landed(NamedTuple):
+    """A commit of base as git has it; the last three are its trailers."""
+
+    commit: str
+    tree: str
+    parents: str
+    authored_at: str
+    subject: str
+    branch: str
+    head: str
+    job: str
+
+    @property
+    def claims(self) -> bool:
+        """Whether it says that forge made it."""
+        return self.subject.startswith("Forge Merge: ") and bool(self.branch or self.head or self.job)
+
+
+def read_landed(repo: Path, tip: str, *how: str) -> dict[str, Landed]:
+    """The commits of `tip` by id, newest first, with one git. Raises GitError."""
+    trailers = (f"%(trailers:key=Forge-{key},valueonly,unfold,separator=%x2C)" for key in ("Branch", "Head", "Job"))
+    form = "%x00".join(("%H", "%T", "%P", "%aI", "%s", *trailers))
+    words = git(repo, "log", *how, "-z", "--no-show-signature", f"--format={form}", "--end-of-options", tip).split("\0")
+    return {words[at]: Landed(*words[at : at + 8]) for at in range(0, len(words) - 7, 8)}
+
+
 def asks_for_merge(trailers: str) -> bool:
     """Whether one of the trailers, a line each, asks for an automatic merge."""
     for line in trailers.split("\n"):
@@ -3493,36 +3519,32 @@ class Engine:
         """Record the newest merges of base that have no record (merges.jsonl was lost in part), by the jobs that tested them."""
         with self.turn(name):
             self._settle(name, path)
-            tip = read_refs(path).tip
-            line = git(path, "rev-list", "--first-parent", f"--max-count={HISTORY_CHECKED}", tip).split() if tip else []
+            refs = read_refs(path)
+            how = ("--first-parent", f"--max-count={HISTORY_CHECKED}")
+            line = read_landed(path, refs.tip, *how) if refs.tip else {}
             with self.lock:
                 known = {merge["merge_commit"] for merge in self.ledger.merges_of(name, limit=HISTORY_CHECKED)}
-            new = list(itertools.takewhile(lambda commit: commit not in known, line))
-            for commit in reversed(new):
-                merge = self._merge_from_commit(name, path, commit)
+            new = list(itertools.takewhile(lambda landed: landed.commit not in known, line.values()))
+            for landed in reversed(new):
+                merge = self._merge_from_commit(name, refs.base, landed)
                 if merge:
                     with self.lock:
                         self.record(("merged", merge))
-                    log(f"{name}: the merge of {merge['branch']} ({commit}) had no record; it is written from the commit")
+                    log(f"{name}: the merge of {merge['branch']} ({landed.commit}) had no record; it is written from the commit")
         self.checked.add(name)
 
-    def _merge_from_commit(self, name: str, path: Path, commit: str) -> dict[str, Any] | None:
+    def _merge_from_commit(self, name: str, base: str | None, landed: Landed) -> dict[str, Any] | None:
         """The record of a merge from its commit, if a job that passed has tested exactly this commit; else None."""
-        form = "%T%x00%P%x00%cI%x00%(trailers:key=Forge-Job,valueonly,separator=%x2c)"
-        tree, parents, at, number = (
-            git(path, "log", "-1", f"--format={form}", "--end-of-options", commit).rstrip("\n").split("\0")
-        )
         with self.lock:
-            job = self.ledger.job(int(number)) if re.fullmatch("[1-9][0-9]{0,17}", number) else None
-            base = self.state.repos.get(name, Repo()).base
+            job = self.ledger.job(int(landed.job)) if re.fullmatch("[1-9][0-9]{0,17}", landed.job) else None
+        commit, tree, parents = landed.commit, landed.tree, landed.parents.split()
         place = [link[0] for link in job.chain].index(commit) if job and [commit, tree] in job.chain else -1
-        if job is None or place < 0 or (job.repo, job.status, len(parents.split())) != (name, "passed", 2):
+        if job is None or place < 0 or (job.repo, job.status, len(parents)) != (name, "passed", 2):
             return None  # a direct push, whatever it says of itself
-        parent, head = parents.split()
-        about = {"repo": name, "base": base, "branch": job.heads[place]["branch"], "head": head, "merge_commit": commit}
-        how = "auto" if self.commit(name, head).auto_merge else "manual"
-        merged_at = at_time(seconds_of(at))
-        return {**about, "parent": parent, "tree": tree, "job": job.id, "how": how, "begun": 0, "merged_at": merged_at}
+        about = {"repo": name, "base": base, "branch": job.heads[place]["branch"], "head": parents[1], "merge_commit": commit}
+        how = "auto" if self.commit(name, parents[1]).auto_merge else "manual"
+        merged_at = at_time(seconds_of(landed.authored_at))
+        return {**about, "parent": parents[0], "tree": tree, "job": job.id, "how": how, "begun": 0, "merged_at": merged_at}
 
     def _announce(self, name: str, refs: Refs, facts: Mapping[str, Facts]) -> None:
         """Say in the log why the branches whose jobs have just ended are not merged: one line a verdict."""
@@ -4951,24 +4973,6 @@ def cmd_check_names(config: Config, args: argparse.Namespace) -> int:
     return refused
 
 
-class Landed(NamedTuple):
-    """A commit of base as git has it; the last three are its trailers."""
-
-    commit: str
-    tree: str
-    parents: str
-    authored_at: str
-    subject: str
-    branch: str
-    head: str
-    job: str
-
-    @property
-    def claims(self) -> bool:
-        """Whether it says that forge made it."""
-        return self.subject.startswith("Forge Merge: ") and bool(self.branch or self.head or self.job)
-
-
 @dataclass
 class Line:
     """A base as git has it: its first-parent history, newest first, and what the journal gave reason to look up."""
@@ -5039,14 +5043,6 @@ def read_told(directory: Path) -> tuple[dict[str, Told], dict[str, Verdicts], li
         except (KeyError, TypeError, ValueError) as error:
             odd.append(f"record {seq} ({record['event']} of {record.get('repo')}) cannot be understood: {error!r}")
     return told, verdicts, odd
-
-
-def read_landed(repo: Path, tip: str, *how: str) -> dict[str, Landed]:
-    """The commits of `tip` by id, newest first, with one git. Raises GitError."""
-    trailers = (f"%(trailers:key=Forge-{key},valueonly,unfold,separator=%x2C)" for key in ("Branch", "Head", "Job"))
-    form = "%x00".join(("%H", "%T", "%P", "%aI", "%s", *trailers))
-    words = git(repo, "log", *how, "-z", "--no-show-signature", f"--format={form}", "--end-of-options", tip).split("\0")
-    return {words[at]: Landed(*words[at : at + 8]) for at in range(0, len(words) - 7, 8)}
 
 
 def read_line(repo: Path) -> Line:
