@@ -99,7 +99,7 @@ from heapq import merge as merge_sorted
 from ipaddress import ip_address
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote, urlencode, urlsplit
 
 import bottle
@@ -2619,6 +2619,9 @@ LEAVE_SECONDS = 4.5  # from SIGTERM to our end
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
 
+Value = TypeVar("Value")
+
+
 class AlreadyServed(Exception):
     """Another server holds the data directory."""
 
@@ -2645,7 +2648,7 @@ class Engine:
         self.eager: set[str] = set()  # repos where passed branches wait for first tests to end
         self.hurry = False  # the last scan failed in part
         self.checked: set[str] = set()  # repos whose newest merges are known to be recorded
-        self.promised = 0  # the highest job id given away before its job is in the journal
+        self.promised: set[int] = set()  # job ids given away before their jobs are in the journal
         self.starved = not self.ledger.journal.ready  # work waits until there is room on the disk
         self.probing = threading.Lock()  # guards the files by which `has_room` finds out
         self.closing = False
@@ -2834,7 +2837,7 @@ class Engine:
 
     def next_id(self) -> int:
         """The id of the next job; the lock is held."""
-        return max(self.state.last_job, self.promised) + 1
+        return max({self.state.last_job, *self.promised}) + 1
 
     def usable(self, name: str) -> Path:
         """The path of a repo. Raises Refused when there is none, or the server cannot work with it."""
@@ -2953,32 +2956,27 @@ class Engine:
 
     def commit(self, name: str, commit: str) -> CommitFacts:
         """What a commit of a repo says."""
-        facts: CommitFacts = self._kept(("commit", name, commit), lambda: read_commit(self.config.repo(name), commit))
-        return facts
+        return self._kept(("commit", name, commit), lambda: read_commit(self.config.repo(name), commit))
 
     def merged(self, name: str, base: str, head: str) -> Merged:
         """How two commits of a repo merge."""
-        merged: Merged = self._kept(("merge", name, base, head), lambda: merge_tree(self.config.repo(name), base, head))
-        return merged
+        return self._kept(("merge", name, base, head), lambda: merge_tree(self.config.repo(name), base, head))
 
     def counts(self, name: str, base: str, head: str) -> tuple[str | None, int, int]:
         """What `count_commits` says of two commits of a repo."""
-        counts: tuple[str | None, int, int] = self._kept(
-            ("count", name, base, head), lambda: count_commits(self.config.repo(name), base, head)
-        )
-        return counts
+        return self._kept(("count", name, base, head), lambda: count_commits(self.config.repo(name), base, head))
 
     def settings(self, name: str) -> dict[str, str]:
         """The ``forge.*`` settings of a repo's config, read again when the file has changed."""
         facts = (self.config.repo(name) / "config").stat()
         seen = (str(facts.st_mtime_ns), str(facts.st_size), str(facts.st_ino))
-        settings: dict[str, str] = self._kept(("settings", name, *seen), lambda: repo_settings(self.config.repo(name)))
-        return settings
+        return self._kept(("settings", name, *seen), lambda: repo_settings(self.config.repo(name)))
 
-    def _kept(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
+    def _kept(self, key: tuple[str, ...], make: Callable[[], Value]) -> Value:
         with self.lock:
             if key in self._cache:
-                return self._cache[key]
+                found: Value = self._cache[key]
+                return found
         value = make()
         with self.lock:
             self._cache[key] = value
@@ -3398,20 +3396,19 @@ class Engine:
         """
         assert refs.tip
         with self.lock:
-            self.promised = job_id = self.next_id()
+            self.promised.add(job_id := self.next_id())
         try:
             merged_heads, chain = self._chain(name, refs.tip, heads, job_id)
             if not chain:
                 raise Refused(409, f"nothing of it can be merged into {refs.base} by now; look at it again")
             keep_tested(self.config.repo(name), job_id, chain[-1][0])
+            candidate = {"base": refs.tip, "tested": chain[-1][0], "tree": chain[-1][1], "chain": chain}
             with self.lock:
-                candidate = {"base": refs.tip, "tested": chain[-1][0], "tree": chain[-1][1], "chain": chain}
                 self.record(queue_job(job_id, name, PRE, merged_heads, "retest", retry_of=retry_of, **candidate))
                 job = self.state.jobs[job_id]
         finally:
             with self.lock:
-                if self.promised == job_id:
-                    self.promised = 0
+                self.promised.discard(job_id)
         self._reuse(job, candidate, self.settings(name))
         return job
 
