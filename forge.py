@@ -4257,13 +4257,12 @@ class Web:
         extra = {key: value for key, value in error.extra.items() if key != "headers"}
         wanted = wanted_type()
         if wanted == "html":
-            body = self._render("error", status=error.status, text=error.text, extra=extra)
-            return bottle.HTTPResponse(body, error.status, headers | {"Content-Type": "text/html; charset=utf-8"})
+            return self._page("error", error.status, headers, text=error.text, extra=extra, status=error.status)
         if wanted == "text":
             return text_response(error.status, f"{error.text}\n", headers)
         return json_response({"error": error.text, **extra}, error.status, headers)
 
-    def _error_of_bottle(self, error: bottle.HTTPError) -> str:
+    def _error_of_bottle(self, error: bottle.HTTPError) -> Any:
         """What bottle itself refuses: no route, the wrong method, a crash (which goes to the log)."""
         texts = {404: "there is nothing at this address", 405: "this address does not take this method"}
         if error.exception is not None:
@@ -4271,22 +4270,23 @@ class Web:
             texts[500] = "forge stumbled over this; the server's log says more"
         made = self._refusal(Refused(error.status_code, texts.get(error.status_code, str(error.body))))
         bottle.response.headers.update(made.headers)
-        return str(made.body)
+        return made.body
 
-    def _render(self, view: str, **values: Any) -> str:
+    def _page(self, view: str, code: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> bottle.HTTPResponse:
         spell = {"ago": ago, "spell_duration": spell_duration, "spell_bytes": spell_bytes, "mr_path": partial(mr_url, "")}
         logged_in = self.door.knows(bottle.request.get_cookie(COOKIE, ""))
         page = {"logged_in": logged_in, "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
         page["here_quoted"] = quote(quote(bottle.request.path), safe="")  # an address, as a value in another address
         made = str(bottle.template(view, template_lookup=[str(self.views)], **{**spell, **page, **values}))
-        return made.encode("utf-8", "replace").decode()  # names in a repo that was copied in may be no UTF-8
+        body = made.encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
+        kind = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
+        return bottle.HTTPResponse(body, code, {**(headers or {}), **kind})
 
     def _show(self, view: str, program: Mapping[str, Any], **values: Any) -> Any:
         """JSON to who asks for it, else the page."""
         if wanted_type() == "json":
             return json_response(program)
-        body = self._render(view, **program, **values)
-        return bottle.HTTPResponse(body, 200, {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"})
+        return self._page(view, **program, **values)
 
     def _done(self, program: Mapping[str, Any], page: str, status: int = 200) -> Any:
         """An action's answer: JSON to programs, a redirect to people."""
@@ -4391,37 +4391,19 @@ class Web:
         if wanted_type() == "json":
             return json_response(view)
         path = self.config.log(job.repo, job.id)
-        lines, first, size, start = [], 1, 0, 0
-        gone = False
+        log_end: dict[str, Any] = {"lines": [], "first": 1, "start": 0, "gone": False}
         try:
-            size = path.stat().st_size
-            start = max(0, size - LOG_PAGE_BYTES)
-            with open(path, "rb") as stream:
-                stream.seek(start)
-                tail = stream.read(size - start)
-            if start:
-                cut = tail.find(b"\n", 0, LOG_PAGE_BYTES // 2) + 1
-                start, tail = start + cut, tail[cut:]
-            first = count_newlines(path, start) + 1
-            lines = plain_lines(tail)
+            start = max(0, path.stat().st_size - LOG_PAGE_BYTES)
+            tail = read_log(path, start, LOG_PAGE_BYTES)
+            cut = tail.find(b"\n", 0, LOG_PAGE_BYTES // 2) + 1 if start else 0
+            start += cut
+            log_end |= {"lines": plain_lines(tail[cut:]), "first": count_newlines(path, start) + 1, "start": start}
         except FileNotFoundError:
-            gone = job.started_at is not None and not job.live
-        merge = None
+            log_end["gone"] = job.started_at is not None and not job.live
         with self.engine.lock:
             done = self.engine.ledger.merges_of(job.repo, job.branch, 1)
-            if done and done[0]["job"] == job.id:
-                merge = merge_view(done[0])
-        return self._show(
-            "job",
-            {"job": view},
-            lines=lines,
-            first=first,
-            start=start,
-            gone=gone,
-            merge=merge,
-            stopping=job.stopping,
-            sandboxed=job.sandboxed,
-        )
+        merge = merge_view(done[0]) if done and done[0]["job"] == job.id else None
+        return self._show("job", {"job": view}, merge=merge, stopping=job.stopping, sandboxed=job.sandboxed, **log_end)
 
     def _job(self, job_id: str) -> Job:
         with self.engine.lock:
@@ -4492,12 +4474,8 @@ class Web:
 
     def login_page(self) -> Any:
         """The form to log in, or to log out."""
-        return self._show(
-            "login",
-            {"logged_in": self.door.knows(bottle.request.get_cookie(COOKIE, ""))},
-            wrong=None,
-            to=bottle.request.query.get("to") or "/",
-        )
+        known = self.door.knows(bottle.request.get_cookie(COOKIE, ""))
+        return self._show("login", {"logged_in": known}, wrong=None, to=bottle.request.query.get("to") or "/")
 
     def login(self) -> Any:
         """Begin a session."""
@@ -4506,8 +4484,7 @@ class Web:
         except Refused as error:
             if wanted_type() != "html" or error.status == 429:
                 raise
-            body = self._render("login", wrong=error.text, to=self._form("to") or "/")
-            return bottle.HTTPResponse(body, error.status, {"Content-Type": "text/html; charset=utf-8"})
+            return self._page("login", error.status, wrong=error.text, to=self._form("to") or "/")
         target = self._form("to") or "/"
         answer = self._done({"status": "logged in"}, target if re.fullmatch(r"/(?![/\\])[!-~]*", target) else "/")
         secure = urlsplit(self.engine.url).scheme == "https"
