@@ -5154,75 +5154,69 @@ def cmd_audit(config: Config, args: argparse.Namespace) -> int:
     return 0 if found["ok"] else 1
 
 
-def examine(config: Config) -> Iterator[tuple[str, bool, str]]:
-    """Check this machine and data directory: (what, whether it is well, what was found or what to do)."""
+Check = tuple[str, bool, str]  # what, whether it is well, what was found or what to do
 
-    def version(*command: str) -> str | None:
-        try:
-            return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip().split("\n")[0]
-        except (OSError, subprocess.SubprocessError):
-            return None
 
-    found = version("git", "--version")
-    numbers = tuple(map(int, re.findall(r"\d+", found or "")[:2]))
-    yield "git", numbers >= (2, 39), found or "not found; install git 2.39 or newer"
-    found = version("curl", "--version")
-    yield "curl", found is not None, (found or "not found; the hooks need it to tell the server of pushes").split(" (")[0]
-    found = version("nix", "--version")
-    yield "nix", found is not None, found or "not found; jobs of flakes cannot run, justfiles and .forge/ scripts can"
-    yield (
-        "pidfd",
-        hasattr(os, "pidfd_open"),
-        "the kernel tells when a job ends" if hasattr(os, "pidfd_open") else "needs Linux 5.3 or newer",
-    )
-    yield (
-        "subreaper",
-        Path(f"/proc/self/task/{os.getpid()}/children").exists(),
-        "what jobs leave behind is found by /proc/<pid>/task/<tid>/children (CONFIG_PROC_CHILDREN)",
-    )
-    root = config.data_dir
-    if not root.is_dir():
-        yield "data", False, f"{root} is not there; forge serve makes it (FORGE_DATA_DIR)"
+def first_line(*command: str) -> str | None:
+    """The first line that a program prints, or None when it does not work."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip().split("\n")[0]
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def examine(config: Config) -> Iterator[Check]:
+    """Check this machine and data directory."""
+    git_version, curl, nix = (first_line(name, "--version") for name in ("git", "curl", "nix"))
+    new_enough = tuple(map(int, re.findall(r"\d+", git_version or "")[:2])) >= (2, 39)
+    yield "git", new_enough, git_version or "not found; install git 2.39 or newer"
+    yield "curl", curl is not None, (curl or "not found; the hooks need it to tell the server of pushes").split(" (")[0]
+    yield "nix", nix is not None, nix or "not found; jobs of flakes cannot run, justfiles and .forge/ scripts can"
+    pidfd, children = hasattr(os, "pidfd_open"), Path(f"/proc/self/task/{os.getpid()}/children").exists()
+    yield "pidfd", pidfd, "the kernel tells when a job ends" if pidfd else "needs Linux 5.3 or newer"
+    yield "subreaper", children, "what jobs leave behind is found by /proc/<pid>/task/<tid>/children (CONFIG_PROC_CHILDREN)"
+    if not config.data_dir.is_dir():
+        yield "data", False, f"{config.data_dir} is not there; forge serve makes it (FORGE_DATA_DIR)"
         return
-    mine = root.stat().st_uid == os.geteuid() and os.access(root, os.W_OK)
-    yield (
-        "data",
-        mine,
-        str(root) if mine else f"{root} belongs to uid {root.stat().st_uid}, or is read-only; run forge as its user",
-    )
     if config.sandbox == "none":
         yield "bwrap", True, f"not used, as FORGE_SANDBOX is none; {WITHOUT_SANDBOX}"
     else:
         reason = why_no_sandbox(config)
-        yield "bwrap", reason is None, reason or f"{version('bwrap', '--version')}; jobs run under it"
-    free = shutil.disk_usage(root).free
-    yield "disk", free > 1 << 30, f"{spell_bytes(free)} free"
-    for name in ("token", "hook-token"):
-        with contextlib.suppress(FileNotFoundError):
-            mode = stat.S_IMODE((root / name).stat().st_mode)
-            yield name, mode == 0o600, f"mode {mode:04o}" if mode == 0o600 else f"mode {mode:04o}; run: chmod 600 {root / name}"
-    for path in sorted(config.repos.glob("*.git")):
-        trouble = why_unusable(path, path.stem)
-        if not trouble:
-            stale = [h.name for h in asset("hooks").iterdir() if not (path / "hooks" / h.name).exists()]
-            trouble = f"hooks are missing ({', '.join(stale)}); the server adds them within a minute" if stale else None
-        yield f"repo {path.stem}", trouble is None, trouble or str(path)
-    for name in ("jobs", "merges"):
-        odd = count_odd_lines(root / f"{name}.jsonl")
-        yield f"{name}.jsonl", odd == 0, "well" if not odd else f"{odd} lines are no records; they are passed over"
-    if config.password_file or config.password:
-        try:
-            well = not config.password_file or bool(config.password_file.read_text().strip())
-        except OSError:
-            well = False
-        yield "password", well, "set" if well else f"{config.password_file} cannot be read or is empty"
-    else:
-        yield "password", True, "none is set; actions need the command line (FORGE_MERGE_PASSWORD_FILE)"
+        yield "bwrap", reason is None, reason or f"{first_line('bwrap', '--version')}; jobs run under it"
+    yield from examine_data_dir(config)
     try:
         Client(config).open("/healthz").close()
         yield "server", True, "answers"
     except Fault as fault:
         yield "server", False, str(fault)
+
+
+def examine_data_dir(config: Config) -> Iterator[Check]:
+    """Check what is in the data directory."""
+    root, free = config.data_dir, shutil.disk_usage(config.data_dir).free
+    mine, owner = root.stat().st_uid == os.geteuid() and os.access(root, os.W_OK), root.stat().st_uid
+    yield "data", mine, str(root) if mine else f"{root} belongs to uid {owner}, or is read-only; run forge as its user"
+    yield "disk", free > 1 << 30, f"{spell_bytes(free)} free"
+    for name in ("token", "hook-token"):
+        with contextlib.suppress(FileNotFoundError):
+            mode = stat.S_IMODE((root / name).stat().st_mode)
+            yield name, mode == 0o600, f"mode {mode:04o}" + ("" if mode == 0o600 else f"; run: chmod 600 {root / name}")
+    for path in sorted(config.repos.glob("*.git")):
+        stale = [hook.name for hook in asset("hooks").iterdir() if not os.path.exists(path / "hooks" / hook.name)]
+        missing = f"hooks are missing ({', '.join(stale)}); the server adds them within a minute" if stale else None
+        trouble = why_unusable(path, path.stem) or missing
+        yield f"repo {path.stem}", trouble is None, trouble or str(path)
+    for name in ("jobs", "merges"):
+        odd = count_odd_lines(root / f"{name}.jsonl")
+        yield f"{name}.jsonl", odd == 0, "well" if not odd else f"{odd} lines are no records; they are passed over"
+    if not (config.password_file or config.password):
+        yield "password", True, "none is set; actions need the command line (FORGE_MERGE_PASSWORD_FILE)"
+        return
+    try:
+        well = not config.password_file or bool(config.password_file.read_text().strip())
+    except OSError:
+        well = False
+    yield "password", well, "set" if well else f"{config.password_file} cannot be read or is empty"
 
 
 def count_odd_lines(path: Path) -> int:
@@ -5334,10 +5328,51 @@ DEMO_FLAKE = """{
     };
 }
 """
-DEMO_CHECK = """printf '\\033[1mchecking\\033[0m\\n'
+# What the newcomer sees typed; the flake is empty where there is no Nix, and then it is told why.
+DEMO_STORY = r"""
+flake=$1 no_nix=$2
+say() { printf '\n== %s\n' "$1"; }
+run() { printf '\n$ %s\n' "$*"; "$@"; }
+commit() { git add . && printf "\n\$ git commit -qam '%s'\n" "$1" && git commit -qm "$1"; }
+push() { run git push -q -o wait origin "$1"; }
+[ -z "$flake" ] || say "nix works here, so the checks are flake apps"
+[ -n "$flake" ] || say "without Nix ($no_nix): the checks are .forge/ scripts"
+repo=$(forge create hello --base main) || exit
+say "a repo: forge create hello --base main → $repo"
+run git clone -q "$repo" hello
+cd hello || exit
+echo hello >greeting
+cat >check.sh <<'EOF'
+printf '\033[1mchecking\033[0m\n'
 sleep 1
-if grep -q typo greeting; then printf '\\033[31mgreeting has a typo\\033[0m\\n'; exit 1; fi
-printf '\\033[32mall is well\\033[0m\\n'
+if grep -q typo greeting; then printf '\033[31mgreeting has a typo\033[0m\n'; exit 1; fi
+printf '\033[32mall is well\033[0m\n'
+EOF
+if [ -n "$flake" ]; then
+    printf '%s' "$flake" >flake.nix
+else
+    mkdir .forge
+    printf '#!/bin/sh\nexec sh ./check.sh\n' >.forge/pre-merge
+    printf '#!/bin/sh\necho "this is where a deployment goes"\n' >.forge/post-merge
+    chmod +x .forge/*
+fi
+say "the first push makes base, and runs post-merge"
+commit "A greeting and its check"
+push HEAD:main
+say "a branch that fails"
+run git checkout -qb careless
+echo "helo, typo" >greeting
+commit "Greet in a hurry"
+push careless
+say "a branch that merges by itself, since its head commit says so"
+run git checkout -qb friendly origin/main
+echo "hello, friend" >greeting
+commit "Greet a friend
+
+Auto-Merge: yes"
+push friendly
+run git fetch -q --prune
+run git log --oneline --graph origin/main
 """
 
 
@@ -5363,16 +5398,9 @@ def cmd_demo(config: Config, args: argparse.Namespace) -> int:
     root = Path(tempfile.mkdtemp(prefix="forge-demo-"))
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("FORGE_", "GIT_"))}
     environ |= {"FORGE_DATA_DIR": str(root / "data"), "FORGE_PORT": "0", "FORGE_MERGE_PASSWORD": "demo"}
+    environ["PATH"] = f"{root}/data/bin:{os.environ.get('PATH', os.defpath)}"
     for key in ("AUTHOR", "COMMITTER"):
         environ |= {f"GIT_{key}_NAME": "Demo", f"GIT_{key}_EMAIL": "demo@localhost"}
-    forge = [sys.executable, str(Path(__file__).resolve())]
-
-    def run(*command: str, where: Path = root) -> None:
-        print(f"\n$ {shlex.join(command)}", flush=True)
-        subprocess.run(command, cwd=where, env=environ, stderr=subprocess.STDOUT)
-
-    def say(text: str) -> None:
-        print(f"\n== {text}", flush=True)
 
     def leave(*_: Any) -> None:
         raise SystemExit(0)
@@ -5381,56 +5409,20 @@ def cmd_demo(config: Config, args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
     try:
-        no_nix = demo_uses_nix(root / "probe")
-        say(
-            "nix works here, so the checks are flake apps"
-            if no_nix is None
-            else f"without Nix ({no_nix}): the checks are .forge/ scripts"
-        )
+        serve, pipe = [sys.executable, str(Path(__file__).resolve()), "serve"], subprocess.PIPE
         with open(root / "server.log", "w") as errors:
-            server = subprocess.Popen(
-                [*forge, "serve"], env=environ, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
-            )
+            server = subprocess.Popen(serve, env=environ, stdout=pipe, stderr=errors, text=True, start_new_session=True)
         assert server.stdout
         url = server.stdout.readline().strip().rpartition(" ")[2]
         if not url:
             raise Fault(1, "the server of the demo did not start")
-        made = subprocess.run(
-            [*forge, "create", "hello", "--base", "main"], env=environ, stdout=subprocess.PIPE, text=True, check=True
-        )
-        say(f"a repo: forge create hello --base main → {made.stdout.strip()}")
-        work = root / "hello"
-        run("git", "clone", "-q", made.stdout.strip(), str(work))
-        (work / "check.sh").write_text(DEMO_CHECK)
-        (work / "greeting").write_text("hello\n")
-        if no_nix is None:
-            (work / "flake.nix").write_text(DEMO_FLAKE % {"system": nix_system()})
-        else:
-            (work / ".forge").mkdir()
-            for kind, text in ((PRE, "exec sh ./check.sh"), (POST, "echo 'this is where a deployment goes'")):
-                (work / ".forge" / kind).write_text(f"#!/bin/sh\n{text}\n")
-                (work / ".forge" / kind).chmod(0o755)
-        git_in = partial(run, where=work)
-        say("the first push makes base, and runs post-merge")
-        git_in("git", "add", ".")
-        git_in("git", "commit", "-qm", "A greeting and its check")
-        git_in("git", "push", "-q", "-o", "wait", "origin", "HEAD:main")
-        say("a branch that fails")
-        git_in("git", "checkout", "-qb", "careless")
-        (work / "greeting").write_text("helo, typo\n")
-        git_in("git", "commit", "-qam", "Greet in a hurry")
-        git_in("git", "push", "-q", "-o", "wait", "origin", "careless")
-        say("a branch that merges by itself, since its head commit says so")
-        git_in("git", "checkout", "-qb", "friendly", "origin/main")
-        (work / "greeting").write_text("hello, friend\n")
-        git_in("git", "commit", "-qam", "Greet a friend\n\nAuto-Merge: yes")
-        git_in("git", "push", "-q", "-o", "wait", "origin", "friendly")
-        git_in("git", "fetch", "-q", "--prune")
-        git_in("git", "log", "--oneline", "--graph", "origin/main")
+        no_nix = demo_uses_nix(root / "probe")
+        story = ["sh", "-c", DEMO_STORY, "demo", "" if no_nix else DEMO_FLAKE % {"system": nix_system()}, no_nix or ""]
+        subprocess.run(story, cwd=root, env=environ, stderr=subprocess.STDOUT)
         if not args.once:
-            say(f"look at it: {url}/r/hello · the failed one: {url}/r/hello/mr/careless · all jobs: {url}/jobs")
-            print(f"   the merge password is demo; a clone to play with is {work}", flush=True)
-            say("serving until Ctrl-C")
+            print(f"\n== look at it: {url}/r/hello · the failed one: {url}/r/hello/mr/careless · all jobs: {url}/jobs")
+            print(f"   the merge password is demo; a clone to play with is {root / 'hello'}")
+            print("\n== serving until Ctrl-C", flush=True)
             server.wait()
         return 0
     except KeyboardInterrupt:
