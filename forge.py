@@ -1902,17 +1902,8 @@ def start_job(launcher: Launcher, launch: Launch, box: list[str]) -> int:
     (launch.run / "exit.new").write_bytes(b" " * 32)
     launch.log.parent.mkdir(parents=True, exist_ok=True)
     launch.log.touch()
-    finder = [
-        "sh",
-        "-c",
-        FINDER,
-        "forge-job",
-        launch.kind,
-        nix_system(),
-        COMMAND_SETTING[launch.kind],
-        str(launch.repo),
-        launch.command,
-    ]
+    about = [launch.kind, nix_system(), COMMAND_SETTING[launch.kind], str(launch.repo), launch.command]
+    finder = ["sh", "-c", FINDER, "forge-job", *about]
     supervisor = ["sh", "-c", SUPERVISOR, "forge-supervisor", str(launch.run), str(launch.log)]
     return launcher.start(launch.tree, supervisor + box + finder, launch.environ)
 
@@ -2140,7 +2131,7 @@ def sandbox_mounts(config: Config, launch: Launch, around: Surroundings) -> dict
 def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surroundings:
     """What of this machine matters to a sandbox. `environ` is the server's."""
     private = [config.data_dir, config.secrets_dir, config.password_file, environ.get("CREDENTIALS_DIRECTORY"), *SECRET_PLACES]
-    private += [home for home in (environ.get("HOME"), home_of_user()) if home and is_private_home(os.path.realpath(home))]
+    private += [home for home in (environ.get("HOME"), server_user()[1]) if home and is_private_home(os.path.realpath(home))]
     hidden = {Path(os.path.realpath(place)) for place in private if place}
     tmp = {Path(os.path.realpath(place)) for place in TMP_PLACES}
     covered = hidden | tmp
@@ -2171,14 +2162,15 @@ def is_private_home(home: str) -> bool:
     return bool(parts) and parts[0] not in system and not (len(parts) == 1 and parts[0] in shared)
 
 
-def home_of_user() -> str | None:
-    """The home directory of the server's user, as the machine knows it."""
+def server_user() -> tuple[str, str | None]:
+    """Name and home of the user the server runs as, as the machine knows it; else its number."""
     import pwd
 
     try:
-        return pwd.getpwuid(os.geteuid()).pw_dir
+        known = pwd.getpwuid(os.geteuid())
+        return known.pw_name, known.pw_dir
     except KeyError:
-        return None
+        return str(os.geteuid()), None
 
 
 def forge_places() -> list[Path]:
@@ -3036,7 +3028,7 @@ class Engine:
                 tidy = beside.submit(tidy_checkout, slot, self.trash, path)
                 settings = self.settings(job.repo)
                 facts = self._candidate(path, job, known.tip)
-                if self._reuse(job, facts, settings):
+                if self._reuse(job, facts):
                     return None
                 tidy.result()
                 kept = beside.submit(keep_tested, path, job.id, facts["tested"]) if job.kind == PRE else None
@@ -3055,36 +3047,18 @@ class Engine:
         home.mkdir(parents=True, exist_ok=True)
         timeout = settings.get("forge.timeout", str(self.config.job_timeout))
         if not re.fullmatch("[1-9][0-9]{0,8}", timeout):
-            self._end(
-                job.id,
-                f"forge.timeout is {timeout!r}, but must be a number of seconds; run: git -C {path} config forge.timeout 600",
-            )
+            example = f"run: git -C {path} config forge.timeout 600"
+            self._end(job.id, f"forge.timeout is {timeout!r}, but must be a number of seconds; {example}")
             return None
         configured = settings.get(COMMAND_SETTING[job.kind].lower(), "")
-        started = {
-            "id": job.id,
-            "started_at": now(),
-            "checkout": number,
-            "timeout": int(timeout),
-            "configured": configured,
-            "sandboxed": self.bwrap is not None,
-            **facts,
-        }
+        about = {"checkout": number, "timeout": int(timeout), "configured": configured, "sandboxed": self.bwrap is not None}
         with self.lock:
             if job.status != "pending" or self.closing:
                 return None
-            self.record(("job.started", started))
-            environ = job_environ(self.config, self.url, job, home)
-        return Launch(
-            kind=job.kind,
-            tree=tree,
-            run=self.config.data_dir / "running" / str(job.id),
-            log=self.config.log(job.repo, job.id),
-            environ=environ,
-            repo=path,
-            home=home,
-            command=configured,
-        )
+            self.record(("job.started", {"id": job.id, "started_at": now(), **about, **facts}))
+        run, log_file = self.config.data_dir / "running" / str(job.id), self.config.log(job.repo, job.id)
+        environ = job_environ(self.config, self.url, job, home)
+        return Launch(job.kind, tree, run, log_file, environ, path, home, configured)
 
     def _box(self, launch: Launch) -> list[str]:
         """What puts a job into its sandbox. The machine is looked at for each job: a folder with secrets may be new."""
@@ -3117,13 +3091,11 @@ class Engine:
                 chain.append([tip, merged.tree])
         return merged_heads, chain
 
-    def _reuse(self, job: Job, facts: Mapping[str, Any], settings: Mapping[str, str]) -> bool:
+    def _reuse(self, job: Job, facts: Mapping[str, Any]) -> bool:
         """Let a pending job pass at once when an equal tree has passed with the same command; whether it did."""
-        if (
-            job.kind == POST
-            or job.retry_of is not None
-            or settings.get("forge.reuse", "true").lower() in ("false", "no", "off", "0")
-        ):
+        settings = self.settings(job.repo)
+        unwanted = settings.get("forge.reuse", "true").lower() in ("false", "no", "off", "0")
+        if job.kind == POST or job.retry_of is not None or unwanted:
             return False
         configured = settings.get(COMMAND_SETTING[PRE].lower(), "")
         with self.lock:
@@ -3384,13 +3356,12 @@ class Engine:
         finally:
             with self.lock:
                 self.promised.discard(job_id)
-        self._reuse(job, candidate, self.settings(name))
+        self._reuse(job, candidate)
         return job
 
     def _reuse_results(self, name: str) -> None:
         """Let pending first tests pass whose candidate's tree has passed already; they need not wait for a place to run."""
-        path, settings = self.config.repo(name), self.settings(name)
-        configured = settings.get(COMMAND_SETTING[PRE].lower(), "")
+        configured = self.settings(name).get(COMMAND_SETTING[PRE].lower(), "")
         with self.lock:
             tip = self.state.repos[name].tip
             waiting = [job for job in self.state.live_jobs(name) if job.status == "pending" and job.is_first]
@@ -3401,7 +3372,7 @@ class Engine:
             with self.lock:
                 result = self.ledger.result(name, tree, configured) if tree and job.id not in self.starting else None
             if result and result.status == "passed":
-                self._reuse(job, self._candidate(path, job, tip), settings)
+                self._reuse(job, self._candidate(self.config.repo(name), job, tip))
 
     def gather(self, name: str, refs: Refs) -> dict[str, Facts]:
         """What the gate needs to know of the heads that passed. The repo's turn is held."""
@@ -3659,7 +3630,7 @@ def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str
         **inherited,
         "PATH": f"{config.data_dir / 'bin'}:{os.environ.get('PATH', os.defpath)}",
         "HOME": str(home),
-        "USER": user_name(),
+        "USER": server_user()[0],
         "LANG": os.environ.get("LANG") or "C.UTF-8",
         "TZ": os.environ.get("TZ") or "UTC",
         "CI": "true",
@@ -3677,16 +3648,6 @@ def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str
     if job.kind == POST and config.secrets_dir:
         environ["FORGE_SECRETS_DIR"] = str(config.secrets_dir)
     return environ
-
-
-def user_name() -> str:
-    """The name of the user the server runs as, or its number."""
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 def prepare_data_dir(config: Config) -> list[int]:
@@ -4285,17 +4246,9 @@ class Web:
             for name in names:
                 known = engine.state.repos.get(name, Repo())
                 last = engine.ledger.search(1, repo=name, branch=known.base) if known.base else []
-                repos.append(
-                    {
-                        "repo": name,
-                        "base": known.base,
-                        "head": known.tip,
-                        "open": len(known.branches),
-                        "job": job_view(engine, last[0]) if last else None,
-                        "trouble": engine.troubles.get(name),
-                        "url": f"{engine.url}/r/{name}",
-                    }
-                )
+                about = {"repo": name, "base": known.base, "head": known.tip, "open": len(known.branches)}
+                job = job_view(engine, last[0]) if last else None
+                repos.append({**about, "job": job, "trouble": engine.troubles.get(name), "url": f"{engine.url}/r/{name}"})
         return self._show("index", {"repos": repos}, clone=str(self.config.repos))
 
     def repo(self, repo: str) -> Any:
@@ -4749,15 +4702,8 @@ def table(rows: list[list[str]]) -> str:
 
 def job_line(job: Mapping[str, Any]) -> list[str]:
     took = spell_duration(job["duration"]) if job["duration"] is not None else ""
-    return [
-        str(job["id"]),
-        job["status"],
-        job["kind"],
-        f"{job['repo']}/{job['branch']}",
-        job["commit"][:10],
-        took,
-        ago(job["created_at"]),
-    ]
+    about = [str(job["id"]), job["status"], job["kind"], f"{job['repo']}/{job['branch']}", job["commit"][:10]]
+    return [*about, took, ago(job["created_at"])]
 
 
 def own_data_dir(config: Config) -> None:
@@ -5181,9 +5127,10 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
         missing = f"hooks are missing ({', '.join(stale)}); the server adds them within a minute" if stale else None
         trouble = why_unusable(path, path.stem) or missing
         yield f"repo {path.stem}", trouble is None, trouble or str(path)
-    for name in ("jobs", "merges"):
-        odd = count_odd_lines(root / f"{name}.jsonl")
-        yield f"{name}.jsonl", odd == 0, "well" if not odd else f"{odd} lines are no records; they are passed over"
+    _, _, trouble_of_journal = read_told(root)
+    for name in ("jobs.jsonl", "merges.jsonl"):
+        odd = sum(said.startswith(name) for said in trouble_of_journal)
+        yield name, odd == 0, "well" if not odd else f"{odd} lines are no records; they are passed over"
     if not (config.password_file or config.password):
         yield "password", True, "none is set; actions need the command line (FORGE_MERGE_PASSWORD_FILE)"
         return
@@ -5192,18 +5139,6 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
     except OSError:
         well = False
     yield "password", well, "set" if well else f"{config.password_file} cannot be read or is empty"
-
-
-def count_odd_lines(path: Path) -> int:
-    """How many lines of a file of the journal are no records."""
-    odd = 0
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
-        for line in stream:
-            try:
-                odd += not isinstance(json.loads(line), dict)
-            except (ValueError, RecursionError):
-                odd += 1
-    return odd
 
 
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
