@@ -607,15 +607,9 @@ class Journal:
 
     def read(self, name: str, place: int) -> dict[str, Any]:
         """The record that begins at byte `place`."""
-        line, step = b"", 4096
-        while not line.endswith(b"\n"):
-            chunk = os.pread(self.files[name], step, place + len(line))
-            if not chunk:
-                break
-            line, _, rest = (line + chunk).partition(b"\n")
-            line += b"\n" if rest or chunk.endswith(b"\n") else b""
-            step *= 4
-        record: dict[str, Any] = json.loads(line)
+        with open(self.paths[name], "rb") as stream:
+            stream.seek(place)
+            record: dict[str, Any] = json.loads(stream.readline())
         return record
 
     def close(self) -> None:
@@ -1208,13 +1202,8 @@ def git(repo: Path, *args: str, text: str = "", ok: tuple[int, ...] = (0,), **en
 def git_output(process: subprocess.Popen[bytes], args: tuple[str, ...], text: str = "", ok: tuple[int, ...] = (0,)) -> str:
     """What a started git prints. Raises GitError as `git` does."""
     out, err = process.communicate(text.encode("utf-8", "surrogateescape"))
-    return git_said(process.returncode, args, out, err, ok)
-
-
-def git_said(code: int, args: tuple[str, ...], out: bytes, err: bytes, ok: tuple[int, ...] = (0,)) -> str:
-    """The output of a git that has ended. Raises GitError."""
-    if code not in ok:
-        raise GitError(args, code, err.decode("utf-8", "replace"))
+    if process.returncode not in ok:
+        raise GitError(args, process.returncode, err.decode("utf-8", "replace"))
     return out.decode("utf-8", "surrogateescape")
 
 
@@ -1352,6 +1341,7 @@ def git_locking(repo: Path, locks: list[str], *args: str, text: str = "") -> str
     """
     note = repo / f"forge-note-{secrets.token_hex(6)}"
     new = note.with_suffix(".new")
+    process = None
     try:
         with open(new, "xb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
@@ -1359,15 +1349,13 @@ def git_locking(repo: Path, locks: list[str], *args: str, text: str = "") -> str
             stream.flush()
             new.rename(note)
             process = git_process(repo, args, keep=stream.fileno())
-            out, err = process.communicate(text.encode("utf-8", "surrogateescape"))
-    except OSError:
+            return git_output(process, args, text)
+    finally:
         new.unlink(missing_ok=True)
-        raise
-    if process.returncode < 0:
-        mend_locks(repo)
-    else:
-        note.unlink()
-    return git_said(process.returncode, args, out, err)
+        if process and (process.returncode or 0) < 0:
+            mend_locks(repo)
+        elif process:
+            note.unlink(missing_ok=True)  # a scan may have looked at it since its lock was let go
 
 
 def mend_locks(repo: Path) -> None:
@@ -3115,8 +3103,7 @@ class Engine:
     def _free_slot(self, job: Job) -> None:
         """Give back a job's checkout unless it runs; the lock is held."""
         if job.status != "running" or job.id not in self.running:
-            for key in [key for key, job_id in self.slots.items() if job_id == job.id]:
-                del self.slots[key]
+            self.slots = {key: job_id for key, job_id in self.slots.items() if job_id != job.id}
 
     def _see_end(self, job_id: int) -> None:
         """The processes of a job are gone. Raises Refused(507), OSError."""
@@ -4144,10 +4131,10 @@ class Web:
 
     def _authorize(self, wants_form: bool = True) -> None:
         """Let pass who may act: token or password as bearer, the form field, a session. Raises Refused 401 or 429."""
-        scheme, _, given = header("Authorization").partition(" ")
-        if scheme.lower() == "bearer":
-            if not self.door.is_token(given.strip()):
-                self.door.check_password(given.strip())
+        given = bearer()
+        if given is not None:
+            if not self.door.is_token(given):
+                self.door.check_password(given)
             return
         if self.door.knows(bottle.request.get_cookie(COOKIE, "")):
             return
@@ -4458,8 +4445,8 @@ class Web:
     def post_receive(self) -> Any:
         """Take a push from a hook, or go on showing a log to a pusher who waits."""
         request = bottle.request
-        scheme, _, given = header("Authorization").partition(" ")
-        if scheme.lower() != "bearer" or not (same(given.strip(), self.door.hook_token) or self.door.is_token(given.strip())):
+        given = bearer()
+        if given is None or not (same(given, self.door.hook_token) or self.door.is_token(given)):
             raise Refused(401, "hooks authenticate with the hook token; is hook-header in the data directory current?")
         if header("X-Forge-Follow"):
             return self._follow_push(header("X-Forge-Follow"))
@@ -4566,6 +4553,12 @@ def text_response(status: int, body: str | bytes, headers: Mapping[str, str] | N
 def header(name: str) -> str:
     """A header of the request, or "". Bytes that are no UTF-8 become question marks."""
     return utf8(bottle.request.environ.get(f"HTTP_{name.upper().replace('-', '_')}", ""))
+
+
+def bearer() -> str | None:
+    """What the request authenticates with in its header, or None."""
+    scheme, _, given = header("Authorization").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else None
 
 
 def utf8(text: str) -> str:
