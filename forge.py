@@ -748,75 +748,11 @@ class State:
         return [job for _, job in sorted(self.jobs.items()) if job.live and repo in (None, job.repo)]
 
 
-# Which fields an event must have, and what each field must be wherever it is: a record of another version, or one that
-# was damaged, must not get as far as the code that believes in them.
-NEEDED = {
-    "repo.found": {"repo", "base", "tip"},
-    "repo.gone": {"repo"},
-    "base.moved": {"repo", "branch", "new"},
-    "branch.gone": {"repo", "branch"},
-    "job.queued": {"id", "repo", "branch", "kind", "commit", "heads", "created_at"},
-    "job.started": {"id"},
-    "job.unstarted": {"id"},
-    "job.stopping": {"id", "status", "reason"},
-    "job.finished": {"id", "repo", "branch", "kind", "commit", "heads", "created_at", "status"},
-    "merge.asked": {"repo", "branch", "head", "how"},
-    "merge.begun": {"repo", "base", "merges"},
-    "head.blamed": {"repo", "branch", "head", "others"},
-    "flake.found": {"repo", "jobs"},
-    "merged": {"repo", "branch", "head", "merge_commit", "parent", "job", "begun"},
-    "merge.abandoned": {"begun"},
-    "branch.deleting": {"repo", "branch", "head"},
-    "branch.deleted": {"repo", "branch", "begun"},
-    "branch.kept": {"begun"},
-}
-FIELD_HINTS = get_type_hints(Job) | dict.fromkeys(("tip", "old", "new"), str | None) | {"begun": int, "job": int}
-FIELD_HINTS |= dict.fromkeys(("head", "how", "merge_commit", "parent"), str) | dict.fromkeys(("merges", "others", "jobs"), list)
-FIELD_HINTS |= {"duration": float | int | None, "digest": object}  # any
-FIELD_KINDS = {
-    name: {get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
-    for name, hint in FIELD_HINTS.items()
-    if hint is not object
-}
-PART_CHECKS: dict[str, Callable[[Any], bool]] = {  # of what is in a list
-    "heads": lambda part: {"branch", "commit"} <= part.keys() and all(type(value) is str for value in part.values()),
-    "merges": lambda part: all(type(part[name]) is str for name in ("branch", "head", "merge_commit")),
-    "chain": lambda part: type(part) is list and [*map(type, part)] == [str, str],
-    "others": lambda part: type(part) is str,
-    "stopping": lambda part: type(part) is str,
-    "jobs": lambda part: type(part) is int,
-}
-MOST_LOST_JOBS = 1_000_000  # whose records may be missing between two others
-
-
-def check_record(state: State, record: Mapping[str, Any]) -> None:
-    """Let pass what the folds and the indexes can work with. Raises LookupError, TypeError, AttributeError."""
-    event = record["event"]
-    if event not in NEEDED:
-        return
-    if NEEDED[event] - record.keys():
-        raise LookupError(f"it lacks {', '.join(NEEDED[event] - record.keys())}")
-    for name, value in record.items():
-        kind = type(value)
-        fits = kind in FIELD_KINDS.get(name, (kind,)) and (kind is not float or -1e15 < value < 1e15)
-        if not fits and (event, name, value) != ("base.moved", "branch", None):  # HEAD may name no branch
-            raise TypeError(f"{name} is {shorten(value)}")
-        if kind is list and name in PART_CHECKS and not all(map(PART_CHECKS[name], value)):
-            raise TypeError(f"{name} has a part that is odd: {shorten(value)}")
-    if "repo" in record and record["repo"] not in state.repos and not is_repo_name(record["repo"]):
-        raise TypeError(f"repo is {shorten(record['repo'])}")
-    if not 0 < record.get("id", 1) <= state.last_job + MOST_LOST_JOBS:
-        raise LookupError(f"id is {record['id']}")
-    if len(record.get("jobs", "12")) != 2 or record.get("merges") == []:
-        raise TypeError(f"{event} lacks a part")
-
-
 def fold(state: State, record: Mapping[str, Any]) -> None:
     """Bring `state` up to date with one record of the journal. Events of a newer version change nothing."""
-    handler = FOLDS.get(record["event"])
-    if handler:
+    if record["event"] in FOLDS:
         state.last_job = max(state.last_job, record.get("id", 0))
-        handler(state, record)
+        FOLDS[record["event"]][0](state, record)
 
 
 def _fold_repo_found(state: State, record: Mapping[str, Any]) -> None:
@@ -960,26 +896,70 @@ def _drop_unused(state: State, job_id: int | None) -> None:
         del state.jobs[job.id]
 
 
-FOLDS: dict[str, Callable[[State, Mapping[str, Any]], None]] = {
-    "repo.found": _fold_repo_found,
-    "repo.gone": _fold_repo_gone,
-    "base.moved": _fold_base_moved,
-    "branch.gone": _fold_branch_gone,
-    "job.queued": _fold_job_queued,
-    "job.started": _fold_job_changed,
-    "job.unstarted": _fold_job_unstarted,
-    "job.stopping": _fold_job_stopping,
-    "job.finished": _fold_job_changed,
-    "head.blamed": _fold_head_blamed,
-    "flake.found": _fold_flake_found,
-    "merge.asked": _fold_merge_asked,
-    "merge.begun": _fold_intent,
-    "merged": _fold_outcome,
-    "merge.abandoned": _fold_outcome,
-    "branch.deleting": _fold_intent,
-    "branch.deleted": _fold_outcome,
-    "branch.kept": _fold_outcome,
+# What folds an event, and the fields that it must have.
+FOLDS: dict[str, tuple[Callable[[State, Mapping[str, Any]], None], str]] = {
+    "repo.found": (_fold_repo_found, "repo base tip"),
+    "repo.gone": (_fold_repo_gone, "repo"),
+    "base.moved": (_fold_base_moved, "repo branch new"),
+    "branch.gone": (_fold_branch_gone, "repo branch"),
+    "job.queued": (_fold_job_queued, "id repo branch kind commit heads created_at"),
+    "job.started": (_fold_job_changed, "id"),
+    "job.unstarted": (_fold_job_unstarted, "id"),
+    "job.stopping": (_fold_job_stopping, "id status reason"),
+    "job.finished": (_fold_job_changed, "id repo branch kind commit heads created_at status"),
+    "head.blamed": (_fold_head_blamed, "repo branch head others"),
+    "flake.found": (_fold_flake_found, "repo jobs"),
+    "merge.asked": (_fold_merge_asked, "repo branch head how"),
+    "merge.begun": (_fold_intent, "repo base merges"),
+    "merged": (_fold_outcome, "repo branch head merge_commit parent job begun"),
+    "merge.abandoned": (_fold_outcome, "begun"),
+    "branch.deleting": (_fold_intent, "repo branch head"),
+    "branch.deleted": (_fold_outcome, "repo branch begun"),
+    "branch.kept": (_fold_outcome, "begun"),
 }
+
+# What each field must be, wherever it is: a record of another version, or one that was damaged, must not get as far as
+# the code that believes in it.
+FIELD_HINTS = get_type_hints(Job) | dict.fromkeys(("tip", "old", "new"), str | None) | {"begun": int, "job": int}
+FIELD_HINTS |= dict.fromkeys(("head", "how", "merge_commit", "parent"), str) | dict.fromkeys(("merges", "others", "jobs"), list)
+FIELD_HINTS |= {"duration": float | int | None, "digest": object}  # any
+FIELD_KINDS = {
+    name: {get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
+    for name, hint in FIELD_HINTS.items()
+    if hint is not object
+}
+PART_CHECKS: dict[str, Callable[[Any], bool]] = {  # of what is in a list
+    "heads": lambda part: {"branch", "commit"} <= part.keys() and all(type(value) is str for value in part.values()),
+    "merges": lambda part: all(type(part[name]) is str for name in ("branch", "head", "merge_commit")),
+    "chain": lambda part: type(part) is list and [*map(type, part)] == [str, str],
+    "others": lambda part: type(part) is str,
+    "stopping": lambda part: type(part) is str,
+    "jobs": lambda part: type(part) is int,
+}
+MOST_LOST_JOBS = 1_000_000  # whose records may be missing between two others
+
+
+def check_record(state: State, record: Mapping[str, Any]) -> None:
+    """Let pass what the folds and the indexes can work with. Raises LookupError, TypeError, AttributeError."""
+    event = record["event"]
+    if event not in FOLDS:
+        return
+    missing = [name for name in FOLDS[event][1].split() if name not in record]
+    if missing:
+        raise LookupError(f"it lacks {', '.join(missing)}")
+    for name, value in record.items():
+        kind = type(value)
+        fits = kind in FIELD_KINDS.get(name, (kind,)) and (kind is not float or -1e15 < value < 1e15)
+        if not fits and (event, name, value) != ("base.moved", "branch", None):  # HEAD may name no branch
+            raise TypeError(f"{name} is {shorten(value)}")
+        if kind is list and name in PART_CHECKS and not all(map(PART_CHECKS[name], value)):
+            raise TypeError(f"{name} has a part that is odd: {shorten(value)}")
+    if "repo" in record and record["repo"] not in state.repos and not is_repo_name(record["repo"]):
+        raise TypeError(f"repo is {shorten(record['repo'])}")
+    if not 0 < record.get("id", 1) <= state.last_job + MOST_LOST_JOBS:
+        raise LookupError(f"id is {record['id']}")
+    if len(record.get("jobs", "12")) != 2 or record.get("merges") == []:
+        raise TypeError(f"{event} lacks a part")
 
 
 @dataclass
