@@ -5,10 +5,10 @@ The way of a push
 1. ``git push`` → the repo's ``hooks/post-receive`` posts the lines git gave it to ``/hooks/post-receive``.
 2. ``Engine.submit`` reads the refs from the repo (what the hook said is only a hint), and ``notice`` (pure) turns
    what is new into events: ``job.queued`` for a head, ``base.moved`` plus a post-merge job for base.
-3. ``Engine.dispatch`` gives free places to pending jobs, oldest first. ``Engine.launch`` makes the candidate (the merge
-   commit that would become base), brings a checkout to it, and starts the supervisor, a few lines of sh that outlive us,
-   with the job under it in a sandbox (``sandbox_args``).
-4. The watcher thread sees the supervisor end (pidfd), and ``Engine.finish`` writes ``job.finished``.
+3. ``Engine.dispatch`` gives free places to pending jobs, those of the queue first, then the oldest. A starter
+   thread (``Engine._launch``) makes the candidate (the merge commit that would become base), brings a checkout to it, and
+   starts the supervisor, a few lines of sh that outlive us, with the job under it in a sandbox (``sandbox_args``).
+4. The watcher thread sees the supervisor end (pidfd), and ``Engine._end`` writes ``job.finished``.
 5. ``Engine.step`` asks ``decide`` (pure) what follows: ``Merge`` moves base and removes the branches in one ref transaction,
    ``Queue`` chains what passed on an older base and tests it with one job, ``Blame`` tells the branch that halving has found
    at fault. Moved base starts again at 2, as a post-merge job.
@@ -38,8 +38,8 @@ Events
                   job.queued job.started job.unstarted job.stopping job.finished head.blamed flake.found
 ``merges.jsonl``: merge.asked, merge.begun → merged | merge.abandoned, branch.deleting → branch.deleted | branch.kept
 
-An effect on refs is written as an intent (begun, deleting), done, and written as an outcome. After a crash
-``Engine.recover`` compares each open intent with git.
+An effect on refs is written as an intent (begun, deleting), done, and written as an outcome. The next look at the repo
+after a crash compares each open intent with git (``Engine._settle``), before anything else is done there.
 
 Threads and the lock
 --------------------
@@ -156,10 +156,10 @@ class Config:
 def load_config(environ: Mapping[str, str]) -> Config:
     """Read the ``FORGE_*`` variables. Raises WrongSetting with one line that names the variable."""
 
-    def number(name: str, default: int | None, least: int = 1, most: int = 1 << 62) -> int | None:
+    def number(name: str, least: int = 1, most: int = 1 << 62) -> int | None:
         text = environ.get(name, "").strip()
         if not text:
-            return default
+            return None
         if not re.fullmatch(r"[0-9]{1,19}", text) or not least <= int(text) <= most:
             upper = f" to {most}" if most < 1 << 62 else " or more"
             raise WrongSetting(f"{name} is {text!r}, but must be a whole number, {least}{upper}")
@@ -169,8 +169,8 @@ def load_config(environ: Mapping[str, str]) -> Config:
         text = environ.get(name, "")
         return Path(text).absolute() if text else None
 
-    def choice(name: str, default: str, known: tuple[str, ...]) -> str:
-        text = environ.get(name, "") or default
+    def choice(name: str, *known: str) -> str:
+        text = environ.get(name, "") or known[0]
         if text not in known:
             raise WrongSetting(f"{name} is {text!r}, but must be one of {', '.join(known)}")
         return text
@@ -185,22 +185,23 @@ def load_config(environ: Mapping[str, str]) -> Config:
     data_dir = environ.get("FORGE_DATA_DIR") or "/var/lib/forge"
     if "\n" in data_dir:
         raise WrongSetting("FORGE_DATA_DIR must not contain a line break")
-    return Config(
-        data_dir=Path(os.path.realpath(data_dir)),
-        host=environ.get("FORGE_HOST") or "127.0.0.1",
-        port=number("FORGE_PORT", 3030, 0, 65535) or 0,
-        url=url,
-        password_file=password_file,
-        password=environ.get("FORGE_MERGE_PASSWORD") or None,
-        max_jobs=number("FORGE_MAX_JOBS", os.cpu_count() or 1, 1, 1000) or 1,
-        job_timeout=number("FORGE_JOB_TIMEOUT", 3600) or 3600,
-        log_limit=number("FORGE_LOG_LIMIT", 1 << 30) or 1 << 30,
-        job_memory=number("FORGE_JOB_MEMORY", None),
-        job_processes=number("FORGE_JOB_PROCESSES", None),
-        secrets_dir=path("FORGE_SECRETS_DIR"),
-        private=choice("FORGE_PRIVATE", "0", ("0", "1")) == "1",
-        sandbox=choice("FORGE_SANDBOX", "auto", ("auto", "none", "bwrap")),
-    )
+    given = {
+        "host": environ.get("FORGE_HOST") or None,
+        "port": number("FORGE_PORT", 0, 65535),
+        "url": url,
+        "password_file": password_file,
+        "password": environ.get("FORGE_MERGE_PASSWORD") or None,
+        "max_jobs": number("FORGE_MAX_JOBS", 1, 1000) or os.cpu_count(),
+        "job_timeout": number("FORGE_JOB_TIMEOUT"),
+        "log_limit": number("FORGE_LOG_LIMIT"),
+        "job_memory": number("FORGE_JOB_MEMORY"),
+        "job_processes": number("FORGE_JOB_PROCESSES"),
+        "secrets_dir": path("FORGE_SECRETS_DIR"),
+        "private": choice("FORGE_PRIVATE", "0", "1") == "1",
+        "sandbox": choice("FORGE_SANDBOX", "auto", "none", "bwrap"),
+    }
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return Config(Path(os.path.realpath(data_dir)), **values)
 
 
 def is_http_url(text: str) -> bool:
@@ -4777,11 +4778,8 @@ def find_mr(client: Client, repo: str, branch: str) -> dict[str, Any]:
 def cmd_status(config: Config, args: argparse.Namespace) -> int:
     view = find_mr(Client(config), args.repo, args.branch)
     job = view.get("job")
-    if "merge" in view:
-        text = view["why"]
-    else:
-        text = f"{job['status'] if job else 'no job'}: {view['why']}" + (f"\n{job['url']}" if job else "")
-    show(args, view, text)
+    stands = "" if "merge" in view else f"{job['status'] if job else 'no job'}: "
+    show(args, view, f"{stands}{view['why']}" + (f"\n{job['url']}" if job else ""))
     return 0
 
 
