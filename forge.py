@@ -5,10 +5,10 @@ The way of a push
 1. ``git push`` → the repo's ``hooks/post-receive`` posts the lines git gave it to ``/hooks/post-receive``.
 2. ``Engine.submit`` reads the refs from the repo (what the hook said is only a hint), and ``notice`` (pure) turns
    what is new into events: ``job.queued`` for a head, ``base.moved`` plus a post-merge job for base.
-3. ``Engine.dispatch`` gives free places to pending jobs, oldest first. ``Engine.launch`` makes the candidate (the merge
-   commit that would become base), brings a checkout to it, and starts the supervisor, a few lines of sh that outlive us,
-   with the job under it in a sandbox (``sandbox_args``).
-4. The watcher thread sees the supervisor end (pidfd), and ``Engine.finish`` writes ``job.finished``.
+3. ``Engine.dispatch`` gives free places to pending jobs, those of the queue first, then the oldest. A starter
+   thread (``Engine._launch``) makes the candidate (the merge commit that would become base), brings a checkout to it, and
+   starts the supervisor, a few lines of sh that outlive us, with the job under it in a sandbox (``sandbox_args``).
+4. The watcher thread sees the supervisor end (pidfd), and ``Engine._end`` writes ``job.finished``.
 5. ``Engine.step`` asks ``decide`` (pure) what follows: ``Merge`` moves base and removes the branches in one ref transaction,
    ``Queue`` chains what passed on an older base and tests it with one job, ``Blame`` tells the branch that halving has found
    at fault. Moved base starts again at 2, as a post-merge job.
@@ -38,8 +38,8 @@ Events
                   job.queued job.started job.unstarted job.stopping job.finished head.blamed flake.found
 ``merges.jsonl``: merge.asked, merge.begun → merged | merge.abandoned, branch.deleting → branch.deleted | branch.kept
 
-An effect on refs is written as an intent (begun, deleting), done, and written as an outcome. After a crash
-``Engine.recover`` compares each open intent with git.
+An effect on refs is written as an intent (begun, deleting), done, and written as an outcome. The next look at the repo
+after a crash compares each open intent with git (``Engine._settle``), before anything else is done there.
 
 Threads and the lock
 --------------------
@@ -98,7 +98,7 @@ from heapq import merge as merge_sorted
 from ipaddress import ip_address
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote, urlencode, urlsplit
 
 import bottle
@@ -155,10 +155,10 @@ class Config:
 def load_config(environ: Mapping[str, str]) -> Config:
     """Read the ``FORGE_*`` variables. Raises WrongSetting with one line that names the variable."""
 
-    def number(name: str, default: int | None, least: int = 1, most: int = 1 << 62) -> int | None:
+    def number(name: str, least: int = 1, most: int = 1 << 62) -> int | None:
         text = environ.get(name, "").strip()
         if not text:
-            return default
+            return None
         if not re.fullmatch(r"[0-9]{1,19}", text) or not least <= int(text) <= most:
             upper = f" to {most}" if most < 1 << 62 else " or more"
             raise WrongSetting(f"{name} is {text!r}, but must be a whole number, {least}{upper}")
@@ -168,8 +168,8 @@ def load_config(environ: Mapping[str, str]) -> Config:
         text = environ.get(name, "")
         return Path(text).absolute() if text else None
 
-    def choice(name: str, default: str, known: tuple[str, ...]) -> str:
-        text = environ.get(name, "") or default
+    def choice(name: str, *known: str) -> str:
+        text = environ.get(name, "") or known[0]
         if text not in known:
             raise WrongSetting(f"{name} is {text!r}, but must be one of {', '.join(known)}")
         return text
@@ -184,22 +184,23 @@ def load_config(environ: Mapping[str, str]) -> Config:
     data_dir = environ.get("FORGE_DATA_DIR") or "/var/lib/forge"
     if "\n" in data_dir:
         raise WrongSetting("FORGE_DATA_DIR must not contain a line break")
-    return Config(
-        data_dir=Path(os.path.realpath(data_dir)),
-        host=environ.get("FORGE_HOST") or "127.0.0.1",
-        port=number("FORGE_PORT", 3030, 0, 65535) or 0,
-        url=url,
-        password_file=password_file,
-        password=environ.get("FORGE_MERGE_PASSWORD") or None,
-        max_jobs=number("FORGE_MAX_JOBS", os.cpu_count() or 1, 1, 1000) or 1,
-        job_timeout=number("FORGE_JOB_TIMEOUT", 3600) or 3600,
-        log_limit=number("FORGE_LOG_LIMIT", 1 << 30) or 1 << 30,
-        job_memory=number("FORGE_JOB_MEMORY", None),
-        job_processes=number("FORGE_JOB_PROCESSES", None),
-        secrets_dir=path("FORGE_SECRETS_DIR"),
-        private=choice("FORGE_PRIVATE", "0", ("0", "1")) == "1",
-        sandbox=choice("FORGE_SANDBOX", "auto", ("auto", "none", "bwrap")),
-    )
+    given = {
+        "host": environ.get("FORGE_HOST") or None,
+        "port": number("FORGE_PORT", 0, 65535),
+        "url": url,
+        "password_file": password_file,
+        "password": environ.get("FORGE_MERGE_PASSWORD") or None,
+        "max_jobs": number("FORGE_MAX_JOBS", 1, 1000) or os.cpu_count(),
+        "job_timeout": number("FORGE_JOB_TIMEOUT"),
+        "log_limit": number("FORGE_LOG_LIMIT"),
+        "job_memory": number("FORGE_JOB_MEMORY"),
+        "job_processes": number("FORGE_JOB_PROCESSES"),
+        "secrets_dir": path("FORGE_SECRETS_DIR"),
+        "private": choice("FORGE_PRIVATE", "0", "1") == "1",
+        "sandbox": choice("FORGE_SANDBOX", "auto", "none", "bwrap"),
+    }
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return Config(Path(os.path.realpath(data_dir)), **values)
 
 
 def is_http_url(text: str) -> bool:
@@ -616,15 +617,9 @@ class Journal:
 
     def read(self, name: str, place: int) -> dict[str, Any]:
         """The record that begins at byte `place`."""
-        line, step = b"", 4096
-        while not line.endswith(b"\n"):
-            chunk = os.pread(self.files[name], step, place + len(line))
-            if not chunk:
-                break
-            line, _, rest = (line + chunk).partition(b"\n")
-            line += b"\n" if rest or chunk.endswith(b"\n") else b""
-            step *= 4
-        record: dict[str, Any] = json.loads(line)
+        with open(self.paths[name], "rb") as stream:
+            stream.seek(place)
+            record: dict[str, Any] = json.loads(stream.readline())
         return record
 
     def close(self) -> None:
@@ -763,103 +758,11 @@ class State:
         return [job for _, job in sorted(self.jobs.items()) if job.live and repo in (None, job.repo)]
 
 
-# Which fields an event must have, and what each field must be wherever it is: a record of another version, or one that
-# was damaged, must not get as far as the code that believes in them.
-NEEDED = {
-    "repo.found": {"repo", "base", "tip"},
-    "repo.gone": {"repo"},
-    "base.moved": {"repo", "branch", "new"},
-    "branch.gone": {"repo", "branch"},
-    "job.queued": {"id", "repo", "branch", "kind", "commit", "heads", "created_at"},
-    "job.started": {"id"},
-    "job.unstarted": {"id"},
-    "job.stopping": {"id", "status", "reason"},
-    "job.finished": {"id", "repo", "branch", "kind", "commit", "heads", "created_at", "status"},
-    "merge.asked": {"repo", "branch", "head", "how"},
-    "merge.begun": {"repo", "base", "merges"},
-    "head.blamed": {"repo", "branch", "head", "others"},
-    "flake.found": {"repo", "jobs"},
-    "merged": {"repo", "branch", "head", "merge_commit", "parent", "job", "begun"},
-    "merge.abandoned": {"begun"},
-    "branch.deleting": {"repo", "branch", "head"},
-    "branch.deleted": {"repo", "branch", "begun"},
-    "branch.kept": {"begun"},
-}
-FIELD_HINTS: dict[str, Any] = get_type_hints(Job) | {
-    "tip": str | None,
-    "old": str | None,
-    "new": str | None,
-    "head": str,
-    "how": str,
-    "begun": int,
-    "job": int,
-    "merge_commit": str,
-    "parent": str,
-    "merges": list[dict[str, Any]],
-    "others": list[str],
-    "jobs": list[int],
-}
-PARTS_NEEDED = {"heads": {"branch", "commit"}, "merges": {"branch", "head", "merge_commit"}}
-MOST_LOST_JOBS = 1_000_000  # whose records may be missing between two others
-
-
-def checker(hint: Any) -> Callable[[Any], bool]:
-    """A function that tells whether a value from JSON is of a type, looking into lists and objects."""
-    kind, inner = get_origin(hint) or hint, get_args(hint)
-    if kind is Any:
-        return lambda value: True
-    if kind is UnionType:
-        checks = [checker(one) for one in inner]
-        return lambda value: any(check(value) for check in checks)
-    if kind is list:
-        item = checker(inner[0])
-        return lambda value: type(value) is list and all(map(item, value))
-    if kind is dict:
-        item = checker(inner[1])
-        return lambda value: type(value) is dict and all(map(item, value.values()))
-    if kind is float:
-        return lambda value: type(value) in (int, float) and -1e15 < value < 1e15
-    return lambda value: type(value) is kind
-
-
-FIELD_CHECKS = {name: checker(hint) for name, hint in FIELD_HINTS.items()}
-# Events with the names and types of fields that were found right, and those fields of which that does not tell enough:
-# there may be a million records, but they have a few shapes.
-SHAPES: dict[tuple[Any, ...], list[str]] = {}
-
-
-def check_record(state: State, record: Mapping[str, Any]) -> None:
-    """Let pass what the folds and the indexes can work with. Raises LookupError, TypeError."""
-    event = record["event"]
-    if event not in NEEDED:
-        return
-    if "repo" in record and record["repo"] not in state.repos and not is_repo_name(record["repo"]):
-        raise TypeError(f"repo is {shorten(record['repo'])}")
-    shape = (event, *record, *map(type, record.values()))
-    deep = SHAPES.get(shape)
-    if deep is None and NEEDED[event] - record.keys():
-        raise LookupError(f"it lacks {', '.join(NEEDED[event] - record.keys())}")
-    for name in record if deep is None else deep:
-        value = record[name]
-        if name in FIELD_CHECKS and not FIELD_CHECKS[name](value) and (event, name, value) != ("base.moved", "branch", None):
-            raise TypeError(f"{name} is {shorten(value)}")
-        if name in PARTS_NEEDED and not all(isinstance(part.get(key), str) for part in value for key in PARTS_NEEDED[name]):
-            raise TypeError(f"{name} has {shorten(value)}")
-        links = {"chain": value, "jobs": [value], "merges": [] if value else [value]}.get(name, [])
-        if any(len(link) != 2 for link in links):
-            raise TypeError(f"{name} lacks a part")
-    if not 0 < record.get("id", 1) <= state.last_job + MOST_LOST_JOBS:
-        raise LookupError(f"id is {record['id']}")
-    if deep is None and len(SHAPES) < 1000:
-        SHAPES[shape] = [name for name, value in record.items() if isinstance(value, (list, dict, float))]
-
-
 def fold(state: State, record: Mapping[str, Any]) -> None:
     """Bring `state` up to date with one record of the journal. Events of a newer version change nothing."""
-    handler = FOLDS.get(record["event"])
-    if handler:
+    if record["event"] in FOLDS:
         state.last_job = max(state.last_job, record.get("id", 0))
-        handler(state, record)
+        FOLDS[record["event"]][0](state, record)
 
 
 def _fold_repo_found(state: State, record: Mapping[str, Any]) -> None:
@@ -1004,26 +907,70 @@ def _drop_unused(state: State, job_id: int | None) -> None:
         del state.jobs[job.id]
 
 
-FOLDS: dict[str, Callable[[State, Mapping[str, Any]], None]] = {
-    "repo.found": _fold_repo_found,
-    "repo.gone": _fold_repo_gone,
-    "base.moved": _fold_base_moved,
-    "branch.gone": _fold_branch_gone,
-    "job.queued": _fold_job_queued,
-    "job.started": _fold_job_changed,
-    "job.unstarted": _fold_job_unstarted,
-    "job.stopping": _fold_job_stopping,
-    "job.finished": _fold_job_changed,
-    "head.blamed": _fold_head_blamed,
-    "flake.found": _fold_flake_found,
-    "merge.asked": _fold_merge_asked,
-    "merge.begun": _fold_intent,
-    "merged": _fold_outcome,
-    "merge.abandoned": _fold_outcome,
-    "branch.deleting": _fold_intent,
-    "branch.deleted": _fold_outcome,
-    "branch.kept": _fold_outcome,
+# What folds an event, and the fields that it must have.
+FOLDS: dict[str, tuple[Callable[[State, Mapping[str, Any]], None], str]] = {
+    "repo.found": (_fold_repo_found, "repo base tip"),
+    "repo.gone": (_fold_repo_gone, "repo"),
+    "base.moved": (_fold_base_moved, "repo branch new"),
+    "branch.gone": (_fold_branch_gone, "repo branch"),
+    "job.queued": (_fold_job_queued, "id repo branch kind commit heads created_at"),
+    "job.started": (_fold_job_changed, "id"),
+    "job.unstarted": (_fold_job_unstarted, "id"),
+    "job.stopping": (_fold_job_stopping, "id status reason"),
+    "job.finished": (_fold_job_changed, "id repo branch kind commit heads created_at status"),
+    "head.blamed": (_fold_head_blamed, "repo branch head others"),
+    "flake.found": (_fold_flake_found, "repo jobs"),
+    "merge.asked": (_fold_merge_asked, "repo branch head how"),
+    "merge.begun": (_fold_intent, "repo base merges"),
+    "merged": (_fold_outcome, "repo branch head merge_commit parent job begun"),
+    "merge.abandoned": (_fold_outcome, "begun"),
+    "branch.deleting": (_fold_intent, "repo branch head"),
+    "branch.deleted": (_fold_outcome, "repo branch begun"),
+    "branch.kept": (_fold_outcome, "begun"),
 }
+
+# What each field must be, wherever it is: a record of another version, or one that was damaged, must not get as far as
+# the code that believes in it.
+FIELD_HINTS = get_type_hints(Job) | dict.fromkeys(("tip", "old", "new"), str | None) | {"begun": int, "job": int}
+FIELD_HINTS |= dict.fromkeys(("head", "how", "merge_commit", "parent"), str) | dict.fromkeys(("merges", "others", "jobs"), list)
+FIELD_HINTS |= {"duration": float | int | None, "digest": object}  # any
+FIELD_KINDS = {
+    name: {get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
+    for name, hint in FIELD_HINTS.items()
+    if hint is not object
+}
+PART_CHECKS: dict[str, Callable[[Any], bool]] = {  # of what is in a list
+    "heads": lambda part: {"branch", "commit"} <= part.keys() and all(type(value) is str for value in part.values()),
+    "merges": lambda part: all(type(part[name]) is str for name in ("branch", "head", "merge_commit")),
+    "chain": lambda part: type(part) is list and [*map(type, part)] == [str, str],
+    "others": lambda part: type(part) is str,
+    "stopping": lambda part: type(part) is str,
+    "jobs": lambda part: type(part) is int,
+}
+MOST_LOST_JOBS = 1_000_000  # whose records may be missing between two others
+
+
+def check_record(state: State, record: Mapping[str, Any]) -> None:
+    """Let pass what the folds and the indexes can work with. Raises LookupError, TypeError, AttributeError."""
+    event = record["event"]
+    if event not in FOLDS:
+        return
+    missing = [name for name in FOLDS[event][1].split() if name not in record]
+    if missing:
+        raise LookupError(f"it lacks {', '.join(missing)}")
+    for name, value in record.items():
+        kind = type(value)
+        fits = kind in FIELD_KINDS.get(name, (kind,)) and (kind is not float or -1e15 < value < 1e15)
+        if not fits and (event, name, value) != ("base.moved", "branch", None):  # HEAD may name no branch
+            raise TypeError(f"{name} is {shorten(value)}")
+        if kind is list and name in PART_CHECKS and not all(map(PART_CHECKS[name], value)):
+            raise TypeError(f"{name} has a part that is odd: {shorten(value)}")
+    if "repo" in record and record["repo"] not in state.repos and not is_repo_name(record["repo"]):
+        raise TypeError(f"repo is {shorten(record['repo'])}")
+    if not 0 < record.get("id", 1) <= state.last_job + MOST_LOST_JOBS:
+        raise LookupError(f"id is {record['id']}")
+    if len(record.get("jobs", "12")) != 2 or record.get("merges") == []:
+        raise TypeError(f"{event} lacks a part")
 
 
 @dataclass
@@ -1279,13 +1226,8 @@ def git(repo: Path, *args: str, text: str = "", ok: tuple[int, ...] = (0,), **en
 def git_output(process: subprocess.Popen[bytes], args: tuple[str, ...], text: str = "", ok: tuple[int, ...] = (0,)) -> str:
     """What a started git prints. Raises GitError as `git` does."""
     out, err = process.communicate(text.encode("utf-8", "surrogateescape"))
-    return git_said(process.returncode, args, out, err, ok)
-
-
-def git_said(code: int, args: tuple[str, ...], out: bytes, err: bytes, ok: tuple[int, ...] = (0,)) -> str:
-    """The output of a git that has ended. Raises GitError."""
-    if code not in ok:
-        raise GitError(args, code, err.decode("utf-8", "replace"))
+    if process.returncode not in ok:
+        raise GitError(args, process.returncode, err.decode("utf-8", "replace"))
     return out.decode("utf-8", "surrogateescape")
 
 
@@ -1423,6 +1365,7 @@ def git_locking(repo: Path, locks: list[str], *args: str, text: str = "") -> str
     """
     note = repo / f"forge-note-{secrets.token_hex(6)}"
     new = note.with_suffix(".new")
+    process = None
     try:
         with open(new, "xb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
@@ -1430,15 +1373,13 @@ def git_locking(repo: Path, locks: list[str], *args: str, text: str = "") -> str
             stream.flush()
             new.rename(note)
             process = git_process(repo, args, keep=stream.fileno())
-            out, err = process.communicate(text.encode("utf-8", "surrogateescape"))
-    except OSError:
+            return git_output(process, args, text)
+    finally:
         new.unlink(missing_ok=True)
-        raise
-    if process.returncode < 0:
-        mend_locks(repo)
-    else:
-        note.unlink()
-    return git_said(process.returncode, args, out, err)
+        if process and (process.returncode or 0) < 0:
+            mend_locks(repo)
+        elif process:
+            note.unlink(missing_ok=True)  # a scan may have looked at it since its lock was let go
 
 
 def mend_locks(repo: Path) -> None:
@@ -1491,6 +1432,32 @@ def read_commit(repo: Path, commit: str) -> CommitFacts:
     out = git(repo, "log", "-1", "--no-show-signature", f"--format={form}", "--end-of-options", commit)
     author, authored_at, subject, body, trailers = (out.rstrip("\n").split("\0") + [""] * 5)[:5]
     return CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers))
+
+
+class Landed(NamedTuple):
+    """A commit of base as git has it; the last three are its trailers."""
+
+    commit: str
+    tree: str
+    parents: str
+    authored_at: str
+    subject: str
+    branch: str
+    head: str
+    job: str
+
+    @property
+    def claims(self) -> bool:
+        """Whether it says that forge made it."""
+        return self.subject.startswith("Forge Merge: ") and bool(self.branch or self.head or self.job)
+
+
+def read_landed(repo: Path, tip: str, *how: str) -> dict[str, Landed]:
+    """The commits of `tip` by id, newest first, with one git. Raises GitError."""
+    trailers = (f"%(trailers:key=Forge-{key},valueonly,unfold,separator=%x2C)" for key in ("Branch", "Head", "Job"))
+    form = "%x00".join(("%H", "%T", "%P", "%aI", "%s", *trailers))
+    words = git(repo, "log", *how, "-z", "--no-show-signature", f"--format={form}", "--end-of-options", tip).split("\0")
+    return {words[at]: Landed(*words[at : at + 8]) for at in range(0, len(words) - 7, 8)}
 
 
 def asks_for_merge(trailers: str) -> bool:
@@ -1947,17 +1914,8 @@ def start_job(launcher: Launcher, launch: Launch, box: list[str]) -> int:
     (launch.run / "exit.new").write_bytes(b" " * 32)
     launch.log.parent.mkdir(parents=True, exist_ok=True)
     launch.log.touch()
-    finder = [
-        "sh",
-        "-c",
-        FINDER,
-        "forge-job",
-        launch.kind,
-        nix_system(),
-        COMMAND_SETTING[launch.kind],
-        str(launch.repo),
-        launch.command,
-    ]
+    about = [launch.kind, nix_system(), COMMAND_SETTING[launch.kind], str(launch.repo), launch.command]
+    finder = ["sh", "-c", FINDER, "forge-job", *about]
     supervisor = ["sh", "-c", SUPERVISOR, "forge-supervisor", str(launch.run), str(launch.log)]
     return launcher.start(launch.tree, supervisor + box + finder, launch.environ)
 
@@ -2185,7 +2143,7 @@ def sandbox_mounts(config: Config, launch: Launch, around: Surroundings) -> dict
 def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surroundings:
     """What of this machine matters to a sandbox. `environ` is the server's."""
     private = [config.data_dir, config.secrets_dir, config.password_file, environ.get("CREDENTIALS_DIRECTORY"), *SECRET_PLACES]
-    private += [home for home in (environ.get("HOME"), home_of_user()) if home and is_private_home(os.path.realpath(home))]
+    private += [home for home in (environ.get("HOME"), server_user()[1]) if home and is_private_home(os.path.realpath(home))]
     hidden = {Path(os.path.realpath(place)) for place in private if place}
     tmp = {Path(os.path.realpath(place)) for place in TMP_PLACES}
     covered = hidden | tmp
@@ -2216,14 +2174,15 @@ def is_private_home(home: str) -> bool:
     return bool(parts) and parts[0] not in system and not (len(parts) == 1 and parts[0] in shared)
 
 
-def home_of_user() -> str | None:
-    """The home directory of the server's user, as the machine knows it."""
+def server_user() -> tuple[str, str | None]:
+    """Name and home of the user the server runs as, as the machine knows it; else its number."""
     import pwd
 
     try:
-        return pwd.getpwuid(os.geteuid()).pw_dir
+        known = pwd.getpwuid(os.geteuid())
+        return known.pw_name, known.pw_dir
     except KeyError:
-        return None
+        return str(os.geteuid()), None
 
 
 def forge_places() -> list[Path]:
@@ -2639,6 +2598,9 @@ LEAVE_SECONDS = 4.5  # from SIGTERM to our end
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
 
+Value = TypeVar("Value")
+
+
 class AlreadyServed(Exception):
     """Another server holds the data directory."""
 
@@ -2667,7 +2629,7 @@ class Engine:
         self.hurry = False  # something failed that may go better soon
         self.checked: set[str] = set()  # repos whose newest merges are known to be recorded
         self.tries: dict[int, int] = {}  # how often a job could not be prepared
-        self.promised = 0  # the highest job id given away before its job is in the journal
+        self.promised: set[int] = set()  # job ids given away before their jobs are in the journal
         self.starved = not self.ledger.journal.ready  # work waits until there is room on the disk
         self.probing = threading.Lock()  # guards the files by which `has_room` finds out
         self.closing = False
@@ -2856,7 +2818,7 @@ class Engine:
 
     def next_id(self) -> int:
         """The id of the next job; the lock is held."""
-        return max(self.state.last_job, self.promised) + 1
+        return max({self.state.last_job, *self.promised}) + 1
 
     def usable(self, name: str) -> Path:
         """The path of a repo. Raises Refused when there is none, or the server cannot work with it."""
@@ -2975,32 +2937,27 @@ class Engine:
 
     def commit(self, name: str, commit: str) -> CommitFacts:
         """What a commit of a repo says."""
-        facts: CommitFacts = self._kept(("commit", name, commit), lambda: read_commit(self.config.repo(name), commit))
-        return facts
+        return self._kept(("commit", name, commit), lambda: read_commit(self.config.repo(name), commit))
 
     def merged(self, name: str, base: str, head: str) -> Merged:
         """How two commits of a repo merge."""
-        merged: Merged = self._kept(("merge", name, base, head), lambda: merge_tree(self.config.repo(name), base, head))
-        return merged
+        return self._kept(("merge", name, base, head), lambda: merge_tree(self.config.repo(name), base, head))
 
     def counts(self, name: str, base: str, head: str) -> tuple[str | None, int, int]:
         """What `count_commits` says of two commits of a repo."""
-        counts: tuple[str | None, int, int] = self._kept(
-            ("count", name, base, head), lambda: count_commits(self.config.repo(name), base, head)
-        )
-        return counts
+        return self._kept(("count", name, base, head), lambda: count_commits(self.config.repo(name), base, head))
 
     def settings(self, name: str) -> dict[str, str]:
         """The ``forge.*`` settings of a repo's config, read again when the file has changed."""
         facts = (self.config.repo(name) / "config").stat()
         seen = (str(facts.st_mtime_ns), str(facts.st_size), str(facts.st_ino))
-        settings: dict[str, str] = self._kept(("settings", name, *seen), lambda: repo_settings(self.config.repo(name)))
-        return settings
+        return self._kept(("settings", name, *seen), lambda: repo_settings(self.config.repo(name)))
 
-    def _kept(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:
+    def _kept(self, key: tuple[str, ...], make: Callable[[], Value]) -> Value:
         with self.lock:
             if key in self._cache:
-                return self._cache[key]
+                found: Value = self._cache[key]
+                return found
         value = make()
         with self.lock:
             self._cache[key] = value
@@ -3085,7 +3042,7 @@ class Engine:
                 tidy = beside.submit(tidy_checkout, slot, self.trash, path)
                 settings = self.settings(job.repo)
                 facts = self._candidate(path, job, known.tip)
-                if self._reuse(job, facts, settings):
+                if self._reuse(job, facts):
                     return None
                 tidy.result()
                 kept = beside.submit(keep_tested, path, job.id, facts["tested"]) if job.kind == PRE else None
@@ -3106,36 +3063,18 @@ class Engine:
         home.mkdir(parents=True, exist_ok=True)
         timeout = settings.get("forge.timeout", str(self.config.job_timeout))
         if not re.fullmatch("[1-9][0-9]{0,8}", timeout):
-            self._end(
-                job.id,
-                f"forge.timeout is {timeout!r}, but must be a number of seconds; run: git -C {path} config forge.timeout 600",
-            )
+            example = f"run: git -C {path} config forge.timeout 600"
+            self._end(job.id, f"forge.timeout is {timeout!r}, but must be a number of seconds; {example}")
             return None
         configured = settings.get(COMMAND_SETTING[job.kind].lower(), "")
-        started = {
-            "id": job.id,
-            "started_at": now(),
-            "checkout": number,
-            "timeout": int(timeout),
-            "configured": configured,
-            "sandboxed": self.bwrap is not None,
-            **facts,
-        }
+        about = {"checkout": number, "timeout": int(timeout), "configured": configured, "sandboxed": self.bwrap is not None}
         with self.lock:
             if job.status != "pending" or self.closing:
                 return None
-            self.record(("job.started", started))
-            environ = job_environ(self.config, self.url, job, home)
-        return Launch(
-            kind=job.kind,
-            tree=tree,
-            run=self.config.data_dir / "running" / str(job.id),
-            log=self.config.log(job.repo, job.id),
-            environ=environ,
-            repo=path,
-            home=home,
-            command=configured,
-        )
+            self.record(("job.started", {"id": job.id, "started_at": now(), **about, **facts}))
+        run, log_file = self.config.data_dir / "running" / str(job.id), self.config.log(job.repo, job.id)
+        environ = job_environ(self.config, self.url, job, home)
+        return Launch(job.kind, tree, run, log_file, environ, path, home, configured)
 
     def _box(self, launch: Launch) -> list[str]:
         """What puts a job into its sandbox. The machine is looked at for each job: a folder with secrets may be new."""
@@ -3168,13 +3107,11 @@ class Engine:
                 chain.append([tip, merged.tree])
         return merged_heads, chain
 
-    def _reuse(self, job: Job, facts: Mapping[str, Any], settings: Mapping[str, str]) -> bool:
+    def _reuse(self, job: Job, facts: Mapping[str, Any]) -> bool:
         """Let a pending job pass at once when an equal tree has passed with the same command; whether it did."""
-        if (
-            job.kind == POST
-            or job.retry_of is not None
-            or settings.get("forge.reuse", "true").lower() in ("false", "no", "off", "0")
-        ):
+        settings = self.settings(job.repo)
+        unwanted = settings.get("forge.reuse", "true").lower() in ("false", "no", "off", "0")
+        if job.kind == POST or job.retry_of is not None or unwanted:
             return False
         configured = settings.get(COMMAND_SETTING[PRE].lower(), "")
         with self.lock:
@@ -3194,8 +3131,7 @@ class Engine:
     def _free_slot(self, job: Job) -> None:
         """Give back a job's checkout unless it runs; the lock is held."""
         if job.status != "running" or job.id not in self.running:
-            for key in [key for key, job_id in self.slots.items() if job_id == job.id]:
-                del self.slots[key]
+            self.slots = {key: job_id for key, job_id in self.slots.items() if job_id != job.id}
 
     def _see_end(self, job_id: int) -> None:
         """The processes of a job are gone. Raises Refused(507), OSError."""
@@ -3431,27 +3367,25 @@ class Engine:
         """
         assert refs.tip
         with self.lock:
-            self.promised = job_id = self.next_id()
+            self.promised.add(job_id := self.next_id())
         try:
             merged_heads, chain = self._chain(name, refs.tip, heads, job_id)
             if not chain:
                 raise Refused(409, f"nothing of it can be merged into {refs.base} by now; look at it again")
             keep_tested(self.config.repo(name), job_id, chain[-1][0])
+            candidate = {"base": refs.tip, "tested": chain[-1][0], "tree": chain[-1][1], "chain": chain}
             with self.lock:
-                candidate = {"base": refs.tip, "tested": chain[-1][0], "tree": chain[-1][1], "chain": chain}
                 self.record(queue_job(job_id, name, PRE, merged_heads, "retest", retry_of=retry_of, **candidate))
                 job = self.state.jobs[job_id]
         finally:
             with self.lock:
-                if self.promised == job_id:
-                    self.promised = 0
-        self._reuse(job, candidate, self.settings(name))
+                self.promised.discard(job_id)
+        self._reuse(job, candidate)
         return job
 
     def _reuse_results(self, name: str) -> None:
         """Let pending first tests pass whose candidate's tree has passed already; they need not wait for a place to run."""
-        path, settings = self.config.repo(name), self.settings(name)
-        configured = settings.get(COMMAND_SETTING[PRE].lower(), "")
+        configured = self.settings(name).get(COMMAND_SETTING[PRE].lower(), "")
         with self.lock:
             tip = self.state.repos[name].tip
             waiting = [job for job in self.state.live_jobs(name) if job.status == "pending" and job.is_first]
@@ -3462,7 +3396,7 @@ class Engine:
             with self.lock:
                 result = self.ledger.result(name, tree, configured) if tree and job.id not in self.starting else None
             if result and result.status == "passed":
-                self._reuse(job, self._candidate(path, job, tip), settings)
+                self._reuse(job, self._candidate(self.config.repo(name), job, tip))
 
     def gather(self, name: str, refs: Refs) -> dict[str, Facts]:
         """What the gate needs to know of the heads that passed. The repo's turn is held."""
@@ -3552,36 +3486,32 @@ class Engine:
         """Record the newest merges of base that have no record (merges.jsonl was lost in part), by the jobs that tested them."""
         with self.turn(name):
             self._settle(name, path)
-            tip = read_refs(path).tip
-            line = git(path, "rev-list", "--first-parent", f"--max-count={HISTORY_CHECKED}", tip).split() if tip else []
+            refs = read_refs(path)
+            how = ("--first-parent", f"--max-count={HISTORY_CHECKED}")
+            line = read_landed(path, refs.tip, *how) if refs.tip else {}
             with self.lock:
                 known = {merge["merge_commit"] for merge in self.ledger.merges_of(name, limit=HISTORY_CHECKED)}
-            new = list(itertools.takewhile(lambda commit: commit not in known, line))
-            for commit in reversed(new):
-                merge = self._merge_from_commit(name, path, commit)
+            new = list(itertools.takewhile(lambda landed: landed.commit not in known, line.values()))
+            for landed in reversed(new):
+                merge = self._merge_from_commit(name, refs.base, landed)
                 if merge:
                     with self.lock:
                         self.record(("merged", merge))
-                    log(f"{name}: the merge of {merge['branch']} ({commit}) had no record; it is written from the commit")
+                    log(f"{name}: the merge of {merge['branch']} ({landed.commit}) had no record; it is written from the commit")
         self.checked.add(name)
 
-    def _merge_from_commit(self, name: str, path: Path, commit: str) -> dict[str, Any] | None:
+    def _merge_from_commit(self, name: str, base: str | None, landed: Landed) -> dict[str, Any] | None:
         """The record of a merge from its commit, if a job that passed has tested exactly this commit; else None."""
-        form = "%T%x00%P%x00%cI%x00%(trailers:key=Forge-Job,valueonly,separator=%x2c)"
-        tree, parents, at, number = (
-            git(path, "log", "-1", f"--format={form}", "--end-of-options", commit).rstrip("\n").split("\0")
-        )
         with self.lock:
-            job = self.ledger.job(int(number)) if re.fullmatch("[1-9][0-9]{0,17}", number) else None
-            base = self.state.repos.get(name, Repo()).base
+            job = self.ledger.job(int(landed.job)) if re.fullmatch("[1-9][0-9]{0,17}", landed.job) else None
+        commit, tree, parents = landed.commit, landed.tree, landed.parents.split()
         place = [link[0] for link in job.chain].index(commit) if job and [commit, tree] in job.chain else -1
-        if job is None or place < 0 or (job.repo, job.status, len(parents.split())) != (name, "passed", 2):
+        if job is None or place < 0 or (job.repo, job.status, len(parents)) != (name, "passed", 2):
             return None  # a direct push, whatever it says of itself
-        parent, head = parents.split()
-        about = {"repo": name, "base": base, "branch": job.heads[place]["branch"], "head": head, "merge_commit": commit}
-        how = "auto" if self.commit(name, head).auto_merge else "manual"
-        merged_at = at_time(seconds_of(at))
-        return {**about, "parent": parent, "tree": tree, "job": job.id, "how": how, "begun": 0, "merged_at": merged_at}
+        about = {"repo": name, "base": base, "branch": job.heads[place]["branch"], "head": parents[1], "merge_commit": commit}
+        how = "auto" if self.commit(name, parents[1]).auto_merge else "manual"
+        merged_at = at_time(seconds_of(landed.authored_at))
+        return {**about, "parent": parents[0], "tree": tree, "job": job.id, "how": how, "begun": 0, "merged_at": merged_at}
 
     def _announce(self, name: str, refs: Refs, facts: Mapping[str, Facts]) -> None:
         """Say in the log why the branches whose jobs have just ended are not merged: one line a verdict."""
@@ -3724,7 +3654,7 @@ def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str
         **inherited,
         "PATH": f"{config.data_dir / 'bin'}:{os.environ.get('PATH', os.defpath)}",
         "HOME": str(home),
-        "USER": user_name(),
+        "USER": server_user()[0],
         "LANG": os.environ.get("LANG") or "C.UTF-8",
         "TZ": os.environ.get("TZ") or "UTC",
         "CI": "true",
@@ -3742,16 +3672,6 @@ def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str
     if job.kind == POST and config.secrets_dir:
         environ["FORGE_SECRETS_DIR"] = str(config.secrets_dir)
     return environ
-
-
-def user_name() -> str:
-    """The name of the user the server runs as, or its number."""
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 def prepare_data_dir(config: Config) -> list[int]:
@@ -4248,10 +4168,10 @@ class Web:
 
     def _authorize(self, wants_form: bool = True) -> None:
         """Let pass who may act: token or password as bearer, the form field, a session. Raises Refused 401 or 429."""
-        scheme, _, given = header("Authorization").partition(" ")
-        if scheme.lower() == "bearer":
-            if not self.door.is_token(given.strip()):
-                self.door.check_password(given.strip())
+        given = bearer()
+        if given is not None:
+            if not self.door.is_token(given):
+                self.door.check_password(given)
             return
         if self.door.knows(bottle.request.get_cookie(COOKIE, "")):
             return
@@ -4297,13 +4217,12 @@ class Web:
         extra = {key: value for key, value in error.extra.items() if key != "headers"}
         wanted = wanted_type()
         if wanted == "html":
-            body = self._render("error", status=error.status, text=error.text, extra=extra)
-            return bottle.HTTPResponse(body, error.status, headers | {"Content-Type": "text/html; charset=utf-8"})
+            return self._page("error", error.status, headers, text=error.text, extra=extra, status=error.status)
         if wanted == "text":
             return text_response(error.status, f"{error.text}\n", headers)
         return json_response({"error": error.text, **extra}, error.status, headers)
 
-    def _error_of_bottle(self, error: bottle.HTTPError) -> str:
+    def _error_of_bottle(self, error: bottle.HTTPError) -> Any:
         """What bottle itself refuses: no route, the wrong method, a crash (which goes to the log)."""
         texts = {404: "there is nothing at this address", 405: "this address does not take this method"}
         if error.exception is not None:
@@ -4311,22 +4230,23 @@ class Web:
             texts[500] = "forge stumbled over this; the server's log says more"
         made = self._refusal(Refused(error.status_code, texts.get(error.status_code, str(error.body))))
         bottle.response.headers.update(made.headers)
-        return str(made.body)
+        return made.body
 
-    def _render(self, view: str, **values: Any) -> str:
+    def _page(self, view: str, code: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> bottle.HTTPResponse:
         spell = {"ago": ago, "spell_duration": spell_duration, "spell_bytes": spell_bytes, "mr_path": partial(mr_url, "")}
         logged_in = self.door.knows(bottle.request.get_cookie(COOKIE, ""))
         page = {"logged_in": logged_in, "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
         page["here_quoted"] = quote(quote(bottle.request.path), safe="")  # an address, as a value in another address
         made = str(bottle.template(view, template_lookup=[str(self.views)], **{**spell, **page, **values}))
-        return made.encode("utf-8", "replace").decode()  # names in a repo that was copied in may be no UTF-8
+        body = made.encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
+        kind = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
+        return bottle.HTTPResponse(body, code, {**(headers or {}), **kind})
 
     def _show(self, view: str, program: Mapping[str, Any], **values: Any) -> Any:
         """JSON to who asks for it, else the page."""
         if wanted_type() == "json":
             return json_response(program)
-        body = self._render(view, **program, **values)
-        return bottle.HTTPResponse(body, 200, {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"})
+        return self._page(view, **program, **values)
 
     def _done(self, program: Mapping[str, Any], page: str, status: int = 200) -> Any:
         """An action's answer: JSON to programs, a redirect to people."""
@@ -4350,17 +4270,9 @@ class Web:
             for name in names:
                 known = engine.state.repos.get(name, Repo())
                 last = engine.ledger.search(1, repo=name, branch=known.base) if known.base else []
-                repos.append(
-                    {
-                        "repo": name,
-                        "base": known.base,
-                        "head": known.tip,
-                        "open": len(known.branches),
-                        "job": job_view(engine, last[0]) if last else None,
-                        "trouble": engine.troubles.get(name),
-                        "url": f"{engine.url}/r/{name}",
-                    }
-                )
+                about = {"repo": name, "base": known.base, "head": known.tip, "open": len(known.branches)}
+                job = job_view(engine, last[0]) if last else None
+                repos.append({**about, "job": job, "trouble": engine.troubles.get(name), "url": f"{engine.url}/r/{name}"})
         return self._show("index", {"repos": repos}, clone=str(self.config.repos))
 
     def repo(self, repo: str) -> Any:
@@ -4431,37 +4343,19 @@ class Web:
         if wanted_type() == "json":
             return json_response(view)
         path = self.config.log(job.repo, job.id)
-        lines, first, size, start = [], 1, 0, 0
-        gone = False
+        log_end: dict[str, Any] = {"lines": [], "first": 1, "start": 0, "gone": False}
         try:
-            size = path.stat().st_size
-            start = max(0, size - LOG_PAGE_BYTES)
-            with open(path, "rb") as stream:
-                stream.seek(start)
-                tail = stream.read(size - start)
-            if start:
-                cut = tail.find(b"\n", 0, LOG_PAGE_BYTES // 2) + 1
-                start, tail = start + cut, tail[cut:]
-            first = count_newlines(path, start) + 1
-            lines = plain_lines(tail)
+            start = max(0, path.stat().st_size - LOG_PAGE_BYTES)
+            tail = read_log(path, start, LOG_PAGE_BYTES)
+            cut = tail.find(b"\n", 0, LOG_PAGE_BYTES // 2) + 1 if start else 0
+            start += cut
+            log_end |= {"lines": plain_lines(tail[cut:]), "first": count_newlines(path, start) + 1, "start": start}
         except FileNotFoundError:
-            gone = job.started_at is not None and not job.live
-        merge = None
+            log_end["gone"] = job.started_at is not None and not job.live
         with self.engine.lock:
             done = self.engine.ledger.merges_of(job.repo, job.branch, 1)
-            if done and done[0]["job"] == job.id:
-                merge = merge_view(done[0])
-        return self._show(
-            "job",
-            {"job": view},
-            lines=lines,
-            first=first,
-            start=start,
-            gone=gone,
-            merge=merge,
-            stopping=job.stopping,
-            sandboxed=job.sandboxed,
-        )
+        merge = merge_view(done[0]) if done and done[0]["job"] == job.id else None
+        return self._show("job", {"job": view}, merge=merge, stopping=job.stopping, sandboxed=job.sandboxed, **log_end)
 
     def _job(self, job_id: str) -> Job:
         with self.engine.lock:
@@ -4532,12 +4426,8 @@ class Web:
 
     def login_page(self) -> Any:
         """The form to log in, or to log out."""
-        return self._show(
-            "login",
-            {"logged_in": self.door.knows(bottle.request.get_cookie(COOKIE, ""))},
-            wrong=None,
-            to=bottle.request.query.get("to") or "/",
-        )
+        known = self.door.knows(bottle.request.get_cookie(COOKIE, ""))
+        return self._show("login", {"logged_in": known}, wrong=None, to=bottle.request.query.get("to") or "/")
 
     def login(self) -> Any:
         """Begin a session."""
@@ -4546,8 +4436,7 @@ class Web:
         except Refused as error:
             if wanted_type() != "html" or error.status == 429:
                 raise
-            body = self._render("login", wrong=error.text, to=self._form("to") or "/")
-            return bottle.HTTPResponse(body, error.status, {"Content-Type": "text/html; charset=utf-8"})
+            return self._page("login", error.status, wrong=error.text, to=self._form("to") or "/")
         target = self._form("to") or "/"
         answer = self._done({"status": "logged in"}, target if re.fullmatch(r"/(?![/\\])[!-~]*", target) else "/")
         secure = urlsplit(self.engine.url).scheme == "https"
@@ -4593,8 +4482,8 @@ class Web:
     def post_receive(self) -> Any:
         """Take a push from a hook, or go on showing a log to a pusher who waits."""
         request = bottle.request
-        scheme, _, given = header("Authorization").partition(" ")
-        if scheme.lower() != "bearer" or not (same(given.strip(), self.door.hook_token) or self.door.is_token(given.strip())):
+        given = bearer()
+        if given is None or not (same(given, self.door.hook_token) or self.door.is_token(given)):
             raise Refused(401, "hooks authenticate with the hook token; is hook-header in the data directory current?")
         if header("X-Forge-Follow"):
             return self._follow_push(header("X-Forge-Follow"))
@@ -4701,6 +4590,12 @@ def text_response(status: int, body: str | bytes, headers: Mapping[str, str] | N
 def header(name: str) -> str:
     """A header of the request, or "". Bytes that are no UTF-8 become question marks."""
     return utf8(bottle.request.environ.get(f"HTTP_{name.upper().replace('-', '_')}", ""))
+
+
+def bearer() -> str | None:
+    """What the request authenticates with in its header, or None."""
+    scheme, _, given = header("Authorization").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else None
 
 
 def utf8(text: str) -> str:
@@ -4837,15 +4732,8 @@ def table(rows: list[list[str]]) -> str:
 
 def job_line(job: Mapping[str, Any]) -> list[str]:
     took = spell_duration(job["duration"]) if job["duration"] is not None else ""
-    return [
-        str(job["id"]),
-        job["status"],
-        job["kind"],
-        f"{job['repo']}/{job['branch']}",
-        job["commit"][:10],
-        took,
-        ago(job["created_at"]),
-    ]
+    about = [str(job["id"]), job["status"], job["kind"], f"{job['repo']}/{job['branch']}", job["commit"][:10]]
+    return [*about, took, ago(job["created_at"])]
 
 
 def own_data_dir(config: Config) -> None:
@@ -4946,11 +4834,8 @@ def find_mr(client: Client, repo: str, branch: str) -> dict[str, Any]:
 def cmd_status(config: Config, args: argparse.Namespace) -> int:
     view = find_mr(Client(config), args.repo, args.branch)
     job = view.get("job")
-    if "merge" in view:
-        text = view["why"]
-    else:
-        text = f"{job['status'] if job else 'no job'}: {view['why']}" + (f"\n{job['url']}" if job else "")
-    show(args, view, text)
+    stands = "" if "merge" in view else f"{job['status'] if job else 'no job'}: "
+    show(args, view, f"{stands}{view['why']}" + (f"\n{job['url']}" if job else ""))
     return 0
 
 
@@ -5008,24 +4893,6 @@ def cmd_check_names(config: Config, args: argparse.Namespace) -> int:
             print(f"forge: {line!a} is refused: {reason}")
             refused = 1
     return refused
-
-
-class Landed(NamedTuple):
-    """A commit of base as git has it; the last three are its trailers."""
-
-    commit: str
-    tree: str
-    parents: str
-    authored_at: str
-    subject: str
-    branch: str
-    head: str
-    job: str
-
-    @property
-    def claims(self) -> bool:
-        """Whether it says that forge made it."""
-        return self.subject.startswith("Forge Merge: ") and bool(self.branch or self.head or self.job)
 
 
 @dataclass
@@ -5098,14 +4965,6 @@ def read_told(directory: Path) -> tuple[dict[str, Told], dict[str, Verdicts], li
         except (KeyError, TypeError, ValueError) as error:
             odd.append(f"record {seq} ({record['event']} of {record.get('repo')}) cannot be understood: {error!r}")
     return told, verdicts, odd
-
-
-def read_landed(repo: Path, tip: str, *how: str) -> dict[str, Landed]:
-    """The commits of `tip` by id, newest first, with one git. Raises GitError."""
-    trailers = (f"%(trailers:key=Forge-{key},valueonly,unfold,separator=%x2C)" for key in ("Branch", "Head", "Job"))
-    form = "%x00".join(("%H", "%T", "%P", "%aI", "%s", *trailers))
-    words = git(repo, "log", *how, "-z", "--no-show-signature", f"--format={form}", "--end-of-options", tip).split("\0")
-    return {words[at]: Landed(*words[at : at + 8]) for at in range(0, len(words) - 7, 8)}
 
 
 def read_line(repo: Path) -> Line:
@@ -5243,70 +5102,36 @@ def cmd_audit(config: Config, args: argparse.Namespace) -> int:
     return 0 if found["ok"] else 1
 
 
-def examine(config: Config) -> Iterator[tuple[str, bool, str]]:
-    """Check this machine and data directory: (what, whether it is well, what was found or what to do)."""
+Check = tuple[str, bool, str]  # what, whether it is well, what was found or what to do
 
-    def version(*command: str) -> str | None:
-        try:
-            return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip().split("\n")[0]
-        except (OSError, subprocess.SubprocessError):
-            return None
 
-    found = version("git", "--version")
-    numbers = tuple(map(int, re.findall(r"\d+", found or "")[:2]))
-    yield "git", numbers >= (2, 39), found or "not found; install git 2.39 or newer"
-    found = version("curl", "--version")
-    yield "curl", found is not None, (found or "not found; the hooks need it to tell the server of pushes").split(" (")[0]
-    found = version("nix", "--version")
-    yield "nix", found is not None, found or "not found; jobs of flakes cannot run, justfiles and .forge/ scripts can"
-    yield (
-        "pidfd",
-        hasattr(os, "pidfd_open"),
-        "the kernel tells when a job ends" if hasattr(os, "pidfd_open") else "needs Linux 5.3 or newer",
-    )
-    yield (
-        "subreaper",
-        Path(f"/proc/self/task/{os.getpid()}/children").exists(),
-        "what jobs leave behind is found by /proc/<pid>/task/<tid>/children (CONFIG_PROC_CHILDREN)",
-    )
-    root = config.data_dir
-    if not root.is_dir():
-        yield "data", False, f"{root} is not there; forge serve makes it (FORGE_DATA_DIR)"
+def first_line(*command: str) -> str | None:
+    """The first line that a program prints, or None when it does not work."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip().split("\n")[0]
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def examine(config: Config) -> Iterator[Check]:
+    """Check this machine and data directory."""
+    git_version, curl, nix = (first_line(name, "--version") for name in ("git", "curl", "nix"))
+    new_enough = tuple(map(int, re.findall(r"\d+", git_version or "")[:2])) >= (2, 39)
+    yield "git", new_enough, git_version or "not found; install git 2.39 or newer"
+    yield "curl", curl is not None, (curl or "not found; the hooks need it to tell the server of pushes").split(" (")[0]
+    yield "nix", nix is not None, nix or "not found; jobs of flakes cannot run, justfiles and .forge/ scripts can"
+    pidfd, children = hasattr(os, "pidfd_open"), Path(f"/proc/self/task/{os.getpid()}/children").exists()
+    yield "pidfd", pidfd, "the kernel tells when a job ends" if pidfd else "needs Linux 5.3 or newer"
+    yield "subreaper", children, "what jobs leave behind is found by /proc/<pid>/task/<tid>/children (CONFIG_PROC_CHILDREN)"
+    if not config.data_dir.is_dir():
+        yield "data", False, f"{config.data_dir} is not there; forge serve makes it (FORGE_DATA_DIR)"
         return
-    mine = root.stat().st_uid == os.geteuid() and os.access(root, os.W_OK)
-    yield (
-        "data",
-        mine,
-        str(root) if mine else f"{root} belongs to uid {root.stat().st_uid}, or is read-only; run forge as its user",
-    )
     if config.sandbox == "none":
         yield "bwrap", True, f"not used, as FORGE_SANDBOX is none; {WITHOUT_SANDBOX}"
     else:
         reason = why_no_sandbox(config)
-        yield "bwrap", reason is None, reason or f"{version('bwrap', '--version')}; jobs run under it"
-    free = shutil.disk_usage(root).free
-    yield "disk", free > 1 << 30, f"{spell_bytes(free)} free"
-    for name in ("token", "hook-token"):
-        with contextlib.suppress(FileNotFoundError):
-            mode = stat.S_IMODE((root / name).stat().st_mode)
-            yield name, mode == 0o600, f"mode {mode:04o}" if mode == 0o600 else f"mode {mode:04o}; run: chmod 600 {root / name}"
-    for path in sorted(config.repos.glob("*.git")):
-        trouble = why_unusable(path, path.stem)
-        if not trouble:
-            stale = [h.name for h in asset("hooks").iterdir() if not (path / "hooks" / h.name).exists()]
-            trouble = f"hooks are missing ({', '.join(stale)}); the server adds them within a minute" if stale else None
-        yield f"repo {path.stem}", trouble is None, trouble or str(path)
-    for name in ("jobs", "merges"):
-        odd = count_odd_lines(root / f"{name}.jsonl")
-        yield f"{name}.jsonl", odd == 0, "well" if not odd else f"{odd} lines are no records; they are passed over"
-    if config.password_file or config.password:
-        try:
-            well = not config.password_file or bool(config.password_file.read_text().strip())
-        except OSError:
-            well = False
-        yield "password", well, "set" if well else f"{config.password_file} cannot be read or is empty"
-    else:
-        yield "password", True, "none is set; actions need the command line (FORGE_MERGE_PASSWORD_FILE)"
+        yield "bwrap", reason is None, reason or f"{first_line('bwrap', '--version')}; jobs run under it"
+    yield from examine_data_dir(config)
     try:
         Client(config).open("/healthz").close()
         yield "server", True, "answers"
@@ -5314,16 +5139,33 @@ def examine(config: Config) -> Iterator[tuple[str, bool, str]]:
         yield "server", False, str(fault)
 
 
-def count_odd_lines(path: Path) -> int:
-    """How many lines of a file of the journal are no records."""
-    odd = 0
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
-        for line in stream:
-            try:
-                odd += not isinstance(json.loads(line), dict)
-            except (ValueError, RecursionError):
-                odd += 1
-    return odd
+def examine_data_dir(config: Config) -> Iterator[Check]:
+    """Check what is in the data directory."""
+    root, free = config.data_dir, shutil.disk_usage(config.data_dir).free
+    mine, owner = root.stat().st_uid == os.geteuid() and os.access(root, os.W_OK), root.stat().st_uid
+    yield "data", mine, str(root) if mine else f"{root} belongs to uid {owner}, or is read-only; run forge as its user"
+    yield "disk", free > 1 << 30, f"{spell_bytes(free)} free"
+    for name in ("token", "hook-token"):
+        with contextlib.suppress(FileNotFoundError):
+            mode = stat.S_IMODE((root / name).stat().st_mode)
+            yield name, mode == 0o600, f"mode {mode:04o}" + ("" if mode == 0o600 else f"; run: chmod 600 {root / name}")
+    for path in sorted(config.repos.glob("*.git")):
+        stale = [hook.name for hook in asset("hooks").iterdir() if not os.path.exists(path / "hooks" / hook.name)]
+        missing = f"hooks are missing ({', '.join(stale)}); the server adds them within a minute" if stale else None
+        trouble = why_unusable(path, path.stem) or missing
+        yield f"repo {path.stem}", trouble is None, trouble or str(path)
+    _, _, trouble_of_journal = read_told(root)
+    for name in ("jobs.jsonl", "merges.jsonl"):
+        odd = sum(said.startswith(name) for said in trouble_of_journal)
+        yield name, odd == 0, "well" if not odd else f"{odd} lines are no records; they are passed over"
+    if not (config.password_file or config.password):
+        yield "password", True, "none is set; actions need the command line (FORGE_MERGE_PASSWORD_FILE)"
+        return
+    try:
+        well = not config.password_file or bool(config.password_file.read_text().strip())
+    except OSError:
+        well = False
+    yield "password", well, "set" if well else f"{config.password_file} cannot be read or is empty"
 
 
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
@@ -5423,10 +5265,51 @@ DEMO_FLAKE = """{
     };
 }
 """
-DEMO_CHECK = """printf '\\033[1mchecking\\033[0m\\n'
+# What the newcomer sees typed; the flake is empty where there is no Nix, and then it is told why.
+DEMO_STORY = r"""
+flake=$1 no_nix=$2
+say() { printf '\n== %s\n' "$1"; }
+run() { printf '\n$ %s\n' "$*"; "$@"; }
+commit() { git add . && printf "\n\$ git commit -qam '%s'\n" "$1" && git commit -qm "$1"; }
+push() { run git push -q -o wait origin "$1"; }
+[ -z "$flake" ] || say "nix works here, so the checks are flake apps"
+[ -n "$flake" ] || say "without Nix ($no_nix): the checks are .forge/ scripts"
+repo=$(forge create hello --base main) || exit
+say "a repo: forge create hello --base main → $repo"
+run git clone -q "$repo" hello
+cd hello || exit
+echo hello >greeting
+cat >check.sh <<'EOF'
+printf '\033[1mchecking\033[0m\n'
 sleep 1
-if grep -q typo greeting; then printf '\\033[31mgreeting has a typo\\033[0m\\n'; exit 1; fi
-printf '\\033[32mall is well\\033[0m\\n'
+if grep -q typo greeting; then printf '\033[31mgreeting has a typo\033[0m\n'; exit 1; fi
+printf '\033[32mall is well\033[0m\n'
+EOF
+if [ -n "$flake" ]; then
+    printf '%s' "$flake" >flake.nix
+else
+    mkdir .forge
+    printf '#!/bin/sh\nexec sh ./check.sh\n' >.forge/pre-merge
+    printf '#!/bin/sh\necho "this is where a deployment goes"\n' >.forge/post-merge
+    chmod +x .forge/*
+fi
+say "the first push makes base, and runs post-merge"
+commit "A greeting and its check"
+push HEAD:main
+say "a branch that fails"
+run git checkout -qb careless
+echo "helo, typo" >greeting
+commit "Greet in a hurry"
+push careless
+say "a branch that merges by itself, since its head commit says so"
+run git checkout -qb friendly origin/main
+echo "hello, friend" >greeting
+commit "Greet a friend
+
+Auto-Merge: yes"
+push friendly
+run git fetch -q --prune
+run git log --oneline --graph origin/main
 """
 
 
@@ -5452,16 +5335,9 @@ def cmd_demo(config: Config, args: argparse.Namespace) -> int:
     root = Path(tempfile.mkdtemp(prefix="forge-demo-"))
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("FORGE_", "GIT_"))}
     environ |= {"FORGE_DATA_DIR": str(root / "data"), "FORGE_PORT": "0", "FORGE_MERGE_PASSWORD": "demo"}
+    environ["PATH"] = f"{root}/data/bin:{os.environ.get('PATH', os.defpath)}"
     for key in ("AUTHOR", "COMMITTER"):
         environ |= {f"GIT_{key}_NAME": "Demo", f"GIT_{key}_EMAIL": "demo@localhost"}
-    forge = [sys.executable, str(Path(__file__).resolve())]
-
-    def run(*command: str, where: Path = root) -> None:
-        print(f"\n$ {shlex.join(command)}", flush=True)
-        subprocess.run(command, cwd=where, env=environ, stderr=subprocess.STDOUT)
-
-    def say(text: str) -> None:
-        print(f"\n== {text}", flush=True)
 
     def leave(*_: Any) -> None:
         raise SystemExit(0)
@@ -5470,56 +5346,20 @@ def cmd_demo(config: Config, args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
     try:
-        no_nix = demo_uses_nix(root / "probe")
-        say(
-            "nix works here, so the checks are flake apps"
-            if no_nix is None
-            else f"without Nix ({no_nix}): the checks are .forge/ scripts"
-        )
+        serve, pipe = [sys.executable, str(Path(__file__).resolve()), "serve"], subprocess.PIPE
         with open(root / "server.log", "w") as errors:
-            server = subprocess.Popen(
-                [*forge, "serve"], env=environ, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
-            )
+            server = subprocess.Popen(serve, env=environ, stdout=pipe, stderr=errors, text=True, start_new_session=True)
         assert server.stdout
         url = server.stdout.readline().strip().rpartition(" ")[2]
         if not url:
             raise Fault(1, "the server of the demo did not start")
-        made = subprocess.run(
-            [*forge, "create", "hello", "--base", "main"], env=environ, stdout=subprocess.PIPE, text=True, check=True
-        )
-        say(f"a repo: forge create hello --base main → {made.stdout.strip()}")
-        work = root / "hello"
-        run("git", "clone", "-q", made.stdout.strip(), str(work))
-        (work / "check.sh").write_text(DEMO_CHECK)
-        (work / "greeting").write_text("hello\n")
-        if no_nix is None:
-            (work / "flake.nix").write_text(DEMO_FLAKE % {"system": nix_system()})
-        else:
-            (work / ".forge").mkdir()
-            for kind, text in ((PRE, "exec sh ./check.sh"), (POST, "echo 'this is where a deployment goes'")):
-                (work / ".forge" / kind).write_text(f"#!/bin/sh\n{text}\n")
-                (work / ".forge" / kind).chmod(0o755)
-        git_in = partial(run, where=work)
-        say("the first push makes base, and runs post-merge")
-        git_in("git", "add", ".")
-        git_in("git", "commit", "-qm", "A greeting and its check")
-        git_in("git", "push", "-q", "-o", "wait", "origin", "HEAD:main")
-        say("a branch that fails")
-        git_in("git", "checkout", "-qb", "careless")
-        (work / "greeting").write_text("helo, typo\n")
-        git_in("git", "commit", "-qam", "Greet in a hurry")
-        git_in("git", "push", "-q", "-o", "wait", "origin", "careless")
-        say("a branch that merges by itself, since its head commit says so")
-        git_in("git", "checkout", "-qb", "friendly", "origin/main")
-        (work / "greeting").write_text("hello, friend\n")
-        git_in("git", "commit", "-qam", "Greet a friend\n\nAuto-Merge: yes")
-        git_in("git", "push", "-q", "-o", "wait", "origin", "friendly")
-        git_in("git", "fetch", "-q", "--prune")
-        git_in("git", "log", "--oneline", "--graph", "origin/main")
+        no_nix = demo_uses_nix(root / "probe")
+        story = ["sh", "-c", DEMO_STORY, "demo", "" if no_nix else DEMO_FLAKE % {"system": nix_system()}, no_nix or ""]
+        subprocess.run(story, cwd=root, env=environ, stderr=subprocess.STDOUT)
         if not args.once:
-            say(f"look at it: {url}/r/hello · the failed one: {url}/r/hello/mr/careless · all jobs: {url}/jobs")
-            print(f"   the merge password is demo; a clone to play with is {work}", flush=True)
-            say("serving until Ctrl-C")
+            print(f"\n== look at it: {url}/r/hello · the failed one: {url}/r/hello/mr/careless · all jobs: {url}/jobs")
+            print(f"   the merge password is demo; a clone to play with is {root / 'hello'}")
+            print("\n== serving until Ctrl-C", flush=True)
             server.wait()
         return 0
     except KeyboardInterrupt:
