@@ -157,8 +157,9 @@ class Soak:
         if plan:
             self.arm(*plan)
         assert process.stdout
-        ready = select.select([process.stdout], [], [], 60)[0]
-        line = process.stdout.readline() if ready else ""
+        waiting = select.poll()
+        waiting.register(process.stdout, select.POLLIN)
+        line = process.stdout.readline() if waiting.poll(60_000) else ""
         if line:
             self.server.url = line.split()[-1]
             self.figures.starts += 1

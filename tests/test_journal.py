@@ -49,7 +49,10 @@ def test_what_is_appended_is_replayed_and_found_by_its_place(
     safe = [{f"x{key}": value for key, value in item.items()} for item in values]
     written = [one for item in safe for one in journal.append([("job.queued", item)])]
     assert [journal.read(name, place) for name, place, _ in written] == [record for _, _, record in written]
-    assert list(Journal(folder).replay()) == written
+    again = Journal(folder)
+    assert list(again.replay()) == written
+    for one in (journal, again):
+        one.close()
 
 
 def test_a_torn_tail_is_put_beside_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,9 +176,11 @@ def read_anew(folder: Path) -> tuple[Any, ...]:
     """All that the journal alone says."""
     copy = folder.with_name(f"{folder.name}-copy")
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("snapshot"))
+    ledger = Ledger(copy)
     try:
-        return everything(Ledger(copy))
+        return everything(ledger)
     finally:
+        ledger.journal.close()
         shutil.rmtree(copy)
 
 
@@ -227,8 +232,10 @@ def test_with_a_snapshot_a_ledger_knows_the_same(
     assert everything(from_snapshot) == everything(ledger) == read_anew(folder)
     assert from_snapshot.fresh == kept, "it read what the snapshot holds"
     ledger.record(*step(ledger, "queue", "app", "topic"))
-    from_snapshot = Ledger(folder)
-    assert everything(from_snapshot) == read_anew(folder) and from_snapshot.search(9) == ledger.search(9)
+    again = Ledger(folder)
+    assert everything(again) == read_anew(folder) and again.search(9) == ledger.search(9)
+    for one in (ledger, from_snapshot, again):
+        one.journal.close()
 
 
 @pytest.fixture
