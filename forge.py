@@ -2622,7 +2622,7 @@ class Engine:
         self.turns: set[str] = set()
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
-        self.stuck: dict[tuple[str, str], str] = {}  # by (repo, branch): why its merge failed although it was due
+        self.stuck: dict[tuple[str, str, str], str] = {}  # by (repo, branch, head): why its merge failed although it was due
         self.unspoken: set[int] = set()  # jobs whose verdict is not in the log yet
         self.eager: set[str] = set()  # repos where passed branches wait for first tests to end
         self.ended_last = 0.0  # when the job of the newest verdict ended, in seconds since the epoch
@@ -3101,8 +3101,13 @@ class Engine:
         for branch, head in heads:
             merged = self.merged(name, tip, head)
             if merged.tree:
-                message = merge_message(branch, head, job_id)
-                tip = commit_tree(self.config.repo(name), merged.tree, (tip, head), message)
+                path = self.config.repo(name)
+                commit = partial(commit_tree, path, merged.tree, (tip, head), merge_message(branch, head, job_id))
+                try:
+                    tip = commit()
+                except GitError:  # gc may have taken the tree since it was made
+                    merge_tree(path, tip, head)
+                    tip = commit()
                 merged_heads.append((branch, head))
                 chain.append([tip, merged.tree])
         return merged_heads, chain
@@ -3116,7 +3121,11 @@ class Engine:
         configured = settings.get(COMMAND_SETTING[PRE].lower(), "")
         with self.lock:
             result = self.ledger.result(job.repo, facts["tree"], configured)
-            if job.status != "pending" or result is None or result.status != "passed":
+        if result is None or result.status != "passed":
+            return False
+        keep_tested(self.config.repo(job.repo), job.id, facts["tested"])
+        with self.lock:
+            if job.status != "pending":
                 return False
             values = {**facts, "command": result.command, "configured": configured, "reused_from": result.id}
             reason = f"an equal tree passed in job {result.id}"
@@ -3326,6 +3335,7 @@ class Engine:
         going = True
         while going and not self.closing:
             with self.turn(name):
+                self.eager = self.eager - {name}  # else a repo that cannot be looked at is asked for each second
                 refs = self.look(name)
                 facts = self.gather(name, refs)
                 with self.lock:
@@ -3347,10 +3357,11 @@ class Engine:
             return self._merge(name, refs, action)
         if isinstance(action, Blame):
             with self.lock:
-                merges = itertools.takewhile(
-                    lambda merge: merge["merge_commit"] != self.state.repos[name].branches[action.branch].passed_on,
-                    self.ledger.merges_of(name),
-                )
+                passed_on = self.state.repos[name].branches[action.branch].passed_on
+            how = ("--first-parent", "--ignore-missing", *([f"^{passed_on}"] if passed_on else []))
+            since = read_landed(self.config.repo(name), refs.tip or "", *how)
+            with self.lock:
+                merges = [merge for merge in self.ledger.merges_of(name) if merge["merge_commit"] in since]
                 others = [merge["branch"] for merge in merges][::-1]
                 self.record(("head.blamed", {"repo": name, **action._asdict(), "others": others}))
         elif action and action.cause == "retest":
@@ -3428,9 +3439,11 @@ class Engine:
         with self.lock:
             self.unspoken.discard(job.id)
             for merge in merges:
-                self.stuck.pop((name, merge["branch"]), None)
+                self.stuck = {key: why for key, why in self.stuck.items() if key[:2] != (name, merge["branch"])}
                 if error:
-                    self.stuck[name, merge["branch"]] = f"it could not be merged, and is tried again within a minute: {error}"
+                    self.stuck[name, merge["branch"], merge["head"]] = (
+                        f"it could not be merged, and is tried again within a minute: {error}"
+                    )
             self.lock.notify_all()
         if error and self.no_room(error):
             raise error
@@ -3553,16 +3566,16 @@ class Engine:
                     blockers = [blocker for blocker in blockers if blocker != _job_blocker(job)]
                 if blockers:
                     raise Refused(409, f"{branch} cannot be merged: {'; '.join(blockers)}")
-                self.record(("merge.asked", {"repo": name, "branch": branch, "head": head, "how": "manual"}))
+                (asked,) = self.record(("merge.asked", {"repo": name, "branch": branch, "head": head, "how": "manual"}))
         self.step(name)
         with self.lock:
             done = self.ledger.merges_of(name, branch, 1)
-            if done and done[0]["head"] == head:
+            if done and done[0]["head"] == head and done[0]["seq"] > asked["seq"]:
                 return done[0]
             job, there = self.state.newest_job(name, branch), self.state.repos[name].branches.get(branch)
             waits = there and there.head == head and job and (job.live or there.passed is not None)
-            if not waits or (name, branch) in self.stuck:
-                reason = self.stuck.get((name, branch), "it has changed meanwhile; look at it again")
+            if not waits or (name, branch, head) in self.stuck:
+                reason = self.stuck.get((name, branch, head), "it has changed meanwhile; look at it again")
                 raise Refused(409, f"{branch} was not merged: {reason}")
             return {"status": "queued", "job": job}
 
@@ -3787,8 +3800,8 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
         known = known if known and known.head == head else None
         job = engine.state.newest_job(name, branch) if known else None
         blockers = why_blocked(branch, refs, repo, job, merged) + unreadable
-        if not blockers and (name, branch) in engine.stuck:
-            blockers = [engine.stuck[name, branch]]
+        if not blockers and (name, branch, head) in engine.stuck:
+            blockers = [engine.stuck[name, branch, head]]
         how = wish_of(known, Facts(about.auto_merge, merged or Merged(None))) if known else None
         view = {
             "repo": name,
