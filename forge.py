@@ -923,10 +923,10 @@ FOLDS: dict[str, tuple[Callable[[State, Mapping[str, Any]], None], str]] = {
     "merge.asked": (_fold_merge_asked, "repo branch head how"),
     "merge.begun": (_fold_intent, "repo base merges"),
     "merged": (_fold_outcome, "repo branch head merge_commit parent job begun"),
-    "merge.abandoned": (_fold_outcome, "begun"),
+    "merge.abandoned": (_fold_outcome, "repo begun"),
     "branch.deleting": (_fold_intent, "repo branch head"),
     "branch.deleted": (_fold_outcome, "repo branch begun"),
-    "branch.kept": (_fold_outcome, "begun"),
+    "branch.kept": (_fold_outcome, "repo begun"),
 }
 
 # What each field must be, wherever it is: a record of another version, or one that was damaged, must not get as far as
@@ -1401,6 +1401,8 @@ def mend_locks(repo: Path) -> None:
                         raise GitError(("update-ref",), 1, f"fatal: a git of ours still works in {repo}") from None
                     time.sleep(0.01)
             names = stream.read().decode("utf-8", "surrogateescape").split("\0")[:-1]
+            # a job or who copied the repo may have written the note: it must not lead anywhere else
+            names = [name for name in names if name.endswith((".lock", ".new")) and not {"", ".."} & set(name.split("/"))]
             staying = [name for name in names if _lock_stays(repo / name, os.fstat(stream.fileno()).st_mtime_ns)]
             if not staying:
                 note.unlink(missing_ok=True)
@@ -2412,12 +2414,24 @@ def wish_of(branch: Branch, facts: Facts) -> str | None:
     return branch.asked or ("auto" if facts.auto_merge else None)
 
 
-def line_up(known: Repo, refs: Refs, jobs: Mapping[int, Job], facts: Mapping[str, Facts]) -> list[Waiting]:
-    """The branches that passed, are wished for and merge cleanly, in the order in which they became so."""
+def line_up(
+    known: Repo, refs: Refs, jobs: Mapping[int, Job], facts: Mapping[str, Facts], apart: Iterable[str] = ()
+) -> list[Waiting]:
+    """The branches that passed, are wished for and merge cleanly, in the order in which they became so.
+
+    Heads that are `apart` cannot be merged for a reason of their own, and hold up nobody.
+    """
     line = []
     for name, branch in known.branches.items():
         job, about = jobs.get(branch.job or 0), facts.get(branch.head)
-        if branch.passed is None or about is None or about.merged.tree is None or job is None or (job.live and job.is_first):
+        if (
+            branch.head in apart
+            or branch.passed is None
+            or about is None
+            or about.merged.tree is None
+            or job is None
+            or (job.live and job.is_first)
+        ):
             continue
         how = wish_of(branch, about)
         if how and name in refs.ahead and refs.heads.get(name) == branch.head:
@@ -2427,7 +2441,7 @@ def line_up(known: Repo, refs: Refs, jobs: Mapping[int, Job], facts: Mapping[str
 
 
 def decide(
-    known: Repo, refs: Refs, jobs: Mapping[int, Job], facts: Mapping[str, Facts], moment: float = 0.0
+    known: Repo, refs: Refs, jobs: Mapping[int, Job], facts: Mapping[str, Facts], moment: float = 0.0, apart: Iterable[str] = ()
 ) -> Queue | Merge | Blame | None:
     """The next thing to do in a repo, or None.
 
@@ -2443,7 +2457,7 @@ def decide(
     newest = jobs.get(known.queue_job or 0)
     if newest and newest.live:
         return None
-    line = line_up(known, refs, jobs, facts)
+    line = line_up(known, refs, jobs, facts, apart)
     if not line:
         return None
     lined = {waiting.name: waiting for waiting in line}
@@ -2458,8 +2472,11 @@ def decide(
         return Queue(pairs(newest.heads), "retest", newest.id)
     if known.suspects and known.suspects_on == refs.tip and all_lined(known.suspects):
         suspects = pairs(known.suspects)
+        against = jobs[lined[suspects[0][0]].branch.job or 0]
+        if against.interrupted and len(against.heads) > len(suspects):  # no verdict at all
+            return Queue(suspects, "retest")
         if len(suspects) == 1:
-            return Blame(*suspects[0], lined[suspects[0][0]].branch.job or 0)
+            return Blame(*suspects[0], against.id)
         return Queue(suspects[: len(suspects) // 2], "retest")
     first_tests = [job.id for job in jobs.values() if job.live and job.is_first]
     # not to be starved by new pushes; but what was pushed at once is not tested together more than once before its end
@@ -2886,6 +2903,8 @@ class Engine:
                 complete_repo(path)
                 if name not in self.checked:
                     self._complete_history(name, path)
+                with self.lock:
+                    self.stuck = {key: why for key, why in self.stuck.items() if key[0] != name}
                 self.submit(name)
                 with self.lock:
                     in_use = {job.id for job in self.state.jobs.values()}
@@ -3341,8 +3360,9 @@ class Engine:
                 with self.lock:
                     known = self.state.repos[name]
                     jobs = {job.id: job for job in self.state.jobs.values() if job.repo == name}
-                    action = decide(known, refs, jobs, facts, time.time())
-                    waiting = line_up(known, refs, jobs, facts)
+                    apart = {head for repo, _, head in self.stuck if repo == name}
+                    action = decide(known, refs, jobs, facts, time.time(), apart)
+                    waiting = line_up(known, refs, jobs, facts, apart)
                     self.eager = self.eager | {name} if waiting and action is None else self.eager - {name}
                 going = self._perform(name, refs, action)
                 if not going:
@@ -3363,6 +3383,7 @@ class Engine:
             with self.lock:
                 merges = [merge for merge in self.ledger.merges_of(name) if merge["merge_commit"] in since]
                 others = [merge["branch"] for merge in merges][::-1]
+                others += [f"direct pushes to {refs.base}"] if len(since) > len(merges) and passed_on else []
                 self.record(("head.blamed", {"repo": name, **action._asdict(), "others": others}))
         elif action and action.cause == "retest":
             self._queue_together(name, refs, action.heads, action.retry_of)
@@ -3403,11 +3424,12 @@ class Engine:
         if tip is None:
             return
         for job in waiting:
-            tree = self.merged(name, tip, job.commit).tree
-            with self.lock:
-                result = self.ledger.result(name, tree, configured) if tree and job.id not in self.starting else None
-            if result and result.status == "passed":
-                self._reuse(job, self._candidate(self.config.repo(name), job, tip))
+            with contextlib.suppress(GitError):  # its start will say so
+                tree = self.merged(name, tip, job.commit).tree
+                with self.lock:
+                    result = self.ledger.result(name, tree, configured) if tree and job.id not in self.starting else None
+                if result and result.status == "passed":
+                    self._reuse(job, self._candidate(self.config.repo(name), job, tip))
 
     def gather(self, name: str, refs: Refs) -> dict[str, Facts]:
         """What the gate needs to know of the heads that passed. The repo's turn is held."""
@@ -3436,21 +3458,21 @@ class Engine:
         moves: list[tuple[str, str, str | None]] = [(f"refs/heads/{refs.base}", refs.tip or "", parent)]
         moves += [(f"refs/heads/{branch}", head, None) for branch, head in pairs(job.heads)]
         error = self._act(name, ("merge.begun", {"repo": name, "base": refs.base, "merges": merges}), moves)
+        moved = error is not None and read_refs(self.config.repo(name)) != refs
         with self.lock:
             self.unspoken.discard(job.id)
-            for merge in merges:
-                self.stuck = {key: why for key, why in self.stuck.items() if key[:2] != (name, merge["branch"])}
-                if error:
-                    self.stuck[name, merge["branch"], merge["head"]] = (
-                        f"it could not be merged, and is tried again within a minute: {error}"
-                    )
+            said = error.stderr if isinstance(error, GitError) else ""
+            named = [merge for merge in merges if f"'refs/heads/{merge['branch']}'" in said]
+            for merge in (named or merges) if error and not moved else ():  # one that is at fault alone leaves the others free
+                key = (name, merge["branch"], merge["head"])
+                self.stuck[key] = f"it could not be merged, and is tried again within a minute: {error}"
             self.lock.notify_all()
         if error and self.no_room(error):
             raise error
         for merge in merges:
             said = f"auto-merge not attempted for {name}/{merge['branch']}: {error}"
             log(said if error else f"merged {name}/{merge['branch']}: {merge['merge_commit']}")
-        return error is None or read_refs(self.config.repo(name)) != refs  # what has moved gets a new candidate
+        return True  # what has moved gets a new candidate, and what is stuck lets the others pass
 
     def _act(self, name: str, intent: Event, moves: list[tuple[str, str, str | None]]) -> GitError | OSError | None:
         """Journal an intent, move refs, journal the outcome; the error, if nothing was moved. The repo's turn is held."""

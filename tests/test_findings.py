@@ -188,3 +188,29 @@ def test_a_long_history_costs_a_start_little(make_server: Callable[..., Server])
     time.sleep(0.5)
     assert server.hook(b'{"repo": "app", "updates": []}').status == 202
     assert time.monotonic() - began < 1.5, time.monotonic() - began
+
+
+def test_a_lock_of_another_on_one_branch_holds_up_nobody_behind_it(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    work = server.repo()
+    lock = work.path / "refs/heads/a.lock"
+    work.branch("a", AUTO)
+    work.push("a")
+    lock.touch()
+    for name in ("b", "c"):
+        work.branch(name, AUTO)
+    work.push("b", "c")
+    wait_for(lambda: not {"b", "c"} & set(work.heads()), "the merge of the others")
+    if "a" in work.heads():  # it was not quicker than the lock
+        assert "could not be merged" in work.mr("a")["why"] and lock.exists()
+
+
+def test_a_note_that_leads_elsewhere_removes_nothing(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    work = server.repo()
+    server.stop()
+    (work.path / "forge-note-0").write_text("../../jobs.jsonl\0HEAD\0../../x.lock\0")
+    (server.data / "x.lock").touch()
+    server.start()
+    wait_for(lambda: not (work.path / "forge-note-0").exists(), "the scan")
+    assert (server.data / "x.lock").exists() and (server.data / "jobs.jsonl").exists() and (work.path / "HEAD").exists()

@@ -322,7 +322,9 @@ def the_chain(status: str, **values: object) -> Job:
     return replace(job, status=status, **values)
 
 
-def a_line(*jobs: Job, refs: Refs = TWO, moment: str = MOMENT, auto: bool = True, **values: object) -> object:
+def a_line(
+    *jobs: Job, refs: Refs = TWO, moment: str = MOMENT, auto: bool = True, apart: set[str] | None = None, **values: object
+) -> object:
     """What is decided when both wait in line and these are the jobs; the newest is that of its heads."""
     branches = {
         "two": Branch(C, 2, passed=20, passed_at=MOMENT, took=10.0),
@@ -337,7 +339,7 @@ def a_line(*jobs: Job, refs: Refs = TWO, moment: str = MOMENT, auto: bool = True
     queue_jobs = [job.id for job in jobs if job.cause == "retest"]
     repo = Repo("main", A, branches, queue_job=queue_jobs[-1] if queue_jobs else None)
     facts = {head: Facts(auto, Merged(T)) for head in (A, B, C)}
-    return decide(replace(repo, **values), refs, known, facts, seconds_of(moment))  # type: ignore[arg-type]
+    return decide(replace(repo, **values), refs, known, facts, seconds_of(moment), apart or ())  # type: ignore[arg-type]
 
 
 def another(status: str, number: int) -> Job:
@@ -377,6 +379,13 @@ BY_PLACE = Queue((("one", B), ("two", C)), "retest")
             BY_PLACE,
         ),  # base has moved on: they may go together now
         ([the_chain("failed")], {"suspects": BOTH[1:], "suspects_on": A}, Blame("two", C, 3)),
+        (  # nobody is at fault for what was interrupted twice: it is tested by itself
+            [the_chain("failed", reason="interrupted: a reboot", retry_of=3)],
+            {"suspects": BOTH[1:], "suspects_on": A},
+            Queue((("two", C),), "retest"),
+        ),
+        ([], {"apart": {B}}, Queue((("two", C),), "retest")),  # what cannot be merged for a reason of its own holds up nobody
+        ([the_chain("passed")], {"apart": {B}}, Queue((("two", C),), "retest")),
         ([the_chain("failed")], {"suspects": [{"branch": "gone", "commit": B}, *BOTH], "suspects_on": A}, BY_PLACE),
         ([the_chain("passed")], {"auto": False}, None),
     ],
