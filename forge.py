@@ -2855,6 +2855,8 @@ class Engine:
 
         Raises Refused, GitError.
         """
+        with self.lock:
+            self.stuck = {key: why for key, why in self.stuck.items() if key[0] != name}  # it is tried again
         with self.turn(name):
             refs = self.look(name, push)
         self.dispatch()
@@ -2903,8 +2905,6 @@ class Engine:
                 complete_repo(path)
                 if name not in self.checked:
                     self._complete_history(name, path)
-                with self.lock:
-                    self.stuck = {key: why for key, why in self.stuck.items() if key[0] != name}
                 self.submit(name)
                 with self.lock:
                     in_use = {job.id for job in self.state.jobs.values()}
@@ -3459,6 +3459,8 @@ class Engine:
         moves += [(f"refs/heads/{branch}", head, None) for branch, head in pairs(job.heads)]
         error = self._act(name, ("merge.begun", {"repo": name, "base": refs.base, "merges": merges}), moves)
         moved = error is not None and read_refs(self.config.repo(name)) != refs
+        if error and self.no_room(error):
+            raise error
         with self.lock:
             self.unspoken.discard(job.id)
             said = error.stderr if isinstance(error, GitError) else ""
@@ -3467,8 +3469,6 @@ class Engine:
                 key = (name, merge["branch"], merge["head"])
                 self.stuck[key] = f"it could not be merged, and is tried again within a minute: {error}"
             self.lock.notify_all()
-        if error and self.no_room(error):
-            raise error
         for merge in merges:
             said = f"auto-merge not attempted for {name}/{merge['branch']}: {error}"
             log(said if error else f"merged {name}/{merge['branch']}: {merge['merge_commit']}")
@@ -3589,6 +3589,7 @@ class Engine:
                 if blockers:
                     raise Refused(409, f"{branch} cannot be merged: {'; '.join(blockers)}")
                 (asked,) = self.record(("merge.asked", {"repo": name, "branch": branch, "head": head, "how": "manual"}))
+                self.stuck.pop((name, branch, head), None)
         self.step(name)
         with self.lock:
             done = self.ledger.merges_of(name, branch, 1)
