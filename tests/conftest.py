@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 from urllib.parse import urlencode
 from zlib import crc32
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -302,8 +304,12 @@ def end(server: Server) -> None:
     for run in (server.data / "running").glob("*"):
         try:
             pid = int((run / "pid").read_text().split()[0])
+            tree = psutil.Process(pid).children(recursive=True)  # the job has a session of its own
             os.killpg(pid, signal.SIGKILL)
-        except (OSError, ValueError, IndexError):
+            for process in tree:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        except (OSError, ValueError, IndexError, psutil.NoSuchProcess):
             continue
     assert "Traceback" not in server.log, server.log
 
