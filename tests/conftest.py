@@ -268,6 +268,14 @@ class Work:
 AUTO = "A change\n\nAuto-Merge: yes"
 
 
+def git_after(folder: Path, script: str) -> dict[str, str]:
+    """A PATH whose git first runs some lines of sh, which lies in `folder`."""
+    folder.mkdir()
+    (folder / "git").write_text(f'#!/bin/sh\n{script}\nexec {shutil.which("git")} "$@"\n')
+    (folder / "git").chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for a module; its tests make repos of their own."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import AUTO, FORGE, PASSWORD, Answer, Server, Work, end, wait_for
+from conftest import AUTO, FORGE, PASSWORD, Answer, Server, Work, end, git_after, wait_for
 
 import forge
 
@@ -225,12 +225,19 @@ def test_whichever_page_a_job_lacks_for_its_start_it_waits_for_it(disk: Disk) ->
     wait_for(lambda: not list((server.data / "running").iterdir()), "the end of what was prepared in vain")
 
 
-def test_a_server_starts_on_a_full_disk(disk: Disk) -> None:
-    server, work = disk.server, disk.server.repo()
+def stopped_with_a_job(server: Server) -> tuple[Work, int]:
+    """A repo with a branch whose job passed, and no server any more."""
+    work = server.repo()
     work.branch("slow")
     job = work.push_job("slow")
     server.idle()
     server.stop()
+    return work, job
+
+
+def test_a_server_starts_on_a_full_disk(disk: Disk) -> None:
+    server = disk.server
+    work, job = stopped_with_a_job(server)
     disk.fill()
     server.start()
     check_reading(disk, work, job)
@@ -242,11 +249,8 @@ def test_a_server_starts_on_a_full_disk(disk: Disk) -> None:
 
 
 def test_a_server_starts_on_a_read_only_disk_and_works_when_it_can_be_written(disk: Disk) -> None:
-    server, work = disk.server, disk.server.repo()
-    work.branch("slow")
-    job = work.push_job("slow")
-    server.idle()
-    server.stop()
+    server = disk.server
+    work, job = stopped_with_a_job(server)
     with open(server.data / "jobs.jsonl", "ab") as stream:
         stream.write(b'{"seq": 99, "torn')
     disk.remount("ro", "repos")
@@ -320,12 +324,8 @@ def leave(server: Server) -> int:
 
 def slow_git(folder: Path) -> tuple[Path, dict[str, str]]:
     """A git that waits as long as the returned file is there (it writes to the file that it has begun), and its PATH."""
-    folder.mkdir()
-    script = f"#!/bin/sh\n[ ! -e {folder}/wait ] || echo begun >>{folder}/wait\n"
-    script += f'while [ -e {folder}/wait ]; do sleep 0.05; done\nexec {shutil.which("git")} "$@"\n'
-    (folder / "git").write_text(script)
-    (folder / "git").chmod(0o755)
-    return folder / "wait", {"PATH": f"{folder}:{os.environ['PATH']}"}
+    wait = folder / "wait"
+    return wait, git_after(folder, f"[ ! -e {wait} ] || echo begun >>{wait}\nwhile [ -e {wait} ]; do sleep 0.05; done")
 
 
 def test_requests_in_flight_are_answered_before_the_server_ends(make_server: Callable[..., Server], tmp_path: Path) -> None:

@@ -448,8 +448,6 @@ def test_whoever_is_found_at_fault_by_halving_costs_a_logarithm() -> None:
     """One bad pair among 64 branches: halves, not one after the other."""
     world = World(64)
     world.broken = {frozenset({"f32", "f63"})}
-    root = world.heads["main"]
-    for number in range(64):
-        world.heads[f"b{number:02}"] = world.commit(frozenset({(f"f{number:02}", "")}), (root,), True)
+    world.push_many(64)
     world.to_the_end()
     assert set(world.heads) == {"main", "b63"} and world.pre_jobs() <= 64 + 2 + 2 * 6

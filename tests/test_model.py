@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -194,15 +195,21 @@ class World:
             self.merged.append(branch)
         self.heads["main"] = parent or ""
 
-    def to_the_end(self) -> None:
-        """Let everything run until nothing is left to do."""
-        for _ in range(300):
+    def push_many(self, count: int) -> None:
+        """Branches b00, b01… in one push, each with a file of its own (f00, f01…), which merge by themselves."""
+        root = self.heads["main"]
+        for number in range(count):
+            self.heads[f"b{number:02}"] = self.commit(frozenset({(f"f{number:02}", "")}), (root,), True)
+
+    def to_the_end(self, choose: Callable[[list[Job]], Job] = lambda running: running[0]) -> None:
+        """Let everything run until nothing is left to do; `choose` says which job ends next."""
+        for _ in range(500):
             self.step()
             self.start()
             running = [job for job in self.state.live_jobs(APP) if job.status == "running"]
             if not running:
                 return
-            self.finish(running[0])
+            self.finish(choose(running))
         raise AssertionError("it does not come to rest")
 
     def first_tests(self) -> int:
@@ -351,17 +358,9 @@ TestGate.settings = settings(max_examples=150, stateful_step_count=40, deadline=
 @settings(max_examples=300, deadline=None)
 def test_what_a_push_of_many_costs(count: int, places: int, bad: set[frozenset[int]], random: Any) -> None:
     world = World(places)
-    world.broken = {frozenset(f"f{number}" for number in pair) for pair in bad if max(pair) < count}
-    root = world.heads["main"]
-    for number in range(count):
-        world.heads[f"b{number:02}"] = world.commit(frozenset({(f"f{number}", "")}), (root,), True)
-    for _ in range(500):
-        world.step()
-        world.start()
-        running = [job for job in world.state.live_jobs(APP) if job.status == "running"]
-        if not running:
-            break
-        world.finish(random.choice(running))
+    world.broken = {frozenset(f"f{number:02}" for number in pair) for pair in bad if max(pair) < count}
+    world.push_many(count)
+    world.to_the_end(random.choice)
     left = set(world.heads) - {"main"}
     fault = len(left)
     assert fault <= len(world.broken)

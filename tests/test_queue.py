@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import AUTO, Server, Work, clean_environ, wait_for
+from conftest import AUTO, Server, Work, clean_environ, git_after, wait_for
 
 # Passes unless two files that do not go together are there.
 PAIRS = """for pair in a-b c-d e-f; do
@@ -428,28 +427,17 @@ def test_a_lock_of_a_git_that_was_killed_is_removed_and_that_of_another_is_not(
     make_server: Callable[..., Server], tmp_path: Any
 ) -> None:
     server = make_server(start=False)
-    wrapper = tmp_path / "bin" / "git"
-    wrapper.parent.mkdir()
-    real = subprocess.run(["sh", "-c", "command -v git"], capture_output=True, text=True, check=True).stdout.strip()
     # the transaction of a merge is prepared and never finished: locks are there, then git and the server are killed
-    wrapper.write_text(
-        f"""#!/bin/sh
-case "$*" in
+    server.settings |= git_after(
+        tmp_path / "bin",
+        f"""case "$*" in
 *--stdin*)
     if [ -e {tmp_path}/armed ] && rm {tmp_path}/armed; then
-        server=$(cut -d ' ' -f 1 {server.data}/lock)
-        {{ head -c 100000 | tr '\\0' '\\n' >{tmp_path}/input; }}
-        printf '%s' "$$" >{tmp_path}/pid
         for lock in HEAD.lock refs/heads/main.lock refs/heads/topic.lock; do : >"$GIT_DIR/$lock"; done
-        kill -9 "$server"
-        kill -9 $$
+        kill -9 "$(cat {server.data}/lock)" $$
     fi ;;
-esac
-exec {real} "$@"
-"""
+esac""",
     )
-    wrapper.chmod(0o755)
-    server.settings["PATH"] = f"{wrapper.parent}:{os.environ['PATH']}"
     server.start()
     work = server.repo()
     other = work.path / "refs/heads/other.lock"
@@ -513,13 +501,8 @@ def test_a_lost_merge_record_is_written_from_the_commit_once(make_server: Callab
 
 @pytest.mark.parametrize("verb", ["merge-tree", "commit-tree", "update-ref", "read-tree"])
 def test_a_git_that_is_killed_is_no_verdict(make_server: Callable[..., Server], tmp_path: Any, verb: str) -> None:
-    wrapper = tmp_path / "bin" / "git"
-    wrapper.parent.mkdir()
-    real = subprocess.run(["sh", "-c", "command -v git"], capture_output=True, text=True, check=True).stdout.strip()
     killed = f'case "$1" in {verb}) [ ! -e {tmp_path}/armed ] || {{ rm {tmp_path}/armed; kill -9 $$; }} ;; esac'
-    wrapper.write_text(f'#!/bin/sh\n{killed}\nexec {real} "$@"\n')
-    wrapper.chmod(0o755)
-    server = make_server(PATH=f"{wrapper.parent}:{os.environ['PATH']}")
+    server = make_server(**git_after(tmp_path / "bin", killed))
     work = server.repo()
     work.branch("topic", AUTO)
     (tmp_path / "armed").touch()
