@@ -652,6 +652,7 @@ class JobIndex:
         self.together: dict[int, list[int]] = {}  # of a job with several heads: the hashes of the other branches
 
     def add(self, record: Mapping[str, Any], place: int) -> None:
+        """Take in a finished job, whose record stands at byte `place`."""
         job_id, repo = record["id"], record["repo"]
         missing = job_id - len(self.places) + 1
         if missing > 0:
@@ -1347,14 +1348,10 @@ def keep_tested(repo: Path, job_id: int, commit: str) -> None:
 def drop_tested(repo: Path, in_use: set[int]) -> None:
     """Remove the refs of tested candidates but those of jobs `in_use` and the newest. Raises GitError."""
     listed = git(repo, "for-each-ref", "--format=%(objectname) %(refname)", TESTED_REFS).split("\n")[:-1]
-    refs = {
-        int(ref.rpartition("/")[2]): (ref, commit)
-        for commit, ref in (line.split(" ", 1) for line in listed)
-        if ref[16:].isdigit()
-    }
-    old = sorted(refs.keys() - in_use)[:-TESTED_KEPT]
+    commits = {name: commit for commit, _, name in (line.partition(f" {TESTED_REFS}") for line in listed)}
+    old = sorted((name for name in commits if name.isdigit() and int(name) not in in_use), key=int)[:-TESTED_KEPT]
     if old:
-        move_refs(repo, [(*refs[job_id], None) for job_id in old])
+        move_refs(repo, [(TESTED_REFS + name, commits[name], None) for name in old])
 
 
 def git_locking(repo: Path, locks: list[str], *args: str, text: str = "") -> str:
@@ -2402,6 +2399,11 @@ def queue_job(job_id: int, repo: str, kind: str, heads: Iterable[tuple[str, str]
     return "job.queued", job_record(job)
 
 
+def candidate_of(base: str, chain: list[list[str]]) -> dict[str, Any]:
+    """What a job tests, for its record: merges chained on `base`, [commit, tree] each."""
+    return {"base": base, "tested": chain[-1][0], "tree": chain[-1][1], "chain": chain}
+
+
 def end_job(job: Job, status: str, reason: str) -> Event:
     """The event that ends a job before its time: at once if it is pending, by stopping it if it runs."""
     if job.status == "running":
@@ -2509,7 +2511,8 @@ def why_blocked(name: str, refs: Refs, known: Repo, job: Job | None, merged: Mer
     elif branch.passed is None or job.live:
         blockers.append(_job_blocker(job))
     elif is_suspect(known, refs, name):
-        blockers.append(f"job {job.id} failed for {name_all(job.heads)} together; the one at fault is being looked for")
+        together = " and ".join(head["branch"] for head in job.heads)
+        blockers.append(f"job {job.id} failed for {together} together; the one at fault is being looked for")
     if merged and merged.unrelated:
         blockers.append(f"it has no common history with {refs.base}; rebase it onto {refs.base} and push again")
     elif merged and merged.conflicts:
@@ -2522,11 +2525,6 @@ def is_suspect(known: Repo, refs: Refs, name: str) -> bool:
     """Whether a branch is among those that failed together, of which the one at fault is being looked for."""
     suspect = {"branch": name, "commit": refs.heads.get(name)}
     return len(known.suspects) > 1 and known.suspects_on == refs.tip and suspect in known.suspects
-
-
-def name_all(heads: list[dict[str, str]]) -> str:
-    """The branches of a job, for a sentence."""
-    return " and ".join(head["branch"] for head in heads)
 
 
 def _fault(job: Job, branch: Branch) -> str:
@@ -2765,6 +2763,11 @@ class Engine:
             self.starved = True
             log(f"{what}: {error}; work waits until there is room")
 
+    def _failed(self, what: str, error: Exception) -> None:
+        """A worker's work failed: say so, and let the next scan come sooner when it may go better then."""
+        self.hurry = self.hurry or (isinstance(error, GitError) and error.passing)
+        self.complain(what, error)
+
     def no_room(self, error: Exception) -> bool:
         """Whether something failed since there is no room; git does not always say so."""
         if isinstance(error, Refused):
@@ -2910,9 +2913,8 @@ class Engine:
                     in_use = {job.id for job in self.state.jobs.values()}
                 drop_tested(path, in_use)
             except (Refused, GitError, OSError) as error:
-                self.hurry = self.hurry or (isinstance(error, GitError) and error.passing)
                 self.troubles.setdefault(name, str(error))
-                self.complain(name, error)
+                self._failed(name, error)
         for parent in ("work", "home"):
             for folder in (self.config.data_dir / parent).iterdir():
                 if folder.name not in names and not any(key[0] == folder.name for key in self.slots):
@@ -2987,7 +2989,7 @@ class Engine:
     # -- jobs ---------------------------------------------------------------
 
     def dispatch(self) -> None:
-        """Start the jobs there is a place for: pre-merge jobs oldest first, post-merge jobs one a repo beside them."""
+        """Start the jobs there is a place for: those of the queue, then first tests; one deployment a repo beside."""
         with self.lock:
             if self.closing or self.starved or not self.threads:
                 return
@@ -3108,7 +3110,7 @@ class Engine:
         if job.kind == PRE and tip is not None:
             _, chain = self._chain(job.repo, tip, pairs(job.heads), job.id)
             if chain:
-                return {"base": tip, "tested": chain[-1][0], "tree": chain[-1][1], "chain": chain}
+                return candidate_of(tip, chain)
         base = tip if job.kind == PRE else job.base
         return {"base": base, "tested": job.commit, "tree": tree_of(path, job.commit), "chain": []}
 
@@ -3131,22 +3133,26 @@ class Engine:
                 chain.append([tip, merged.tree])
         return merged_heads, chain
 
-    def _reuse(self, job: Job, facts: Mapping[str, Any]) -> bool:
-        """Let a pending job pass at once when an equal tree has passed with the same command; whether it did."""
+    def _passed_before(self, job: Job, tree: str) -> Job | None:
+        """The job by which a tree has passed with the command that a pending job would run, if its result may be used."""
         settings = self.settings(job.repo)
         unwanted = settings.get("forge.reuse", "true").lower() in ("false", "no", "off", "0")
         if job.kind == POST or job.retry_of is not None or unwanted:
-            return False
-        configured = settings.get(COMMAND_SETTING[PRE].lower(), "")
+            return None
         with self.lock:
-            result = self.ledger.result(job.repo, facts["tree"], configured)
-        if result is None or result.status != "passed":
+            result = self.ledger.result(job.repo, tree, settings.get(COMMAND_SETTING[PRE].lower(), ""))
+        return result if result and result.status == "passed" else None
+
+    def _reuse(self, job: Job, facts: Mapping[str, Any]) -> bool:
+        """Let a pending job pass at once when an equal tree has passed with the same command; whether it did."""
+        result = self._passed_before(job, facts["tree"])
+        if result is None:
             return False
         keep_tested(self.config.repo(job.repo), job.id, facts["tested"])
         with self.lock:
             if job.status != "pending":
                 return False
-            values = {**facts, "command": result.command, "configured": configured, "reused_from": result.id}
+            values = {**facts, "command": result.command, "configured": result.configured, "reused_from": result.id}
             reason = f"an equal tree passed in job {result.id}"
             done = replace(job, status="passed", reason=reason, duration=0.0, finished_at=now(), **values)
             self.record(("job.finished", job_record(done)))
@@ -3344,8 +3350,7 @@ class Engine:
                 else:
                     self.scan()
             except (Refused, GitError, OSError) as error:
-                self.hurry = self.hurry or (isinstance(error, GitError) and error.passing)
-                self.complain(name or "scan", error)
+                self._failed(name or "scan", error)
             except Exception:
                 log(f"{name or 'scan'}: {traceback.format_exc()}")
 
@@ -3362,8 +3367,8 @@ class Engine:
                     jobs = {job.id: job for job in self.state.jobs.values() if job.repo == name}
                     apart = {head for repo, _, head in self.stuck if repo == name}
                     action = decide(known, refs, jobs, facts, time.time(), apart)
-                    waiting = line_up(known, refs, jobs, facts, apart)
-                    self.eager = self.eager | {name} if waiting and action is None else self.eager - {name}
+                    if action is None and line_up(known, refs, jobs, facts, apart):
+                        self.eager = self.eager | {name}
                 going = self._perform(name, refs, action)
                 if not going:
                     self._announce(name, refs, facts)
@@ -3405,7 +3410,7 @@ class Engine:
             if not chain:
                 raise Refused(409, f"nothing of it can be merged into {refs.base} by now; look at it again")
             keep_tested(self.config.repo(name), job_id, chain[-1][0])
-            candidate = {"base": refs.tip, "tested": chain[-1][0], "tree": chain[-1][1], "chain": chain}
+            candidate = candidate_of(refs.tip, chain)
             with self.lock:
                 self.record(queue_job(job_id, name, PRE, merged_heads, "retest", retry_of=retry_of, **candidate))
                 job = self.state.jobs[job_id]
@@ -3417,7 +3422,6 @@ class Engine:
 
     def _reuse_results(self, name: str) -> None:
         """Let pending first tests pass whose candidate's tree has passed already; they need not wait for a place to run."""
-        configured = self.settings(name).get(COMMAND_SETTING[PRE].lower(), "")
         with self.lock:
             tip = self.state.repos[name].tip
             waiting = [job for job in self.state.live_jobs(name) if job.status == "pending" and job.is_first]
@@ -3426,9 +3430,7 @@ class Engine:
         for job in waiting:
             with contextlib.suppress(GitError):  # its start will say so
                 tree = self.merged(name, tip, job.commit).tree
-                with self.lock:
-                    result = self.ledger.result(name, tree, configured) if tree and job.id not in self.starting else None
-                if result and result.status == "passed":
+                if tree and job.id not in self.starting and self._passed_before(job, tree):
                     self._reuse(job, self._candidate(self.config.repo(name), job, tip))
 
     def gather(self, name: str, refs: Refs) -> dict[str, Facts]:
@@ -3463,8 +3465,8 @@ class Engine:
             raise error
         with self.lock:
             self.unspoken.discard(job.id)
-            said = error.stderr if isinstance(error, GitError) else ""
-            named = [merge for merge in merges if f"'refs/heads/{merge['branch']}'" in said]
+            stderr = error.stderr if isinstance(error, GitError) else ""
+            named = [merge for merge in merges if f"'refs/heads/{merge['branch']}'" in stderr]
             for merge in (named or merges) if error and not moved else ():  # one that is at fault alone leaves the others free
                 key = (name, merge["branch"], merge["head"])
                 self.stuck[key] = f"it could not be merged, and is tried again within a minute: {error}"
@@ -4232,6 +4234,7 @@ class Web:
         """Bottle's plugin: turn what a route returns or raises into an answer."""
 
         def answer(*args: Any, **kwargs: Any) -> Any:
+            """A route, whatever it raises."""
             try:
                 return callback(*args, **kwargs)
             except Refused as error:
