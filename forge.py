@@ -3679,9 +3679,10 @@ def outcome_of(intent: Mapping[str, Any], failure: str | None = None) -> list[Ev
 
 
 def is_ancestor(repo: Path, commit: str, of: str) -> bool:
-    """Whether `of` contains `commit`."""
-    process = git_process(repo, ("merge-base", "--is-ancestor", commit, of))
-    process.communicate()
+    """Whether `of` contains `commit`; it does not contain one that is not there. Raises GitError when git was killed."""
+    args = ("merge-base", "--is-ancestor", commit, of)
+    process = git_process(repo, args)
+    git_output(process, args, ok=(0, 1, 128))
     return process.returncode == 0
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import AUTO, Server, Work, clean_environ, wait_for
+from conftest import AUTO, Server, Work, clean_environ, git_after, wait_for
 
 import forge
 
@@ -214,3 +214,14 @@ def test_a_note_that_leads_elsewhere_removes_nothing(make_server: Callable[..., 
     server.start()
     wait_for(lambda: not (work.path / "forge-note-0").exists(), "the scan")
     assert (server.data / "x.lock").exists() and (server.data / "jobs.jsonl").exists() and (work.path / "HEAD").exists()
+
+
+def test_a_git_that_is_killed_does_not_say_that_a_merge_was_not_made(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recovery asks whether base contains a merge; a killed git is no answer, a commit that is not there is one."""
+    tip = work.heads()["main"]
+    assert forge.is_ancestor(work.path, tip, tip) and not forge.is_ancestor(work.path, "1" * 40, tip)
+    monkeypatch.setenv("PATH", git_after(tmp_path / "bin", "kill -9 $$")["PATH"])
+    with pytest.raises(forge.GitError):
+        forge.is_ancestor(work.path, tip, tip)
