@@ -264,6 +264,14 @@ class Work:
         found: list[Any] = self.server.get(f"/r/{self.name}/history")["merges"]
         return found
 
+    def landed(self, *branches: str) -> None:
+        """Wait until branches (all, when none is named) are gone from the repo and the merge is on record, a moment later."""
+        what = branches or "all branches"
+        gone = (lambda: not set(branches) & set(self.heads())) if branches else (lambda: len(self.heads()) == 1)
+        wait_for(gone, f"the merge of {what}", 60)
+        newest = self.bare("log", "-1", "--first-parent", "--format=%H", "--grep=^Forge Merge: ")
+        wait_for(lambda: newest in [merge["merge_commit"] for merge in self.merges()], f"the record of {what}")
+
 
 AUTO = "A change\n\nAuto-Merge: yes"
 

@@ -40,8 +40,7 @@ def land(work: Work, *names: str) -> None:
     for name in names:
         work.branch(name, AUTO)
         work.push(name)
-        wait_for(lambda name=name: name not in work.heads(), f"the merge of {name}")
-    wait_for(lambda: len(work.merges()) >= len(names), "the records")
+        work.landed(name)
 
 
 @dataclass
@@ -159,7 +158,7 @@ def test_it_is_right_at_every_moment_of_a_server_that_merges(make_server: Callab
         assert code == 0, texts(found)
         assert found["merges"] >= merges
         merges = found["merges"]
-    wait_for(lambda: list(work.heads()) == ["main"], "all merges")
+    work.landed()
 
 
 def test_an_unfinished_last_line_is_not_there_yet(scene: Scene) -> None:

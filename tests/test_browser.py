@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import AUTO, PASSWORD, Work, wait_for
+from conftest import AUTO, PASSWORD, Work
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(
@@ -107,7 +107,7 @@ def test_merging_with_the_password_and_with_a_session(work: Work, page: Any) -> 
     page.goto(f"{work.server.url}/r/{work.name}/mr/second")
     assert page.locator("input[type=password]").count() == 0
     page.get_by_role("button", name="Merge").click()
-    wait_for(lambda: "second" not in work.heads(), "the merge")
+    work.landed("second")
     work.server.idle()
 
 

@@ -200,7 +200,7 @@ def test_a_lock_of_another_on_one_branch_holds_up_nobody_behind_it(make_server: 
     for name in ("b", "c"):
         work.branch(name, AUTO)
     work.push("b", "c")
-    wait_for(lambda: not {"b", "c"} & set(work.heads()), "the merge of the others")
+    work.landed("b", "c")
     if "a" in work.heads():  # it was not quicker than the lock
         assert "could not be merged" in work.mr("a")["why"] and lock.exists()
 

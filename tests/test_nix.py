@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from conftest import AUTO, Server, Work, needs_nix, wait_for
+from conftest import AUTO, Server, Work, needs_nix
 
 import forge
 
@@ -60,7 +60,7 @@ def test_the_apps_of_a_flake_are_built_and_run(bare: Work) -> None:
     assert good["status"] == "passed" and good["command"] == "nix run .#pre-merge", bare.server.job_log(good["id"])
     assert b"checking" in bare.server.job_log(good["id"])
     assert (bad["status"], bad["exit_code"]) == ("failed", 1)
-    wait_for(lambda: "good" not in bare.heads(), "the merge")
+    bare.landed("good")
     bare.server.idle()
     deployment = bare.server.get(f"/jobs?repo={bare.name}&kind=post-merge&limit=1")["jobs"][0]
     assert deployment["status"] == "passed" and b"deploying" in bare.server.job_log(deployment["id"])

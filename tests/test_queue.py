@@ -140,7 +140,7 @@ def test_an_amended_message_merges_without_another_test(work: Work) -> None:
     assert second["status"] == "passed" and second["reused_from"] == first["id"]
     assert second["started_at"] is None and second["tree"] == first["tree"] and second["tested"] != first["tested"]
     assert f"passed in job {first['id']}" in second["reason"] and second["command"] == first["command"]
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
     assert work.merges()[0]["job"] == second["id"]
     assert server.job_log(second["id"]) == b""
     page = server.ask(f"/jobs/{second['id']}", Accept="text/html").text
@@ -159,7 +159,7 @@ def test_a_result_is_used_while_all_places_are_taken(make_server: Callable[..., 
     work.git("checkout", "-q", "topic")
     work.git("commit", "-q", "--amend", "-m", AUTO)
     assert server.ended(work.push_job("topic", force=True))["reused_from"] == first["id"]
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
     assert server.get(f"/jobs/{long}")["status"] == "running"
 
 
@@ -281,7 +281,7 @@ def test_on_a_moved_base_both_are_tested_together(work: Work) -> None:
     assert work.server.get(f"/jobs?repo={work.name}&branch=one")["jobs"][0]["id"] == chain
     before = work.heads()["main"]
     go.touch()
-    wait_for(lambda: set(work.heads()) == {"main"}, "the merge of both")
+    work.landed()
     one, two = work.merges()[::-1]
     assert ([one["branch"], two["branch"]], one["parent"], two["parent"]) == (order, before, one["merge_commit"])
     assert one["job"] == two["job"] == chain and {one["how"], two["how"]} == {"auto"}
@@ -300,7 +300,7 @@ def test_who_waits_for_a_push_is_told_of_its_own_branch(work: Work) -> None:
         afters[branch] = answer.headers["X-Forge-Next"]
         assert afters[branch] == f"{chain}:0:{first}"
     go.touch()
-    wait_for(lambda: set(work.heads()) == {"main"}, "the merge of both")
+    work.landed()
     commits = {merge["branch"]: merge["merge_commit"] for merge in work.merges()}
     for branch, after in afters.items():
         answer = work.server.hook(b"", **follow, X_Forge_Follow=after)
@@ -329,7 +329,7 @@ def test_what_changes_during_a_test_of_the_queue_never_merges_on_its_verdict(wor
     ended = work.server.ended(chain)
     assert ended["status"] == "superseded", ended
     go.touch()
-    wait_for(lambda: "one" not in work.heads(), "the merge of the other")
+    work.landed("one")
     work.server.idle()
     merged = [merge["branch"] for merge in work.merges()]
     assert sorted(merged) == (["one", "two"] if what == "base" else ["one"])
@@ -351,7 +351,7 @@ def test_a_canceled_test_of_the_queue_can_be_retried(work: Work) -> None:
         and again.json["heads"] == work.server.get(f"/jobs/{chain}")["heads"]
         and again.json["retry_of"] == chain
     )
-    wait_for(lambda: set(work.heads()) == {"main"}, "the merge of both")
+    work.landed()
     base_is_tested(work)
 
 
@@ -362,7 +362,7 @@ def test_a_test_of_the_queue_survives_the_server(make_server: Callable[..., Serv
     server.stop(9)
     go.touch()
     server.start()
-    wait_for(lambda: set(work.heads()) == {"main"}, "the merge of both")
+    work.landed()
     assert {merge["job"] for merge in work.merges()} == {chain}
     base_is_tested(work)
 
@@ -405,7 +405,7 @@ def test_direct_pushes_during_merges_of_many_are_never_lost(make_server: Callabl
     for number in range(4):
         parts(work, *(f"n{number}-{part}" for part in range(5)))
     pusher.join(timeout=90)
-    wait_for(lambda: set(work.heads()) == {"main"}, "all merges", 60)
+    work.landed()
     assert len(landed) == 25
     there = set(work.bare("rev-list", "main").split())
     assert set(landed) <= there and len(work.merges()) == 20
@@ -450,7 +450,7 @@ esac""",
     assert (work.path / "refs/heads/topic.lock").exists() and list(work.path.glob("forge-note-*"))
     server.stop()
     server.start()
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
     assert len(work.merges()) == 1 and other.exists()
     locks = [str(path.relative_to(work.path)) for path in work.path.rglob("*.lock")]
     assert locks == ["refs/heads/other.lock"] and not list(work.path.glob("forge-note-*"))
@@ -508,7 +508,7 @@ def test_a_git_that_is_killed_is_no_verdict(make_server: Callable[..., Server], 
     (tmp_path / "armed").touch()
     job = server.ended(work.push_job("topic"))
     assert job["status"] == "passed" and not (tmp_path / "armed").exists()
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
 
 
 def test_a_lock_of_another_on_the_ref_of_a_job_does_not_fail_it(make_server: Callable[..., Server]) -> None:
@@ -519,5 +519,5 @@ def test_a_lock_of_another_on_the_ref_of_a_job_does_not_fail_it(make_server: Cal
     lock.touch()
     work.branch("topic", AUTO)
     assert server.ended(work.push_job("topic"), 60)["status"] == "passed"
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
     assert lock.exists()

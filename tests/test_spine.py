@@ -32,7 +32,7 @@ def test_an_auto_merge_branch_ends_in_base_and_is_removed_and_deployed(work: Wor
     head = work.branch("topic", AUTO, deploy="echo deployed $FORGE_COMMIT on $FORGE_BASE")
     before = work.heads()["main"]
     job = work.server.ended(work.push_job("topic"))
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
     base = work.heads()["main"]
     assert base == job["tested"] and job["commit"] == head and job["base"] == before
     assert work.bare("log", "-1", "--format=%P", base) == f"{before} {head}"
@@ -115,7 +115,7 @@ def test_a_push_while_the_server_is_down_is_accepted_and_picked_up(make_server: 
     assert "the push is accepted" in said and "picks it up when it is back" in said
     assert len(list((server.data / "incoming").iterdir())) == 1
     server.start()
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
     wait_for(lambda: not list((server.data / "incoming").iterdir()), "the delivery")
     assert [job["branch"] for job in server.get("/jobs?kind=pre-merge")["jobs"]] == ["topic"]
 
@@ -127,7 +127,7 @@ def test_what_was_pushed_with_merge_while_the_server_was_down_merges(make_server
     work.branch("topic")
     work.push("topic", options=("merge",))
     server.start()
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
 
 
 def test_a_lost_hook_is_made_up_for_by_the_next_look(work: Work) -> None:
@@ -564,7 +564,7 @@ def test_asked_before_the_verdict_it_merges_after_it(work: Work) -> None:
     job_id = work.push_job("topic")
     answer = work.server.act(f"/r/{work.name}/mr/topic/merge")
     assert answer.status == 202 and answer.json["status"] == "queued" and answer.json["job"]["id"] == job_id
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
     assert work.merges()[0]["how"] == "manual"
 
 
@@ -575,7 +575,7 @@ def test_asked_on_an_old_base_it_is_tested_anew(work: Work) -> None:
     work.push("HEAD:main")
     answer = work.server.act(f"/r/{work.name}/mr/topic/merge")
     assert answer.status == 202 and answer.json["job"]["id"] != first["id"]
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
     assert work.bare("log", "-1", "--format=%P").split()[0] == work.git("rev-parse", "main")
 
 
@@ -585,7 +585,7 @@ def test_auto_merge_on_a_base_that_moved_is_tested_anew(work: Work) -> None:
     work.server.running(first)
     work.branch("main", other="file")
     work.push("HEAD:main")
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
     merge = work.merges()[0]
     assert merge["job"] > first and merge["parent"] == work.git("rev-parse", "main")
     assert f"auto-merge not attempted for {work.name}/topic: base has moved on; job" in work.server.log
@@ -621,7 +621,7 @@ def test_superseded_by_a_newer_push(work: Work) -> None:
     second = work.push_job("topic")
     assert work.server.ended(first)["status"] == "superseded"
     assert work.server.ended(second)["status"] == "passed"
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
 
 
 def test_deleted_while_running(work: Work) -> None:
@@ -687,7 +687,7 @@ def test_many_auto_merge_branches_in_one_push_all_land(work: Work) -> None:
     for name in names:
         work.branch(name, AUTO)
     work.push(*names)
-    wait_for(lambda: set(work.heads()) == {"main"}, "all merges", 60)
+    work.landed()
     assert sorted(merge["branch"] for merge in work.merges()) == names
     assert len(work.bare("log", "--first-parent", "--merges", "--format=%H").split()) == 8
 
@@ -711,7 +711,7 @@ def test_direct_pushes_during_merges_are_never_lost(work: Work) -> None:
     thread.start()
     work.push(*names)
     thread.join()
-    wait_for(lambda: set(work.heads()) == {"main"}, "all merges", 60)
+    work.landed()
     history = work.bare("rev-list", "main").split()
     assert pushed and set(pushed) <= set(history)
     work.server.idle()
@@ -806,7 +806,7 @@ def test_jobs_outlive_the_server(make_server: Callable[..., Server], number: int
     first, second = [server.ended(job_id) for job_id in jobs]
     assert (first["status"], first["exit_code"]) == ("passed", 0) and server.job_log(jobs[0]) == b"begun\nended\n"
     assert (second["status"], second["exit_code"]) == ("failed", 9) and 1.9 < second["duration"] < 10
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
 
 
 def test_a_job_that_ends_while_no_server_is_there(make_server: Callable[..., Server]) -> None:
@@ -831,7 +831,7 @@ def test_a_job_whose_processes_were_killed_is_interrupted_and_runs_again_once(wo
     os.killpg(int((run / "pid").read_text().split()[0]), signal.SIGKILL)
     job = work.server.ended(job_id)
     assert job["status"] == "failed" and job["reason"].startswith("interrupted")
-    wait_for(lambda: "topic" not in work.heads(), "the merge by the second run")
+    work.landed("topic")
     jobs = work.server.get(f"/jobs?repo={work.name}&branch=topic")["jobs"]
     assert len(jobs) == 2 and jobs[0]["retry_of"] == job_id and not left_behind(work, job_id)
 
@@ -926,7 +926,7 @@ def test_one_broken_repo_does_not_hold_up_the_others(make_server: Callable[..., 
     refs = bad.path / "packed-refs"
     refs.write_text("rubbish\n")
     server.start()
-    wait_for(lambda: "topic" not in good.heads(), "the merge in the good repo")
+    good.landed("topic")
     assert any("rubbish" not in path.name and path.is_file() for path in (server.data / "incoming").iterdir())
     assert (server.data / "incoming/1-odd.odd").exists() and "bad: git" in server.log
     refs.unlink()
@@ -934,7 +934,7 @@ def test_one_broken_repo_does_not_hold_up_the_others(make_server: Callable[..., 
     server.idle()
     server.stop()
     server.start()
-    wait_for(lambda: "topic" not in bad.heads(), "the merge in the mended repo")
+    bad.landed("topic")
 
 
 def test_a_merge_that_was_asked_for_is_forgotten_when_the_branch_is_pushed_anew(make_server: Callable[..., Server]) -> None:
@@ -1033,7 +1033,7 @@ def test_a_merge_that_fails_is_the_trouble_of_its_branch_only(work: Work) -> Non
     assert not work.mr("first")["mergeable"] and work.mr("second")["mergeable"]
     lock.unlink()
     work.server.hook(f'{{"repo": "{work.name}", "updates": []}}'.encode(), Content_Type="application/json")
-    wait_for(lambda: "first" not in work.heads(), "the merge")
+    work.landed("first")
 
 
 def test_the_verdict_stands_on_a_line_of_its_own(work: Work) -> None:
@@ -1058,7 +1058,7 @@ def test_more_refs_than_one_request_can_tell(make_server: Callable[..., Server])
     assert "the push is accepted" in said
     server.stop()
     server.start()
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
 
 
 # -- what mutations showed to be untested ---------------------------------------------------------------
@@ -1187,7 +1187,7 @@ def test_a_start_that_a_crash_cut_short_is_made_up_for(make_server: Callable[...
     server.start()
     job = server.ended(job_id)
     assert job["status"] == "passed" and job["retry_of"] is None
-    wait_for(lambda: "topic" not in work.heads(), "the merge")
+    work.landed("topic")
 
 
 def test_a_branch_that_was_merged_once_and_is_gone_again_was_not_merged(work: Work) -> None:
