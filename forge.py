@@ -4279,7 +4279,10 @@ class Web:
         page["here_quoted"] = quote(quote(bottle.request.path), safe="")  # an address, as a value in another address
         made = str(bottle.template(view, template_lookup=[str(self.views)], **{**spell, **page, **values}))
         body = made.encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
-        kind = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
+        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        kind = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "ETag": tag}
+        if code == 200 and tag in header("If-None-Match"):  # live.js asks so
+            body, code = b"", 304
         return bottle.HTTPResponse(body, code, {**(headers or {}), **kind})
 
     def _show(self, view: str, program: Mapping[str, Any], **values: Any) -> Any:

@@ -334,3 +334,35 @@ NIX = shutil.which("nix")
 needs_nix = pytest.mark.skipif(
     not NIX and not os.environ.get("FORGE_TEST_REQUIRE_NIX"), reason="nix is not installed: jobs of flakes are not tested"
 )
+
+CHROMIUM = shutil.which("chromium")
+CHROMIUM_ARGS = """--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update
+--disable-sync""".split()
+needs_browser = pytest.mark.skipif(
+    not CHROMIUM and not os.environ.get("FORGE_TEST_REQUIRE_BROWSER"),
+    reason="chromium is not installed: pages are not tested in it",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium without a screen."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page that fails its test when the browser complains."""
+    context = browser.new_context()
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page
+    context.close()
+    assert complaints == []

@@ -2,51 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-from conftest import AUTO, PASSWORD, Work
+from conftest import AUTO, PASSWORD, Work, needs_browser
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM and not os.environ.get("FORGE_TEST_REQUIRE_BROWSER"),
-    reason="chromium is not installed: pages are not tested in it",
-)
-ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    """A page that fails its test when the browser complains."""
-    context = browser.new_context()
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    yield page
-    context.close()
-    assert complaints == []
-
+pytestmark = needs_browser
 
 COLOURS = r"""printf '\033[1;31mred\033[0m \033[38;2;250;120;0mtrue\033[0m plain <b>\n'
 printf '\033]8;;http://evil.example/\033\\a link\033]8;;\033\\ and javascript \033]8;;javascript:alert(1)\007here\033]8;;\007\n'
@@ -142,3 +102,17 @@ def test_nothing_scrolls_sideways_on_a_phone(work: Work, browser: Any) -> None:
     context.close()
     work.server.act(f"/jobs/{running}/cancel")
     work.server.ended(running)
+
+
+def test_a_page_follows_what_happens_without_losing_what_is_typed(work: Work, page: Any) -> None:
+    work.branch("topic")
+    work.server.ended(work.push_job("topic"))
+    page.goto(f"{work.server.url}/r/{work.name}/mr/topic")
+    page.evaluate("window.mark = 1")
+    field = page.locator("form[action$=merge] input[type=password]")
+    field.fill("half")
+    work.commit("Another change", other="more")
+    work.server.ended(work.push_job("topic"))
+    page.wait_for_selector("text=Another change")
+    assert field.input_value() == "half" and page.evaluate("window.mark === 1 && document.activeElement.type === 'password'")
+    assert page.input_value("form[action$=merge] input[name=head]") == work.heads()["topic"]

@@ -7,14 +7,15 @@
 <title>{{get('title', 'forge')}}</title>
 <link rel="icon" href="/static/{{get('icon', 'forge')}}.svg" type="image/svg+xml">
 <link rel="stylesheet" href="/static/forge.css">
-% if get('refresh'):
-<noscript><meta http-equiv="refresh" content="{{refresh}}"></noscript>
+% busy = get('busy', False)
+% if busy:
+<noscript><meta http-equiv="refresh" content="3"></noscript>
 % end
-% for script in get('scripts', ()):
+% for script in get('scripts', ('live.js',)):
 <script type="module" src="/static/{{script}}"></script>
 % end
 </head>
-<body>
+<body data-busy="{{'yes' if busy else 'no'}}">
 <a class="skip" href="#main">Skip to the content</a>
 <header>
 <nav aria-label="Main">

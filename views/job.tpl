@@ -1,6 +1,6 @@
 % live = job['status'] in ('pending', 'running')
 % icon = {'passed': 'passed', 'failed': 'failed', 'timeout': 'failed', 'running': 'running', 'pending': 'running'}.get(job['status'], 'forge')
-% rebase('base', title=f"{job['status']} · job {job['id']} · {job['repo']}", refresh=2 if live else None, scripts=('log.js',), icon=icon)
+% rebase('base', title=f"{job['status']} · job {job['id']} · {job['repo']}", busy=live, scripts=('log.js',), icon=icon)
 % parts = include('parts')
 % badge, job_table, password_field = parts['badge'], parts['job_table'], parts['password_field']
 <p class="crumbs"><a href="/r/{{job['repo']}}">{{job['repo']}}</a> /
@@ -103,7 +103,7 @@
 %   if start:
 <p class="dim">The first {{spell_bytes(start)}} of this large log are left out here; the raw log has all.</p>
 %   end
-<div id="log" class="log" data-src="/jobs/{{job['id']}}/log" data-offset="{{start}}" data-line="{{first}}" data-live="{{'yes' if live else 'no'}}" tabindex="0" role="region" aria-label="Log">\\
+<div id="log" class="log" data-keep data-src="/jobs/{{job['id']}}/log" data-offset="{{start}}" data-line="{{first}}" data-live="{{'yes' if live else 'no'}}" tabindex="0" role="region" aria-label="Log">\\
 %   for number, line in enumerate(lines, first):
 <div class="line" id="L{{number}}"><a href="#L{{number}}">{{number}}</a><span>{{line}}</span></div>
 %   end

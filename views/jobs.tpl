@@ -1,4 +1,4 @@
-% rebase('base', title='Jobs · forge', refresh=3 if running else None, scripts=('live.js',) if running else ())
+% rebase('base', title='Jobs · forge', busy=bool(running))
 % parts = include('parts')
 % badge, job_table, password_field = parts['badge'], parts['job_table'], parts['password_field']
 <h1>Jobs</h1>

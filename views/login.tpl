@@ -1,4 +1,4 @@
-% rebase('base', title='Log in · forge')
+% rebase('base', title='Log in · forge', scripts=())
 % if logged_in:
 <h1>Log out</h1>
 <p>You are logged in.</p>

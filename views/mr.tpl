@@ -1,5 +1,5 @@
 % live = job and not settled
-% rebase('base', title=f'{branch} · {repo} · forge', refresh=3 if live else None, scripts=('live.js',) if live else ())
+% rebase('base', title=f'{branch} · {repo} · forge', busy=bool(live))
 % parts = include('parts')
 % badge, job_table, password_field = parts['badge'], parts['job_table'], parts['password_field']
 <p class="crumbs"><a href="/r/{{repo}}">{{repo}}</a> / merge request</p>
