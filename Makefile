@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --require-hashes -r
 
+AXE := axe-core@4.14.1 # looks at the pages for tests/test_accessibility.py, which knows its checksum
 SOAK_SECONDS ?= 900
 
 .PHONY: demo test soak check bench format lock clean
@@ -45,4 +46,6 @@ clean:
 
 .venv/test: .venv/python .ci/requirements-test.txt
 	@$(PIP) .ci/requirements-test.txt
+	@if command -v npm >/dev/null; then \
+	  npm install --silent --prefix .venv/axe --no-save --no-package-lock --ignore-scripts --no-audit --no-fund $(AXE) >/dev/null; fi
 	@touch $@ .venv/run
