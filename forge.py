@@ -1482,7 +1482,7 @@ def count_commits(repo: Path, base: str, head: str) -> tuple[str | None, int, in
 
 # A path is a path whatever is in it; and what is larger than this counts as binary, so that git need not hold it.
 READING = {"GIT_LITERAL_PATHSPECS": "1", "GIT_CONFIG_PARAMETERS": "'core.bigFileThreshold=16m'"}
-READING_SECONDS = 5.0
+READING_SECONDS = 3.0
 
 
 def git_beginning(repo: Path, most: int, *args: str) -> tuple[bytes, bool]:
@@ -2985,12 +2985,15 @@ class Engine:
         return self._kept(("count", name, base, head), lambda: count_commits(self.config.repo(name), base, head))
 
     def output(self, name: str, most: int, *args: str) -> tuple[bytes, bool]:
-        """What `git_beginning` gives of a git that is asked about commit ids alone. Only what is short is kept."""
+        """What `git_beginning` gives of a git that is asked about commit ids alone.
+
+        Only what is short is kept. That includes what git could not say in time: each reader would have it try again.
+        """
         size = sum(map(len, args))
         return self._kept(
             ("output", name, *args),
             lambda: git_beginning(self.config.repo(name), most, *args),
-            lambda found: found[1] and size + len(found[0]) <= KEPT_BYTES,
+            lambda found: size + len(found[0]) <= KEPT_BYTES,
         )
 
     def settings(self, name: str) -> dict[str, str]:
@@ -3982,7 +3985,7 @@ LISTING_BYTES = 2 << 20
 LINE_CHARS = 2000
 COMMITS_SHOWN = 100
 DIFF = ("diff-tree", "-r", "-z", "--raw", "--no-abbrev", "--no-ext-diff", "--no-textconv", "--submodule=short")
-PAIRING = ("--find-copies", "-l200")  # among more files git looks for exact renames only, which takes no time
+PAIRING = ("--find-copies", "-l100")  # among more files git looks for exact renames only, which takes no time
 HUNK = re.compile(rb"@@ -(\d+)(?:,\d+)? \+(\d+)(?:,\d+)? @@")
 ODD = re.compile(
     "[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
@@ -4177,8 +4180,13 @@ def commits_of(engine: Engine, name: str, base: str, head: str) -> list[Commit]:
 
 
 def changes_of(engine: Engine, name: str, start: str, head: str) -> tuple[list[Change], bool]:
-    """The files that differ between two commits, and whether these are all. Raises GitError."""
+    """The files that differ between two commits, and whether these are all. Raises GitError.
+
+    Without counts when git cannot count in time, as in a large file whose lines were shuffled.
+    """
     found, whole = engine.output(name, LISTING_BYTES, *DIFF, "--numstat", *PAIRING, start, head)
+    if not whole and len(found) < LISTING_BYTES:
+        found, whole = engine.output(name, LISTING_BYTES, *DIFF, *PAIRING, start, head)
     return parse_changes(found), whole
 
 

@@ -218,6 +218,16 @@ def test_only_what_is_short_is_kept(engine: forge.Engine) -> None:
     assert len([key for key in engine._cache if key[0] == "output" and new in key]) == 1
 
 
+def test_what_git_cannot_count_in_time_is_listed_without_counts(engine: forge.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = import_trees(engine.config.repo("app"), {"f": (FILE, "a\n" * 9)}, {"f": (FILE, "b\n" * 9)})
+    asked = forge.git_beginning
+    monkeypatch.setattr(forge, "git_beginning", lambda *args: (b"", False) if "--numstat" in args else asked(*args))
+    for _ in range(2):
+        changes, whole = forge.changes_of(engine, "app", old, new)
+        assert whole and [(change.path, change.added, change.quiet) for change in changes] == [("f", None, False)]
+    assert forge.unfolded(engine, "app", old, new, changes) == {}
+
+
 def test_a_git_that_takes_too_long_or_too_much_is_ended(engine: forge.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = import_trees(engine.config.repo("app"), {}, {"f": (FILE, "a line\n" * 100_000)})
     repo = engine.config.repo("app")
@@ -287,10 +297,10 @@ def test_every_kind_of_change_is_named(work: Work) -> None:
             "latin-⟨E9⟩ added +1 −0",
             f"lib submodule {ID[:8]} → {OTHER[:8]} +1 −1",
             "link added, symlink +1 −0",
-            "new <b>\"name'␊⟨U+202E⟩ renamed from old-name +0 −0",
+            "new <b>\"name'␊⟨U+202E⟩ renamed from old-name",
             "picture changed, binary",
             "plain changed +1 −1",
-            "program mode changed 100644 → 100755 +0 −0",
+            "program mode changed 100644 → 100755",
             "source changed +1 −0",
         ]
     )

@@ -47,7 +47,7 @@
 % end
 % def name(change):
 <code>{{visible(change.path)}}</code> <span class="dim">{{visible(change.words)}}</span> \\
-%   counts(None if change.binary else change.added, change.deleted)
+%   counts(None if change.quiet else change.added, change.deleted)
 % end
 % def nothing(change):
 %   if change.binary:

@@ -2,7 +2,7 @@
 % merge = extra.get('merge')
 % if merge:
 <h1>{{merge['branch']}} <span class="badge" data-status="passed">merged</span></h1>
-<p class="verdict" data-tone="good">{{text}}.</p>
+<p class="verdict" data-tone="good">It {{text.removeprefix(f"{merge['branch']} ")}}.</p>
 <dl class="facts">
 <dt>Merged</dt><dd><time datetime="{{merge['merged_at']}}" title="{{merge['merged_at']}}">{{ago(merge['merged_at'])}}</time>, {{'by itself' if merge['how'] == 'auto' else 'since somebody asked for it'}}</dd>
 <dt>Merge</dt><dd><code>{{merge['merge_commit']}}</code></dd>

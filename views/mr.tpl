@@ -9,9 +9,8 @@
 <p class="lead">{{visible(subject)}}</p>
 <p class="under">
 % if job:
-<a href="/jobs/{{job['id']}}">\\
 % badge(job['status'])
- job {{job['id']}}</a> · <a href="/jobs/{{job['id']}}#log">its log</a> ·
+ <a href="/jobs/{{job['id']}}">job {{job['id']}}</a> · <a href="/jobs/{{job['id']}}#log">its log</a> ·
 % end
 {{ahead if ahead is not None else '?'}} ahead, {{behind if behind is not None else '?'}} behind {{base}} · <code>{{head[:10]}}</code> by {{visible(author)}}\\
 % if about:
@@ -138,7 +137,7 @@
 <h2 data-key="changes-head" id="changes">Changes \\
 % if files:
 <span class="dim">{{len(files) if whole else f'more than {len(files)}'}} file{{'' if len(files) == 1 else 's'}}</span> \\
-%   if whole:
+%   if whole and any(file.added is not None for file in files):
 %     diff['counts'](sum(file.added or 0 for file in files), sum(file.deleted or 0 for file in files))
 %   end
 % end
@@ -194,6 +193,6 @@
 </p>
 %   end
 %   if not whole:
-<p class="dim">Git lists more than a page can hold; in a clone: <code>git diff --stat {{(merge_base or base)[:10]}} {{head[:10]}}</code></p>
+<p class="dim">There are more files than can be listed here; in a clone: <code>git diff --stat {{(merge_base or base)[:10]}} {{head[:10]}}</code></p>
 %   end
 % end
