@@ -4066,7 +4066,7 @@ class DiffLine(NamedTuple):
 def parse_commits(log_text: bytes) -> list[Commit]:
     """The commits in what `git log -z` prints of them in the form of `commits_of`; one that was cut off is left out."""
     words = log_text.decode("utf-8", "surrogateescape").split("\0")[:-1]
-    return [Commit(*(word[:300] for word in words[at : at + 4])) for at in range(0, len(words) - 3, 4)]
+    return [Commit(*words[at : at + 4]) for at in range(0, len(words) - 3, 4)]
 
 
 def parse_changes(listing: bytes) -> list[Change]:
@@ -4122,13 +4122,13 @@ def parse_patch(patch: bytes) -> Iterator[DiffLine]:
 
 def spell_line(line: bytes) -> str:
     """A line of a file as a page shows it."""
-    text = line[: 4 * LINE_CHARS + 4].decode("utf-8", "surrogateescape")
-    return visible(text[:LINE_CHARS]) + (" … and more in this line" if len(text) > LINE_CHARS else "")
+    return visible(line[: 4 * LINE_CHARS + 4].decode("utf-8", "surrogateescape"), LINE_CHARS)
 
 
-def visible(text: str) -> str:
-    """Foreign text in which what could not be seen, or would change how the rest is read, is spelled out."""
-    return ODD.sub(lambda found: spell_char(ord(found[0])), text)
+def visible(text: str, most: int | None = None) -> str:
+    """The beginning of a foreign text, in which what could not be seen, or would change how the rest is read, is spelled out."""
+    seen = ODD.sub(lambda found: spell_char(ord(found[0])), text[:most])
+    return seen + "…" if text[most or len(text) :] else seen
 
 
 def spell_char(code: int) -> str:
@@ -4678,6 +4678,8 @@ class Web:
                 made["commits"] = commits_of(engine, name, tip, head)
                 made["files"], made["whole"] = changes_of(engine, name, start, head)
                 made["listed"] = files_of_page(made["files"], first)
+                if first and not made["listed"]:
+                    raise Refused(404, f"{view['branch']} changes {len(made['files'])} files, none from {first} on")
                 made["lines"] = unfolded(engine, name, start, head, made["listed"])
         except GitError as error:
             made["trouble"] = f"What it changes cannot be shown: {error}"

@@ -77,8 +77,8 @@ def test_what_cannot_be_seen_is_spelled_out(text: str, seen: str) -> None:
 
 def test_a_long_line_is_cut_and_says_so() -> None:
     assert forge.spell_line(b"x" * 2000) == "x" * 2000
-    assert forge.spell_line(b"x" * 3500) == "x" * 2000 + " … and more in this line"
-    assert forge.spell_line("ü".encode() * 3000) == "ü" * 2000 + " … and more in this line"
+    assert forge.spell_line(b"x" * 3500) == "x" * 2000 + "…"
+    assert forge.spell_line("ü".encode() * 3000) == "ü" * 2000 + "…"
 
 
 def test_what_was_taken_out_is_beside_what_replaced_it() -> None:
@@ -373,7 +373,7 @@ def test_a_huge_diff_is_folded_and_bounded(work: Work) -> None:
     folded = page.count('class="fetch"')
     assert "1533 files" in page
     assert folded > 300 and 'class="del"' not in page
-    assert "in this line" in html(work, "topic?file=long")
+    assert f"{'x' * 2000}…<" in html(work, "topic?file=long")
     alone = html(work, "topic?file=huge")
     assert alone.count('class="add"') > 2000 and "The rest is not shown here" in alone and "git diff" in alone
     seen = set(re.findall(r'<details class="file" id="(\w+)"', page))
@@ -381,6 +381,17 @@ def test_a_huge_diff_is_folded_and_bounded(work: Work) -> None:
         page = html(work, f"topic{more[1]}")
         seen |= set(re.findall(r'<details class="file" id="(\w+)"', page))
     assert len(seen) == len(files)
+    assert work.server.ask(f"/r/{work.name}/mr/topic?from=9999", Accept="text/html").status == 404
+    long = {f"{'&' * 240}/{number}-{'&' * 200}": "1\n" for number in range(45)}
+    work.git("checkout", "-q", "-B", "base", "origin/main")
+    work.git("push", "-q", "origin", f"{work.commit('Base', **long)}:refs/heads/main")
+    work.git("checkout", "-q", "-B", "long", "origin/main~1")
+    for path in long:
+        work.write(path, "2\n")
+    work.git("add", "-A")
+    work.git("commit", "-q", "-F", "-", text=f"{'&' * 1_500_000}\n\n{'&' * 1_500_000}\n")
+    work.push("long")
+    assert "…" in html(work, "long")
     work.server.idle()
 
 

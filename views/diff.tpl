@@ -45,8 +45,8 @@
 <span class="count"><span class="plus">+{{added}}</span> <span class="minus">−{{deleted}}</span></span>\\
 %   end
 % end
-% def name(change):
-<code>{{visible(change.path)}}</code> <span class="dim">{{visible(change.words)}}</span> \\
+% def name(change, most=None):
+<code>{{visible(change.path, most)}}</code> <span class="dim">{{visible(change.words, most)}}</span> \\
 %   counts(None if change.quiet else change.added, change.deleted)
 % end
 % def nothing(change):

@@ -6,13 +6,13 @@
 % address, here = diff['address'], mr_path(repo, branch)
 <p class="crumbs"><a href="/r/{{repo}}">{{repo}}</a> / merge request</p>
 <h1>{{branch}}</h1>
-<p class="lead">{{visible(subject)}}</p>
+<p class="lead">{{visible(subject, 500)}}</p>
 <p class="under">
 % if job:
 % badge(job['status'])
  <a href="/jobs/{{job['id']}}">job {{job['id']}}</a> · <a href="/jobs/{{job['id']}}#log">its log</a> ·
 % end
-{{ahead if ahead is not None else '?'}} ahead, {{behind if behind is not None else '?'}} behind {{base}} · <code>{{head[:10]}}</code> by {{visible(author)}}\\
+{{ahead if ahead is not None else '?'}} ahead, {{behind if behind is not None else '?'}} behind {{base}} · <code>{{head[:10]}}</code> by {{visible(author, 200)}}\\
 % if about:
 , <time datetime="{{about.authored_at}}" title="{{about.authored_at}}">{{ago(about.authored_at)}}</time>\\
 % end
@@ -21,7 +21,7 @@
 · <span class="tag">auto-merge</span>
 % end
 </p>
-<p class="verdict" data-key="why" data-tone="{{'good' if mergeable else 'busy' if live else 'bad' if job else 'still'}}">{{visible(why)}}</p>
+<p class="verdict" data-key="why" data-tone="{{'good' if mergeable else 'busy' if live else 'bad' if job else 'still'}}">{{visible(why, 10_000)}}</p>
 % flaky = next((check for check in checks if check.get('flake')), None)
 % if flaky:
 <p class="verdict" data-key="flake" data-tone="bad">It has a flake: jobs <a href="/jobs/{{flaky['reused_from'] or flaky['id']}}">{{flaky['reused_from'] or flaky['id']}}</a> and <a href="/jobs/{{flaky['flake']}}">{{flaky['flake']}}</a> ran the same command on the same tree and came to different verdicts.</p>
@@ -49,7 +49,7 @@
 <h2>Conflicts</h2>
 <ul class="paths">
 %   for path in conflicts[:100]:
-<li><code>{{visible(path)}}</code></li>
+<li><code>{{visible(path, 300)}}</code></li>
 %   end
 %   if len(conflicts) > 100:
 <li class="dim">and {{len(conflicts) - 100}} more</li>
@@ -57,7 +57,7 @@
 </ul>
 % end
 % if about and about.body.partition('\n')[2].strip():
-<pre class="message" data-key="message">{{visible(about.body[:10000])}}{{' …' if len(about.body) > 10000 else ''}}</pre>
+<pre class="message" data-key="message">{{visible(about.body, 10_000)}}</pre>
 % end
 % if live and (queue or len(job['heads']) > 1):
 <h2 data-key="queue-head">Queue</h2>
@@ -98,7 +98,7 @@
 <td>\\
 %     badge(check['status'])
 %     if check['reason']:
-<div class="why">{{visible(check['reason'])}}</div>\\
+<div class="why">{{visible(check['reason'], 1000)}}</div>\\
 %     elif len(check['heads']) > 1:
 <div class="why">together with {{len(check['heads']) - 1}} more</div>\\
 %     end
@@ -122,8 +122,8 @@
 %   for commit in commits:
 <tr data-key="commit-{{commit.id}}">
 <td><code title="{{commit.id}}">{{commit.id[:10]}}</code></td>
-<td class="foreign">{{visible(commit.subject)}}</td>
-<td class="foreign">{{visible(commit.author)}}</td>
+<td class="foreign">{{visible(commit.subject, 300)}}</td>
+<td class="foreign">{{visible(commit.author, 100)}}</td>
 <td><time datetime="{{commit.authored_at}}" title="{{commit.authored_at}}">{{ago(commit.authored_at)}}</time></td>
 </tr>
 %   end
@@ -154,7 +154,7 @@
 <ul class="paths">
 %     for file in listed:
 <li><a href="#{{file.mark}}">\\
-%       diff['name'](file)
+%       diff['name'](file, 300)
 </a></li>
 %     end
 </ul>
