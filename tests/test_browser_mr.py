@@ -31,11 +31,11 @@ def test_what_is_folded_is_fetched_when_it_is_opened(topic: str, work: Work, pag
     assert "large" in large.inner_text() and large.get_attribute("open") is None and page.locator("text=+line 900").count() == 0
     large.locator("summary").click()
     page.wait_for_selector("text=+line 900")
-    page.evaluate("window.mark = 1")
+    row = page.locator("tr", has_text="+line 900").element_handle()
     work.commit("Another", other="x\n")
     work.server.ended(work.push_job("topic"))
     page.wait_for_selector("details.file >> text=other")
-    assert page.locator("text=+line 900").is_visible() and page.evaluate("window.mark") == 1
+    assert row.evaluate("row => row.isConnected") and page.locator("text=+line 900").is_visible()
     large.locator("summary").click()
     assert not page.locator("text=+line 900").is_visible()
     page.wait_for_load_state("networkidle")

@@ -208,6 +208,17 @@ def test_what_is_cut_is_never_shown_as_whole(engine: forge.Engine) -> None:
     assert not whole and 0 < len(found["f0"]) < 21 and {line.text for line in found["f0"][1:]} == {"a line"}
 
 
+def test_what_git_did_not_pair_among_many_is_not_paired_among_few(engine: forge.Engine) -> None:
+    """More files than git compares: what has moved counts as deleted and added, on every page."""
+    before = {f"old-{number}": (FILE, f"{number}\n" * 9) for number in range(110)}
+    after = {f"new-{number}": (FILE, f"{number}\n" * 9 + "more\n") for number in range(110)}
+    old, new = import_trees(engine.config.repo("app"), before, after)
+    changes, _ = forge.changes_of(engine, "app", old, new)
+    assert {change.status for change in changes} == {"A", "D"}
+    mixed = changes[60:160]
+    assert list(forge.unfolded(engine, "app", old, new, mixed)) == [change.path for change in mixed]
+
+
 def test_only_what_is_short_is_kept(engine: forge.Engine) -> None:
     tree = {f"f{number}": (FILE, "a line\n" * 20) for number in range(100)}
     old, new = import_trees(engine.config.repo("app"), {}, {**tree, "small": (FILE, "x")})
