@@ -215,7 +215,7 @@ def test_what_git_did_not_pair_among_many_is_not_paired_among_few(engine: forge.
     old, new = import_trees(engine.config.repo("app"), before, after)
     changes, _ = forge.changes_of(engine, "app", old, new)
     assert {change.status for change in changes} == {"A", "D"}
-    mixed = changes[60:160]
+    mixed = changes[:50] + changes[110:160]
     assert list(forge.unfolded(engine, "app", old, new, mixed)) == [change.path for change in mixed]
 
 
