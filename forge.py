@@ -1480,16 +1480,31 @@ def count_commits(repo: Path, base: str, head: str) -> tuple[str | None, int, in
     return merge_base, int(ahead), int(behind)
 
 
-def read_diff(repo: Path, base: str, head: str, limit: int) -> tuple[str, bool]:
-    """What `head` changes against `base`, at most `limit` bytes of it, and whether that was cut."""
-    args = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--find-renames", "--submodule=short", base, head, "--")
-    process = git_process(repo, args)
+# A path is a path whatever is in it; and what is larger than this counts as binary, so that git need not hold it.
+READING = {"GIT_LITERAL_PATHSPECS": "1", "GIT_CONFIG_PARAMETERS": "'core.bigFileThreshold=16m'"}
+READING_SECONDS = 3.0
+
+
+def git_beginning(repo: Path, most: int, *args: str) -> tuple[bytes, bool]:
+    """The first `most` bytes of what git prints, and whether that is all of it. Raises GitError.
+
+    A git that would print more, or does not end within READING_SECONDS, is killed.
+    """
+    process = git_process(repo, args, None, **READING)
     assert process.stdin and process.stdout and process.stderr
     process.stdin.close()
-    with process.stdout as out, process.stderr:
-        found = out.read(limit + 1)
-    process.wait()
-    return found[:limit].decode("utf-8", "replace"), len(found) > limit
+    clock = threading.Timer(READING_SECONDS, process.kill)
+    clock.start()
+    with process.stdout as out, process.stderr as errors:
+        found = out.read(most + 1)
+        if len(found) > most:
+            process.kill()
+        said = errors.read()
+    code = process.wait()
+    clock.cancel()
+    if code > 0:
+        raise GitError(args, code, said.decode("utf-8", "replace"))
+    return found[:most], code == 0 and len(found) <= most
 
 
 def repo_settings(repo: Path) -> dict[str, str]:
@@ -2609,6 +2624,7 @@ HISTORY_CHECKED = 1000  # commits of a base that are looked at for merges withou
 HURRY_SECONDS = 5.0  # between two scans, when something failed that may go better soon
 TICK_SECONDS = 1.0
 SNAPSHOT_RECORDS = 5000  # that a start may have to read from the journal
+KEPT_BYTES = 4096  # of what git printed and never changes; there may be 10,000 of these
 LEAVE_SECONDS = 4.5  # from SIGTERM to our end
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
@@ -2968,18 +2984,32 @@ class Engine:
         """What `count_commits` says of two commits of a repo."""
         return self._kept(("count", name, base, head), lambda: count_commits(self.config.repo(name), base, head))
 
+    def output(self, name: str, most: int, *args: str) -> tuple[bytes, bool]:
+        """What `git_beginning` gives of a git that is asked about commit ids alone.
+
+        Only what is short is kept. That includes what git could not say in time: each reader would have it try again.
+        """
+        size = sum(map(len, args))
+        return self._kept(
+            ("output", name, *args),
+            lambda: git_beginning(self.config.repo(name), most, *args),
+            lambda found: size + len(found[0]) <= KEPT_BYTES,
+        )
+
     def settings(self, name: str) -> dict[str, str]:
         """The ``forge.*`` settings of a repo's config, read again when the file has changed."""
         facts = (self.config.repo(name) / "config").stat()
         seen = (str(facts.st_mtime_ns), str(facts.st_size), str(facts.st_ino))
         return self._kept(("settings", name, *seen), lambda: repo_settings(self.config.repo(name)))
 
-    def _kept(self, key: tuple[str, ...], make: Callable[[], Value]) -> Value:
+    def _kept(self, key: tuple[str, ...], make: Callable[[], Value], fits: Callable[[Value], bool] = lambda _: True) -> Value:
         with self.lock:
             if key in self._cache:
                 found: Value = self._cache[key]
                 return found
         value = make()
+        if not fits(value):
+            return value
         with self.lock:
             self._cache[key] = value
             if len(self._cache) > 10_000:
@@ -3778,7 +3808,6 @@ def own_command() -> str:
 
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[@-Z\\-_])")
 LOG_PAGE_BYTES = 200_000
-DIFF_PAGE_BYTES = 300_000
 
 
 def job_view(engine: Engine, job: Job) -> dict[str, Any]:
@@ -3852,9 +3881,27 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
     return view
 
 
+def jobs_ahead(job: Job, live: Iterable[Job]) -> list[Job]:
+    """The tests that run or begin before a pending one, as `Engine.dispatch` starts them."""
+    tests = [other for other in live if other.kind == PRE]
+    line = sorted(tests, key=lambda other: (other.status == "pending", other.is_first, other.id))
+    return list(itertools.takewhile(lambda other: other.id != job.id, line))
+
+
+def spell_wait(job: Mapping[str, Any]) -> str:
+    """How long a job waited before it began, or has waited by now, as people say it."""
+    until = job["started_at"] or (now() if job["status"] == "pending" else None)
+    return spell_duration(max(0.0, seconds_of(until) - seconds_of(job["created_at"]))) if until else ""
+
+
 def mr_url(url: str, repo: str, branch: str) -> str:
     """The page of a branch."""
-    return f"{url}/r/{repo}/mr/{quote(branch.encode('utf-8', 'surrogateescape'), safe='/')}"
+    return f"{url}/r/{repo}/mr/{quote_bytes(branch)}"
+
+
+def quote_bytes(text: str) -> str:
+    """A foreign name as a part of an address; its bytes may be no UTF-8."""
+    return quote(text.encode("utf-8", "surrogateescape"), safe="/")
 
 
 def outlook(engine: Engine, job: Job, pushed: Job) -> tuple[Job | None, str]:
@@ -3928,6 +3975,250 @@ def parse_hook_json(body: bytes, at: str) -> tuple[str, Push]:
     if not is_repo_name(repo):
         raise Refused(400, f"repo is {shorten(repo)}, which is no name of a repo")
     return str(repo), Push(checked, tuple(options), at)
+
+
+# A page is at most 1 MB; these share it. What a file or a line takes of it, its tags and its text, is reckoned a little high.
+ENTRIES_BYTES, LINES_BYTES = 360_000, 400_000
+FILE_BYTES = 800_000  # a file on a page of its own
+FILE_LINES, PAGE_LINES, PAGE_FILES = 400, 3000, 100  # what is asked of git at once to be shown unfolded
+LISTING_BYTES = 2 << 20
+LINE_CHARS = 2000
+COMMITS_SHOWN = 100
+DIFF = ("diff-tree", "-r", "-z", "--raw", "--no-abbrev", "--no-ext-diff", "--no-textconv", "--submodule=short")
+PAIRING = ("--find-copies", "-l100")  # among more files git looks for exact renames only, which takes no time
+HUNK = re.compile(rb"@@ -(\d+)(?:,\d+)? \+(\d+)(?:,\d+)? @@")
+ODD = re.compile(
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+
+
+class Commit(NamedTuple):
+    """A commit of a merge request."""
+
+    id: str
+    author: str
+    authored_at: str
+    subject: str
+
+
+class Change(NamedTuple):
+    """A file that differs between two commits, as git lists it: paths, modes and ids are those before and after."""
+
+    status: str  # git's letter, one of ACDMRT
+    old_path: str
+    path: str
+    old_mode: str
+    mode: str
+    old_id: str
+    id: str
+    added: int | None = None  # lines; None: git did not count them
+    deleted: int | None = None
+    binary: bool = False
+
+    @property
+    def mark(self) -> str:
+        """What names the file in links; it stays the same from push to push."""
+        return f"d{hashlib.sha256(self.path.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+
+    @property
+    def version(self) -> str:
+        """What differs when its lines do."""
+        return f"{self.mark}-{self.old_id[:10]}-{self.id[:10]}"
+
+    @property
+    def lines(self) -> int:
+        """How many lines were added and deleted, as far as git counted them."""
+        return (self.added or 0) + (self.deleted or 0)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether there are no lines to show. What became something else has some, even if they are the same."""
+        return self.binary or (self.added == self.deleted == 0 and self.status != "T")
+
+    @property
+    def words(self) -> str:
+        """What happened to it."""
+        kinds = {"120000": "symlink", "160000": "submodule"}
+        before, after = kinds.get(self.old_mode, "file"), kinds.get(self.mode, "file")
+        said = {"A": "added", "D": "deleted", "R": f"renamed from {self.old_path}", "C": f"copied from {self.old_path}"}
+        words = [said[self.status]] if self.status in said else []
+        if self.status == "T":
+            words.append(f"{before} became a {after}")
+        elif self.status not in "AD" and self.mode != self.old_mode:
+            words.append(f"mode changed {self.old_mode} → {self.mode}")
+        kind = before if self.status == "D" else after
+        if kind == "submodule":
+            words.append(f"{kind} {' → '.join(short[:8] for short in (self.old_id, self.id) if not is_null(short))}")
+        elif kind != "file" and self.status != "T":
+            words.append(kind)
+        return ", ".join((words or ["changed"]) + ["binary"] * self.binary)
+
+
+class DiffLine(NamedTuple):
+    """A line of a diff with its numbers before and after, 0 where it is not. `sign` is git's; @ begins a hunk."""
+
+    sign: str
+    old: int
+    new: int
+    text: str
+
+
+def parse_commits(log_text: bytes) -> list[Commit]:
+    """The commits in what `git log -z` prints of them in the form of `commits_of`; one that was cut off is left out."""
+    words = log_text.decode("utf-8", "surrogateescape").split("\0")[:-1]
+    return [Commit(*words[at : at + 4]) for at in range(0, len(words) - 3, 4)]
+
+
+def parse_changes(listing: bytes) -> list[Change]:
+    """The files in what git prints with --raw -z, and --numstat. What was cut off at the end is left out."""
+    words = iter(listing.decode("utf-8", "surrogateescape").split("\0")[:-1])
+    changes: list[Change] = []
+    counts: dict[tuple[str, str], tuple[int | None, int | None, bool]] = {}
+    with contextlib.suppress(StopIteration):
+        for word in words:
+            if word.startswith(":"):
+                old_mode, mode, old_id, object_id, status = word[1:].split()
+                old_path = next(words)
+                path = next(words) if status[0] in "RC" else old_path
+                changes.append(Change(status[0], old_path, path, old_mode, mode, old_id, object_id))
+            else:
+                added, deleted, old_path = word.split("\t", 2)
+                pair = (old_path, old_path) if old_path else (next(words), next(words))
+                counts[pair] = (None, None, True) if added == "-" else (int(added), int(deleted), False)
+    for at, change in enumerate(changes):
+        counted = counts.get((change.old_path, change.path), (None, None, False))
+        changes[at] = change._replace(added=counted[0], deleted=counted[1], binary=counted[2])
+    return changes
+
+
+def parse_patches(found: bytes) -> Iterator[tuple[Change, list[DiffLine]]]:
+    """The files with their lines in what git prints with --raw -z --patch.
+
+    The raw entries name the files. No line of a file begins a patch, since each of them has a sign before it. A file that
+    became something else has two patches.
+    """
+    listing, begun, text = found.partition(b"\0\0")
+    patches = iter(re.split(rb"(?m)^diff --git ", text)[1:])
+    for change in parse_changes(listing + b"\0") if begun else ():
+        own = itertools.islice(patches, 2 if change.status == "T" else 1)
+        yield change, [line for patch in own for line in parse_patch(patch)]
+
+
+def parse_patch(patch: bytes) -> Iterator[DiffLine]:
+    """The lines of one patch."""
+    _, _, hunks = patch.partition(b"\n@@ ")
+    old = new = 0
+    for line in b"".join((b"@@ ", hunks)).removesuffix(b"\n").split(b"\n") if hunks else ():
+        sign = line[:1].decode("latin-1") or " "
+        begins = HUNK.match(line)
+        if begins:
+            old, new = map(int, begins.groups())
+        if sign in "@\\":
+            yield DiffLine(sign, 0, 0, spell_line(line))
+            continue
+        yield DiffLine(sign, old if sign != "+" else 0, new if sign != "-" else 0, spell_line(line[1:]))
+        old, new = old + (sign != "+"), new + (sign != "-")
+
+
+def spell_line(line: bytes) -> str:
+    """A line of a file as a page shows it."""
+    return visible(line[: 4 * LINE_CHARS + 4].decode("utf-8", "surrogateescape"), LINE_CHARS)
+
+
+def visible(text: str, most: int | None = None) -> str:
+    """The beginning of a foreign text, in which what could not be seen, or would change how the rest is read, is spelled out."""
+    seen = ODD.sub(lambda found: spell_char(ord(found[0])), text[:most])
+    return seen + "…" if text[most or len(text) :] else seen
+
+
+def spell_char(code: int) -> str:
+    """A character that has no look of its own, or a byte that is no UTF-8."""
+    if code < 0x20 or code == 0x7F:
+        return chr(0x2421 if code == 0x7F else 0x2400 + code)
+    return f"⟨{code - 0xDC00:02X}⟩" if 0xDC80 <= code <= 0xDCFF else f"⟨U+{code:04X}⟩"
+
+
+def side_by_side(lines: Iterable[DiffLine]) -> Iterator[tuple[DiffLine | None, DiffLine | None]]:
+    """The lines of a diff in two columns: what was taken out beside what was put in its place."""
+    for changed, group in itertools.groupby(lines, lambda line: line.sign in "+-\\"):
+        if not changed:
+            yield from ((line, line) for line in group)
+            continue
+        left: list[DiffLine] = []
+        right: list[DiffLine] = []
+        for line in group:
+            side = left if line.sign == "-" or (line.sign != "+" and not right) else right
+            side.append(line)
+        yield from itertools.zip_longest(left, right)
+
+
+def fitting(sizes: Iterable[int], room: int) -> int:
+    """How many of the first fit into the room."""
+    return sum(1 for _ in itertools.takewhile(lambda size: size <= room, itertools.accumulate(sizes)))
+
+
+def page_size(text: str) -> int:
+    """The bytes of a text on a page."""
+    return len(bottle.html_escape(visible(text)).encode("utf-8"))
+
+
+def line_size(line: DiffLine) -> int:
+    return 200 + page_size(line.text)
+
+
+def files_of_page(changes: list[Change], first: int) -> list[Change]:
+    """The files that one page lists, from the one at `first` on: at least one."""
+    sizes = (450 + page_size(change.path + change.words) + 3 * len(change.path) for change in changes[first:])
+    return changes[first : first + max(1, fitting(sizes, ENTRIES_BYTES))]
+
+
+def commits_of(engine: Engine, name: str, base: str, head: str) -> list[Commit]:
+    """The newest commits that `head` has and `base` lacks. Raises GitError."""
+    form = "--format=%H%x00%an%x00%aI%x00%s"
+    about = ("log", "-z", f"-n{COMMITS_SHOWN}", "--no-show-signature", form, head, f"^{base}")
+    return parse_commits(engine.output(name, LISTING_BYTES, *about)[0])
+
+
+def changes_of(engine: Engine, name: str, start: str, head: str) -> tuple[list[Change], bool]:
+    """The files that differ between two commits, and whether these are all. Raises GitError.
+
+    Without counts when git cannot count in time, as in a large file whose lines were shuffled.
+    """
+    found, whole = engine.output(name, LISTING_BYTES, *DIFF, "--numstat", *PAIRING, start, head)
+    if not whole and len(found) < LISTING_BYTES:
+        found, whole = engine.output(name, LISTING_BYTES, *DIFF, *PAIRING, start, head)
+    return parse_changes(found), whole
+
+
+def lines_of(
+    engine: Engine, name: str, start: str, head: str, files: list[Change], most: int, end: bytes
+) -> tuple[dict[str, list[DiffLine]], bool]:
+    """The lines of some of the files that differ, by path, and whether these are all. Raises GitError.
+
+    What git prints beyond `most` bytes is cut off, from the last `end` before it.
+    """
+    if not files:
+        return {}, True
+    paths = dict.fromkeys(path for file in files for path in (file.old_path, file.path))
+    # what git paired among all files it pairs among these as well; the others must not be paired now
+    pairing = PAIRING if any(file.status in "RC" for file in files) else ("--no-renames",)
+    found, whole = engine.output(name, most, *DIFF, "--patch", *pairing, start, head, "--", *paths)
+    wanted = {(file.old_path, file.path) for file in files}
+    patches = parse_patches(found if whole else found[: found.rfind(end) + 1])
+    return {change.path: lines for change, lines in patches if lines and (change.old_path, change.path) in wanted}, whole
+
+
+def unfolded(engine: Engine, name: str, start: str, head: str, files: list[Change]) -> dict[str, list[DiffLine]]:
+    """The lines of those files that are small enough to be shown at once. Raises GitError."""
+    small = [file for file in files if file.added is not None and not file.quiet and file.lines <= FILE_LINES][:PAGE_FILES]
+    small = small[: fitting((file.lines for file in small), PAGE_LINES)]
+    room, shown = LINES_BYTES, {}
+    for path, lines in lines_of(engine, name, start, head, small, LINES_BYTES, b"\ndiff --git ")[0].items():
+        size = sum(map(line_size, lines))
+        if size <= room:
+            shown[path] = lines
+            room -= size
+    return shown
 
 
 def shorten(value: object) -> str:
@@ -4275,6 +4566,7 @@ class Web:
     def _page(self, view: str, code: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> bottle.HTTPResponse:
         spell = {"ago": ago, "spell_duration": spell_duration, "spell_bytes": spell_bytes, "mr_path": partial(mr_url, "")}
         logged_in = self.door.knows(bottle.request.get_cookie(COOKIE, ""))
+        spell |= {"spell_wait": spell_wait, "visible": visible, "side_by_side": side_by_side, "quote": quote_bytes}
         page = {"logged_in": logged_in, "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
         page["here_quoted"] = quote(quote(bottle.request.path), safe="")  # an address, as a value in another address
         made = str(bottle.template(view, template_lookup=[str(self.views)], **{**spell, **page, **values}))
@@ -4350,12 +4642,61 @@ class Web:
         view = mr_view(self.engine, repo, refs, branch)
         if wanted_type() == "json":
             return json_response(view)
-        about = self.engine.commit(repo, view["head"])
+        split, path = bottle.request.query.get("view") == "split", bottle.request.query.get("file")
         start = view["merge_base"] or refs.tip
-        diff, cut = read_diff(self.config.repo(repo), start, view["head"], DIFF_PAGE_BYTES) if start else ("", False)
+        if path is not None:
+            path = path.encode("latin-1").decode("utf-8", "surrogateescape")
+            return self._page("file", **view, split=split, **self._file(view, start, path))
         with self.engine.lock:
-            jobs = [job_view(self.engine, job) for job in self.engine.ledger.search(20, repo=repo, branch=branch)]
-        return self._show("mr", view, about=about, diff=diff.removesuffix("\n").split("\n"), cut=cut, jobs=jobs)
+            jobs = self.engine.ledger.search(20, repo=repo, branch=branch)
+            job = self.engine.ledger.job(view["job"]["id"]) if view["job"] else None
+            ahead = []
+            if job and not view["settled"] and job.status != "running":
+                live = self.engine.state.live_jobs(None if job.live else repo)
+                ahead = [job_view(self.engine, other) for other in jobs_ahead(job, live)]
+            checks = [job_view(self.engine, one) for one in jobs if not job or one.id != job.id]
+        checks = [view["job"], *checks] if view["job"] else checks
+        return self._page("mr", **view, checks=checks, queue=ahead, split=split, **self._changes(view, refs.tip, start))
+
+    def _changes(self, view: Mapping[str, Any], tip: str | None, start: str | None) -> dict[str, Any]:
+        """What the page of a merge request shows of its commits and files; `trouble` where git cannot read them."""
+        engine, name, head = self.engine, view["repo"], view["head"]
+        first = query_number("from") or 0
+        made: dict[str, Any] = {
+            "about": None,
+            "commits": [],
+            "files": [],
+            "whole": True,
+            "listed": [],
+            "lines": {},
+            "trouble": None,
+        }
+        made["first"] = first
+        try:
+            made["about"] = engine.commit(name, head)
+            if tip and start:
+                made["commits"] = commits_of(engine, name, tip, head)
+                made["files"], made["whole"] = changes_of(engine, name, start, head)
+                made["listed"] = files_of_page(made["files"], first)
+                if first and not made["listed"]:
+                    raise Refused(404, f"{view['branch']} changes {len(made['files'])} files, none from {first} on")
+                made["lines"] = unfolded(engine, name, start, head, made["listed"])
+        except GitError as error:
+            made["trouble"] = f"What it changes cannot be shown: {error}"
+        return made
+
+    def _file(self, view: Mapping[str, Any], start: str | None, path: str) -> dict[str, Any]:
+        """One file that a merge request changes. Raises Refused."""
+        name, head = view["repo"], view["head"]
+        changes = changes_of(self.engine, name, start, head)[0] if start else []
+        change = next((change for change in changes if change.path == path), None)
+        if start is None or change is None:
+            raise Refused(404, f"{view['branch']} changes no file {shorten(path)}")
+        found, whole = lines_of(self.engine, name, start, head, [] if change.quiet else [change], FILE_BYTES, b"")
+        lines = found.get(path, [])
+        fit = fitting(map(line_size, lines), FILE_BYTES)
+        cut = not change.quiet and (not whole or fit < len(lines) or not lines)
+        return {"start": start, "change": change, "lines": lines[:fit], "cut": cut}
 
     def history(self, repo: str) -> Any:
         """The merges of a repo, newest first."""

@@ -281,6 +281,12 @@ class Server:
             took.append(1000 * (time.perf_counter() - began))
         return min(took)
 
+    def page_bytes(self, path: str) -> int:
+        """The size of a page."""
+        request = urllib.request.Request(self.url + path, headers={"Accept": "text/html"})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
+            return len(answer.read())
+
     def cpu(self) -> float:
         """Seconds of processor time that the server itself has had."""
         times = self.watched.cpu_times()
@@ -782,6 +788,32 @@ def bench_start(lab: Lab) -> Iterator[Row]:
             yield row_by_ratio(f"… {path}, against 100 jobs", took[many], took[few], 1.2)
 
 
+def bench_mr_page(lab: Lab) -> Iterator[Row]:
+    """The page of a merge request with a large diff. Of it git's short answers are kept; of 500 files none is short."""
+    shapes = {
+        "a diff of 100,000 lines in 20 files": {f"{n}.txt": f"a line of file {n}\n" * 5000 for n in range(20)},
+        "a diff of 100,000 lines in 500 files": {f"{n}.txt": f"a line of file {n}\n" * 200 for n in range(500)},
+        "a diff of 100,000 lines in 1 file": {"one.txt": "".join(f"line {n}\n" for n in range(100_000))},
+        "a diff of 100,000 lines in 5,000 files": {f"{n % 50}/{n}.txt": f"a line of file {n}\n" * 20 for n in range(5000)},
+    }
+    with Server(lab) as server:
+        pair = Pair(lab, server, WITH_SCRIPT)
+        for number, (shape, files) in enumerate(shapes.items()):
+            branch, took = f"shape-{number}", Series()
+            pair.make([Commit(branch, files, parent=pair.tip("forge").strip())])
+            pair.push("forge", [branch])
+            server.settle()
+            page = f"/r/{pair.name}/mr/{branch}"
+            began = time.perf_counter()
+            size = Series([server.page_bytes(page) / MEGABYTE], "MB")
+            first = Series([1000 * (time.perf_counter() - began)])
+            for _ in lab.rounds():
+                took.values.append(server.time_page(page))
+            yield row_by_limit(f"merge request page, {shape}", took, 500)
+            yield row_by_limit("… the first time", first, 500)
+            yield row_by_limit("… its size", size, 1)
+
+
 class Bench(NamedTuple):
     """A bench as the table has it."""
 
@@ -801,6 +833,7 @@ BENCHES: dict[str, Bench] = {
     "sandbox": Bench(bench_sandbox, needs_bwrap=True),
     "idle": Bench(bench_idle),
     "start": Bench(bench_start),
+    "mr-page": Bench(bench_mr_page),
 }
 
 

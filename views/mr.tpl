@@ -1,62 +1,198 @@
-% live = job and not settled
-% rebase('base', title=f'{branch} · {repo} · forge', busy=bool(live))
-% parts = include('parts')
-% badge, job_table, password_field = parts['badge'], parts['job_table'], parts['password_field']
+% live = bool(job) and not settled
+% state = 'running' if live else 'passed' if mergeable else 'failed' if job and job['status'] in ('failed', 'timeout') else 'forge'
+% rebase('base', title=f"{'' if state == 'forge' else 'ready · ' if mergeable else f'{state} · '}{branch} · {repo}", busy=live, scripts=('live.js', 'mr.js'), icon=state)
+% parts, diff = include('parts'), include('diff')
+% badge, password_field = parts['badge'], parts['password_field']
+% address, here = diff['address'], mr_path(repo, branch)
 <p class="crumbs"><a href="/r/{{repo}}">{{repo}}</a> / merge request</p>
 <h1>{{branch}}</h1>
-<p class="lead">{{subject}}</p>
+<p class="lead">{{visible(subject, 500)}}</p>
 <p class="under">
 % if job:
-<a href="/jobs/{{job['id']}}">\\
 % badge(job['status'])
- job {{job['id']}}</a> · <a href="/jobs/{{job['id']}}#log">its log</a> ·
+ <a href="/jobs/{{job['id']}}">job {{job['id']}}</a> · <a href="/jobs/{{job['id']}}#log">its log</a> ·
 % end
-{{ahead if ahead is not None else '?'}} ahead, {{behind if behind is not None else '?'}} behind {{base}} · <code>{{head[:10]}}</code> by {{author}}
+{{ahead if ahead is not None else '?'}} ahead, {{behind if behind is not None else '?'}} behind {{base}} · <code>{{head[:10]}}</code> by {{visible(author, 200)}}\\
+% if about:
+, <time datetime="{{about.authored_at}}" title="{{about.authored_at}}">{{ago(about.authored_at)}}</time>\\
+% end
+
 % if auto_merge:
 · <span class="tag">auto-merge</span>
 % end
 </p>
-<p class="verdict" data-tone="{{'good' if mergeable else 'busy' if live else 'bad' if job else 'still'}}">{{why}}</p>
-% flaky = next((check for check in jobs if check.get('flake')), None)
+<p class="verdict" data-key="why" data-tone="{{'good' if mergeable else 'busy' if live else 'bad' if job else 'still'}}">{{visible(why, 10_000)}}</p>
+% flaky = next((check for check in checks if check.get('flake')), None)
 % if flaky:
-<p class="verdict" data-tone="bad">It has a flake: jobs <a href="/jobs/{{flaky['reused_from'] or flaky['id']}}">{{flaky['reused_from'] or flaky['id']}}</a> and <a href="/jobs/{{flaky['flake']}}">{{flaky['flake']}}</a> ran the same command on the same tree and came to different verdicts.</p>
+<p class="verdict" data-key="flake" data-tone="bad">It has a flake: jobs <a href="/jobs/{{flaky['reused_from'] or flaky['id']}}">{{flaky['reused_from'] or flaky['id']}}</a> and <a href="/jobs/{{flaky['flake']}}">{{flaky['flake']}}</a> ran the same command on the same tree and came to different verdicts.</p>
 % end
-<div class="actions">
+<div class="actions" data-key="actions">
 % if mergeable or live:
-<form method="post" action="{{mr_path(repo, branch)}}/merge"><input type="hidden" name="head" value="{{head}}">
+<form data-key="merge" method="post" action="{{here}}/merge"><input type="hidden" name="head" value="{{head}}">
 % password_field()
 <button class="go">Merge</button></form>
 % end
-% if job and not live and job['status'] != 'passed':
-<form method="post" action="/jobs/{{job['id']}}/retry">
+% if job and job['status'] in ('pending', 'running'):
+<form data-key="cancel" method="post" action="/jobs/{{job['id']}}/cancel">
+% password_field()
+<button class="danger">Cancel</button></form>
+% elif job and not live and job['status'] != 'passed':
+<form data-key="retry" method="post" action="/jobs/{{job['id']}}/retry">
 % password_field()
 <button>Retry</button></form>
 % end
-<form method="post" action="{{mr_path(repo, branch)}}/delete"><input type="hidden" name="head" value="{{head}}">
+<form data-key="delete" method="post" action="{{here}}/delete"><input type="hidden" name="head" value="{{head}}">
 % password_field()
 <button class="danger">Delete branch</button></form>
 </div>
-% if about.body.partition('\n')[2].strip():
-<pre class="message">{{about.body}}</pre>
-% end
-% if jobs:
-<h2>Checks</h2>
-%   job_table(jobs, with_repo=False)
-% end
-<h2>Changes</h2>
-% if diff == ['']:
-<p class="empty">It changes no file.</p>
-% else:
-<div class="wide"><pre class="diff">\\
-%   head_of_file = True
-%   for line in diff:
-%     head_of_file = line.startswith('diff ') or (head_of_file and not line.startswith('@'))
-%     kind = 'file' if head_of_file else {'+': 'add', '-': 'del', '@': 'hunk'}.get(line[:1], '')
-<span class="{{kind}}">{{line}}
-</span>\\
+% if conflicts:
+<h2>Conflicts</h2>
+<ul class="paths">
+%   for path in conflicts[:100]:
+<li><code>{{visible(path, 300)}}</code></li>
 %   end
-</pre></div>
-%   if cut:
-<p class="dim">The rest of this large diff is not shown: <code>git diff {{(merge_base or '')[:10]}} {{head[:10]}}</code></p>
+%   if len(conflicts) > 100:
+<li class="dim">and {{len(conflicts) - 100}} more</li>
+%   end
+</ul>
+% end
+% if about and about.body.partition('\n')[2].strip():
+<pre class="message" data-key="message">{{visible(about.body, 10_000)}}</pre>
+% end
+% if live and (queue or len(job['heads']) > 1):
+<h2 data-key="queue-head">Queue</h2>
+<div data-key="queue">
+%   if queue:
+<p>Before it:</p>
+<ol class="paths">
+%     for other in queue[:20]:
+<li><a href="/jobs/{{other['id']}}">job {{other['id']}}</a> {{'runs' if other['status'] == 'running' else 'waits'}}: <a href="{{mr_path(other['repo'], other['branch'])}}">{{other['repo']}} / {{other['branch']}}</a>{{f" and {len(other['heads']) - 1} more" if len(other['heads']) > 1 else ''}}</li>
+%     end
+%     if len(queue) > 20:
+<li class="dim">and {{len(queue) - 20}} more</li>
+%     end
+</ol>
+%   end
+%   if len(job['heads']) > 1:
+<p>Tested together, to be merged in this order:</p>
+<ol class="paths">
+%     for other in job['heads'][:50]:
+<li><a href="{{mr_path(repo, other['branch'])}}">{{other['branch']}}</a> <code>{{other['commit'][:10]}}</code></li>
+%     end
+%     if len(job['heads']) > 50:
+<li class="dim">and {{len(job['heads']) - 50}} more</li>
+%     end
+</ol>
+%   end
+</div>
+% end
+% if checks:
+<h2 data-key="checks-head">Checks</h2>
+<div class="wide" data-key="checks">
+<table>
+<thead><tr><th>Job</th><th>Status</th><th>Commit</th><th>Waited</th><th>Ran</th><th>When</th></tr></thead>
+<tbody>
+%   for check in checks:
+<tr data-key="job-{{check['id']}}">
+<td><a href="/jobs/{{check['id']}}">{{check['id']}}</a></td>
+<td>\\
+%     badge(check['status'])
+%     if check['reason']:
+<div class="why">{{visible(check['reason'], 1000)}}</div>\\
+%     elif len(check['heads']) > 1:
+<div class="why">together with {{len(check['heads']) - 1}} more</div>\\
+%     end
+</td>
+<td><code>{{check['commit'][:10]}}</code></td>
+<td>{{spell_wait(check)}}</td>
+<td>{{spell_duration(check['duration'])}}</td>
+<td><time datetime="{{check['created_at']}}" title="{{check['created_at']}}">{{ago(check['created_at'])}}</time></td>
+</tr>
+%   end
+</tbody>
+</table>
+</div>
+% end
+% if commits:
+<h2 data-key="commits-head">Commits</h2>
+<div class="wide" data-key="commits" tabindex="0" role="region" aria-label="Commits">
+<table>
+<thead><tr><th>Commit</th><th>Subject</th><th>Author</th><th>When</th></tr></thead>
+<tbody>
+%   for commit in commits:
+<tr data-key="commit-{{commit.id}}">
+<td><code title="{{commit.id}}">{{commit.id[:10]}}</code></td>
+<td class="foreign">{{visible(commit.subject, 300)}}</td>
+<td class="foreign">{{visible(commit.author, 100)}}</td>
+<td><time datetime="{{commit.authored_at}}" title="{{commit.authored_at}}">{{ago(commit.authored_at)}}</time></td>
+</tr>
+%   end
+</tbody>
+</table>
+</div>
+%   if ahead is not None and ahead > len(commits):
+<p class="dim">These are the newest {{len(commits)}} of {{ahead}} commits.</p>
+%   end
+% end
+<h2 data-key="changes-head" id="changes">Changes \\
+% if files:
+<span class="dim">{{len(files) if whole else f'more than {len(files)}'}} file{{'' if len(files) == 1 else 's'}}</span> \\
+%   if whole and any(file.added is not None for file in files):
+%     diff['counts'](sum(file.added or 0 for file in files), sum(file.deleted or 0 for file in files))
+%   end
+% end
+</h2>
+% if trouble:
+<p class="trouble">{{trouble}}</p>
+% elif not files:
+<p class="empty">It changes no file.</p>
+% end
+% if files:
+%   diff['views'](here, first and f'from={first}', split)
+%   if 1 < len(listed) <= 50:
+<details class="list" data-key="list"><summary>{{len(listed)}} files{{' on this page' if len(listed) < len(files) else ''}}</summary>
+<ul class="paths">
+%     for file in listed:
+<li><a href="#{{file.mark}}">\\
+%       diff['name'](file, 300)
+</a></li>
+%     end
+</ul>
+</details>
+%   end
+%   for file in listed:
+%     shown = lines.get(file.path)
+<details class="file" id="{{file.mark}}"\\
+%     if shown or file.quiet:
+ open\\
+%     end
+>
+<summary>\\
+%     diff['name'](file)
+</summary>
+<div class="body" data-key="{{file.version}}" data-keep>
+%     if shown:
+%       diff['table'](file.mark, shown, split)
+%     elif file.quiet:
+%       diff['nothing'](file)
+%     else:
+<p><a class="fetch" href="{{address(here, f'file={quote(file.path)}', split and 'view=split')}}">Show its lines</a></p>
+%     end
+</div>
+</details>
+%   end
+%   last = first + len(listed)
+%   if first or last < len(files):
+<p class="views">Files {{first + 1}} to {{last}}\\
+%     if first:
+ · <a href="{{address(here, split and 'view=split')}}#changes">the first files</a>\\
+%     end
+%     if last < len(files):
+ · <a href="{{address(here, f'from={last}', split and 'view=split')}}#changes">the next files</a>\\
+%     end
+</p>
+%   end
+%   if not whole:
+<p class="dim">There are more files than can be listed here; in a clone: <code>git diff --stat {{(merge_base or base)[:10]}} {{head[:10]}}</code></p>
 %   end
 % end
