@@ -3776,8 +3776,10 @@ def own_command() -> str:
 # reading: values for pages and programs
 ###############################################################################
 
-ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[@-Z\\-_])")
-LOG_PAGE_BYTES = 200_000
+ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[@-Z\\-_])")
+UNSEEN = bytes(set(range(32)) - set(b"\t\n\r\x07\x1b"))  # what no reader sees; BEL and ESC are taken with what they belong to
+BLOCK = 1 << 20
+EXCERPT = 400  # characters that are shown of a longer line in which something was found
 DIFF_PAGE_BYTES = 300_000
 
 
@@ -3938,11 +3940,80 @@ def shorten(value: object) -> str:
 
 def plain_lines(log_bytes: bytes) -> list[str]:
     """The lines of a log without colours, for who has no JavaScript."""
-    text = ANSI.sub("", log_bytes.decode("utf-8", "replace"))
-    lines = text.split("\n")
+    lines = readable(log_bytes).split("\n")
     if lines[-1] == "":
         lines.pop()
-    return [re.sub(r"[\x00-\x08\x0b-\x1f]", "", line.rstrip("\r").rpartition("\r")[2]) for line in lines]
+    return [last_state(line) for line in lines]
+
+
+def readable(log_bytes: bytes) -> str:
+    """Bytes of a log without colours and what else no reader sees; line breaks and \\r stay, so its lines can be counted."""
+    text = log_bytes.translate(None, UNSEEN).decode("utf-8", "replace")
+    if "\x1b" in text:
+        text = ANSI.sub("", text).replace("\x1b", "")
+    return text.replace("\x07", "")
+
+
+def last_state(line: str) -> str:
+    """What is left of a line that overwrites itself with \\r, as progress bars do."""
+    return line.rstrip("\r").rpartition("\r")[2]
+
+
+class Found(NamedTuple):
+    """What a search in a log came to; only the first `matches` are kept, (number, text), but all are counted."""
+
+    matches: list[tuple[int, str]]
+    count: int
+    complete: bool  # whether the whole log was searched
+    lines: int  # how many lines were
+
+
+def find_in_log(path: Path, needle: str, most: int, until: float) -> Found:
+    """The lines in which a reader sees `needle`, in whatever case; gives up at `until` (monotonic seconds).
+
+    Of a line longer than a block all parts count, also what it overwrites. Raises FileNotFoundError.
+    """
+    wanted, carried = needle.casefold(), b""
+    matches: list[tuple[int, str]] = []
+    number, last, count = 1, 0, 0
+    for block in read_blocks(path):
+        if time.monotonic() > until:
+            return Found(matches, count, False, number - 1)
+        text = readable(carried + block)
+        if wanted in text.casefold():  # few blocks do; only these are looked at line by line
+            for at, line in enumerate(map(last_state, text.split("\n")), number):
+                place = line.casefold().find(wanted)
+                if place >= 0 and at > last:
+                    last, count = at, count + 1
+                    if count <= most:
+                        matches.append((at, excerpt(line, place)))
+        number += block.count(b"\n")
+        carried = b"" if block.endswith(b"\n") else block[-(4 * len(needle) + 1000) :]  # it may go on in the next part
+    return Found(matches, count, True, number - 1 + bool(carried))
+
+
+def excerpt(line: str, place: int) -> str:
+    """A line, or what is around a place in a long one."""
+    start = max(0, min(place - EXCERPT // 4, len(line) - EXCERPT))
+    return f"{'…' if start else ''}{line[start : start + EXCERPT]}{'…' if len(line) > start + EXCERPT else ''}"
+
+
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """A log in blocks of whole lines, of about a MiB; a line longer than that comes in parts. Raises FileNotFoundError."""
+    rest = b""
+    with open(path, "rb") as stream:
+        while chunk := stream.read(BLOCK):
+            whole, newline, after = chunk.rpartition(b"\n")
+            if newline:
+                yield rest + whole + newline
+                rest = after
+            elif len(rest) >= BLOCK:
+                yield rest
+                rest = chunk
+            else:
+                rest += chunk
+    if rest:
+        yield rest
 
 
 def read_log(path: Path, offset: int, most: int) -> bytes:
