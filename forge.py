@@ -88,6 +88,7 @@ import traceback
 import unicodedata
 import zlib
 from array import array
+from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -2652,6 +2653,8 @@ class Engine:
         self.threads: list[threading.Thread] = []
         self.wake_out, self.wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.littered = threading.Event()
+        self.line_counts = LineCounts()
+        self.uncounted: deque[Path] = deque()  # large logs of jobs that have ended
         self._cache: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 
     @property
@@ -3199,6 +3202,7 @@ class Engine:
                     ended.duration = round(max(0.0, finished - seconds_of(job.started_at)), 3)
             with contextlib.suppress(OSError):
                 ended.log_size = self.config.log(job.repo, job_id).stat().st_size
+                self.uncounted.append(self.config.log(job.repo, job_id))
             self.record(("job.finished", job_record(ended)), *self.ledger.flakes(ended))
             if running:
                 os.close(running.pidfd)
@@ -3312,7 +3316,7 @@ class Engine:
         return None
 
     def _clean(self) -> None:
-        """The janitor thread: empty the trash whenever something was put there."""
+        """The janitor thread: empty the trash whenever something was put there; count the lines of logs before they are read."""
         while not self.closing:
             self.littered.wait()
             self.littered.clear()
@@ -3321,6 +3325,10 @@ class Engine:
             except OSError as error:
                 self.complain(str(self.trash), error)
             self._keep_snapshot(SNAPSHOT_RECORDS)
+            while self.uncounted:
+                path = self.uncounted.popleft()
+                with contextlib.suppress(OSError):
+                    self.line_counts.until(path, size_of(path))
 
     def _keep_snapshot(self, records: int) -> None:
         """Write a snapshot when so many records have come since the last one. Only what is in memory is taken under the lock."""
@@ -3779,7 +3787,9 @@ def own_command() -> str:
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[@-Z\\-_])")
 UNSEEN = bytes(set(range(32)) - set(b"\t\n\r\x07\x1b"))  # what no reader sees; BEL and ESC are taken with what they belong to
 BLOCK = 1 << 20
-EXCERPT = 400  # characters that are shown of a longer line in which something was found
+PIECE_BYTES, PIECE_LINES = 100_000, 1000  # of a log, in a page
+FIND_SECONDS, FIND_MOST = 2.0, 1000  # of a search in one log, and lines that it names
+EXCERPT = 160  # characters that are shown of a longer line in which something was found
 DIFF_PAGE_BYTES = 300_000
 
 
@@ -3946,6 +3956,11 @@ def plain_lines(log_bytes: bytes) -> list[str]:
     return [last_state(line) for line in lines]
 
 
+def link_lines(digest: object) -> list[str]:
+    """The text of a digest with every second part the number of a line that it speaks of."""
+    return re.split(r"(?<=\bline )([1-9][0-9]{0,11})\b", digest) if isinstance(digest, str) else []
+
+
 def readable(log_bytes: bytes) -> str:
     """Bytes of a log without colours and what else no reader sees; line breaks and \\r stay, so its lines can be counted."""
     text = log_bytes.translate(None, UNSEEN).decode("utf-8", "replace")
@@ -3963,7 +3978,7 @@ class Found(NamedTuple):
     """What a search in a log came to; only the first `matches` are kept, (number, text), but all are counted."""
 
     matches: list[tuple[int, str]]
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name, which nobody asks for here
     complete: bool  # whether the whole log was searched
     lines: int  # how many lines were
 
@@ -4014,6 +4029,94 @@ def read_blocks(path: Path) -> Iterator[bytes]:
                 rest += chunk
     if rest:
         yield rest
+
+
+class Piece(NamedTuple):
+    """A part of a log, as it was when it had `size` bytes."""
+
+    content: bytes
+    start: int
+    line: int  # the number of the line in which it begins
+    skipped: int  # bytes of that line which lie before it
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.content)
+
+
+class LineCounts:
+    """Where the lines of logs are: how many end before each whole block, counted once for the logs looked at last.
+
+    Threads may share it; two that miss the same count both count, and neither waits.
+    """
+
+    def __init__(self, most: int = 500):
+        self.most = most
+        self._lock = threading.Lock()  # guards the table, not what is counted for it
+        self._counts: OrderedDict[Path, array[int]] = OrderedDict()
+
+    def until(self, path: Path, size: int) -> array[int]:
+        """How many lines end in the first 0, 1, 2, … blocks of a log that has `size` bytes."""
+        with self._lock:
+            counts = self._counts.get(path) or array("Q", [0])
+        if len(counts) <= size // BLOCK:
+            counts = counts[:]
+            with open(path, "rb", buffering=0) as stream:
+                stream.seek((len(counts) - 1) * BLOCK)
+                while len(chunk := stream.read(BLOCK)) == BLOCK:
+                    counts.append(counts[-1] + chunk.count(b"\n"))
+        if len(counts) > 1:
+            with self._lock:
+                self._counts[path] = counts
+                self._counts.move_to_end(path)
+                while len(self._counts) > self.most:
+                    self._counts.popitem(last=False)
+        return counts
+
+    def line_at(self, path: Path, offset: int) -> int:
+        """The number of the line in which a byte lies."""
+        counts = self.until(path, offset)
+        block = min(offset // BLOCK, len(counts) - 1)
+        return counts[block] + read_log(path, block * BLOCK, offset - block * BLOCK).count(b"\n") + 1
+
+    def start_of(self, path: Path, line: int, size: int) -> int:
+        """The offset at which a line begins, `size` when the log has no such line yet."""
+        counts = self.until(path, size)
+        block = max(0, bisect_left(counts, line - 1) - 1)
+        lines = read_log(path, block * BLOCK, BLOCK).split(b"\n", line - 1 - counts[block])
+        return size if len(lines) < line - counts[block] else block * BLOCK + sum(map(len, lines[:-1])) + len(lines) - 1
+
+    def piece_from(self, path: Path, line: int, most: int = PIECE_BYTES) -> Piece:
+        """The whole lines from one on that fit in `most` bytes, or the beginning of that one."""
+        size = size_of(path)
+        start = self.start_of(path, line, size)
+        content = read_log(path, start, min(most, size - start))
+        if start + len(content) < size:
+            content = content[: content.rfind(b"\n") + 1] or content
+        return Piece(content, start, line if content else self.line_at(path, start), 0, size)
+
+    def piece_before(self, path: Path, end: int) -> Piece:
+        """The last whole lines before an offset that fit in a piece, or the end of the last one."""
+        size = size_of(path)
+        end = min(end, size)
+        low = max(0, end - PIECE_BYTES)
+        content = read_log(path, low, end - low)
+        cut = content.find(b"\n", 0, -1) + 1 if low else 0
+        lines = content[cut:].rsplit(b"\n", PIECE_LINES + 1)
+        if len(lines) > PIECE_LINES + 1:
+            cut += len(lines[0]) + 1
+        line = self.line_at(path, low + cut)
+        skipped = 0 if cut or not low else low - self.start_of(path, line, size)
+        return Piece(content[cut:], low + cut, line, skipped, size)
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a log, none when it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def read_log(path: Path, offset: int, most: int) -> bytes:
@@ -4197,6 +4300,7 @@ class Web:
         self.door = Door(engine.config)
         self.views = asset("views")
         self.followers = threading.BoundedSemaphore(WEB_THREADS // 4)  # workers that may wait for a log at a time
+        self.finders = threading.BoundedSemaphore(2)
         self.app = bottle.Bottle()
         self.app.install(self._answer)
         self.app.add_hook("before_request", self._check_request)
@@ -4451,25 +4555,23 @@ class Web:
         return self._show("jobs", {"jobs": jobs}, running=running, wanted=wanted, older=older)
 
     def job(self, job_id: str) -> Any:
-        """A job with the end of its log in plain lines, which log.js colours."""
+        """A job with a piece of its log in plain lines, which log.js colours: the end, or what was asked for."""
         job = self._job(job_id)
         view = job_view(self.engine, job)
         if wanted_type() == "json":
             return json_response(view)
         path = self.config.log(job.repo, job.id)
-        log_end: dict[str, Any] = {"lines": [], "first": 1, "start": 0, "gone": False}
-        try:
-            start = max(0, path.stat().st_size - LOG_PAGE_BYTES)
-            tail = read_log(path, start, LOG_PAGE_BYTES)
-            cut = tail.find(b"\n", 0, LOG_PAGE_BYTES // 2) + 1 if start else 0
-            start += cut
-            log_end |= {"lines": plain_lines(tail[cut:]), "first": count_newlines(path, start) + 1, "start": start}
-        except FileNotFoundError:
-            log_end["gone"] = job.started_at is not None and not job.live
+        gone = job.started_at is not None and not job.live and not path.exists()
+        piece = None if gone or bottle.request.query.get("facts") == "1" else self._piece(path)
+        lines = plain_lines(piece.content) if piece else []
+        later = (
+            piece.line + min(len(lines), PIECE_LINES) if piece and (len(lines) > PIECE_LINES or piece.end < piece.size) else None
+        )
         with self.engine.lock:
             done = self.engine.ledger.merges_of(job.repo, job.branch, 1)
         merge = merge_view(done[0]) if done and done[0]["job"] == job.id else None
-        return self._show("job", {"job": view}, merge=merge, stopping=job.stopping, sandboxed=job.sandboxed, **log_end)
+        about = {"merge": merge, "stopping": job.stopping, "sandboxed": job.sandboxed, "digest": link_lines(job.digest)}
+        return self._show("job", {"job": view}, **about, gone=gone, piece=piece, lines=lines[:PIECE_LINES], later=later)
 
     def _job(self, job_id: str) -> Job:
         with self.engine.lock:
@@ -4481,17 +4583,25 @@ class Web:
     # -- logs -----------------------------------------------------------------------
 
     def log(self, job_id: str) -> Any:
-        """The log as the job wrote it: whole or by range, from an offset on, or as it grows."""
+        """The log as the job wrote it: whole or by range, from an offset or a line on, or as it grows; or what is found in it."""
         job = self._job(job_id)
-        path = self.config.log(job.repo, job.id)
+        path, query = self.config.log(job.repo, job.id), bottle.request.query
         offset, wait = query_number("offset"), query_seconds("wait")
         headers = {"X-Job-Status": job.status, "Cache-Control": "no-store"}
         if not path.exists() and job.started_at and not job.live:
             raise Refused(410, f"the log of job {job.id} was pruned")
+        if "find" in query:
+            return self._find(path, utf8(query["find"]))
         if offset is not None:
             # the status was read before the bytes: who sees a final one with no bytes has them all
-            return text_response(200, self._log_after(job, path, offset, wait), headers)
-        if bottle.request.query.get("follow") == "1":
+            content = self._log_after(job, path, offset, wait)
+            return text_response(200, content, headers | {"X-Log-Size": str(size_of(path))})
+        if "line" in query or "before" in query:
+            piece = self._piece(path)
+            for name in ("start", "line", "skipped", "size"):
+                headers[f"X-Log-{name.replace('start', 'offset').title()}"] = str(getattr(piece, name))
+            return text_response(200, piece.content, headers)
+        if query.get("follow") == "1":
             if not self.followers.acquire(blocking=False):
                 raise Refused(503, "too many follow logs at once; use ?offset=N", headers={"Retry-After": "1"})
             return bottle.HTTPResponse(self._follow(job, path), 200, headers | {"Content-Type": "text/plain; charset=utf-8"})
@@ -4499,9 +4609,33 @@ class Web:
             return text_response(200, b"", headers)
         answer = bottle.static_file(path.name, root=str(path.parent), mimetype="text/plain; charset=utf-8")
         answer.headers.update(headers)
-        if bottle.request.query.get("download") == "1":
+        if query.get("download") == "1":
             answer.headers["Content-Disposition"] = f'attachment; filename="{job.repo}-{job.id}.log"'
         return answer
+
+    def _piece(self, path: Path) -> Piece:
+        """The part of a log that the query names: from a line on, what lies before an offset, or the end."""
+        counts, line, before = self.engine.line_counts, query_number("line"), query_number("before")
+        if line is not None:
+            return counts.piece_from(path, max(1, line), min(query_number("most") or PIECE_BYTES, BLOCK))
+        return counts.piece_before(path, size_of(path) if before is None else before)
+
+    def _find(self, path: Path, needle: str) -> Any:
+        """The lines of a log that hold a text. Only two requests search at a time, so that all others are answered."""
+        if not 0 < len(needle) <= 200:
+            raise Refused(400, "find must be a text of 1 to 200 characters")
+        until = time.monotonic() + FIND_SECONDS
+        if not self.finders.acquire(timeout=FIND_SECONDS / 2):
+            raise Refused(503, "too many search logs at once; search again in a moment", headers={"Retry-After": "1"})
+        try:
+            found = find_in_log(path, needle, FIND_MOST, until)
+        except FileNotFoundError:
+            found = Found([], 0, True, 0)
+        finally:
+            self.finders.release()
+        matches = [{"line": line, "text": text} for line, text in found.matches]
+        answer = {"count": found.count, "matches": matches, "complete": found.complete, "lines": found.lines}
+        return json_response({"find": needle, **answer})
 
     def _log_after(self, job: Job, path: Path, offset: int, wait: float, most: int = 1 << 20) -> bytes:
         """At most `most` bytes of a log from `offset` on; waits up to `wait` seconds for the first while the job lives."""
