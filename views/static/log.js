@@ -187,6 +187,7 @@ function prepend(piece) {
   if (made.length) made[0].skipped = piece.skipped;
   put(made, true);
   Object.assign(ansi, kept);
+  log.scrollTop += log.scrollHeight - height;
   rows.unshift(...made);
   const over = rows.splice(MOST);
   if (over.length) {
@@ -194,7 +195,6 @@ function prepend(piece) {
     Object.assign(ansi, over[0].colours);
     for (const row of over) row.element.remove();
   }
-  log.scrollTop += log.scrollHeight - height;
 }
 
 async function fetchPiece(query) {
