@@ -3786,7 +3786,7 @@ def own_command() -> str:
 
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[@-Z\\-_])")
 UNSEEN = bytes(set(range(32)) - set(b"\t\n\r\x07\x1b"))  # what no reader sees; BEL and ESC are taken with what they belong to
-BLOCK = 1 << 20
+BLOCK, FIND_BLOCK = 1 << 20, 1 << 18  # bytes between two places up to which lines are counted; that are searched at a time
 PIECE_BYTES, PIECE_LINES = 100_000, 1000  # of a log, in a page
 FIND_SECONDS, FIND_MOST = 2.0, 1000  # of a search in one log, and lines that it names
 EXCERPT = 160  # characters that are shown of a longer line in which something was found
@@ -4014,15 +4014,15 @@ def excerpt(line: str, place: int) -> str:
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
-    """A log in blocks of whole lines, of about a MiB; a line longer than that comes in parts. Raises FileNotFoundError."""
+    """A log in blocks of whole lines; a line that is longer than a block comes in parts. Raises FileNotFoundError."""
     rest = b""
     with open(path, "rb") as stream:
-        while chunk := stream.read(BLOCK):
+        while chunk := stream.read(FIND_BLOCK):
             whole, newline, after = chunk.rpartition(b"\n")
             if newline:
                 yield rest + whole + newline
                 rest = after
-            elif len(rest) >= BLOCK:
+            elif len(rest) >= FIND_BLOCK:
                 yield rest
                 rest = chunk
             else:
@@ -4062,10 +4062,9 @@ class LineCounts:
             counts = self._counts.get(path) or array("Q", [0])
         if len(counts) <= size // BLOCK:
             counts = counts[:]
-            with open(path, "rb", buffering=0) as stream:
-                stream.seek((len(counts) - 1) * BLOCK)
-                while len(chunk := stream.read(BLOCK)) == BLOCK:
-                    counts.append(counts[-1] + chunk.count(b"\n"))
+            while len(counts) <= size // BLOCK:
+                start = (len(counts) - 1) * BLOCK
+                counts.append(counts[-1] + count_newlines(path, start + BLOCK, start))
         if len(counts) > 1:
             with self._lock:
                 self._counts[path] = counts
@@ -4078,7 +4077,7 @@ class LineCounts:
         """The number of the line in which a byte lies."""
         counts = self.until(path, offset)
         block = min(offset // BLOCK, len(counts) - 1)
-        return counts[block] + read_log(path, block * BLOCK, offset - block * BLOCK).count(b"\n") + 1
+        return counts[block] + (count_newlines(path, offset, block * BLOCK) if offset else 0) + 1
 
     def start_of(self, path: Path, line: int, size: int) -> int:
         """The offset at which a line begins, `size` when the log has no such line yet."""
@@ -4127,16 +4126,17 @@ def read_log(path: Path, offset: int, most: int) -> bytes:
     return b""
 
 
-def count_newlines(path: Path, end: int) -> int:
-    """How many lines end in the first `end` bytes of a file."""
+def count_newlines(path: Path, end: int, start: int = 0) -> int:
+    """How many lines end in a part of a file. It is read in small pieces, so that no thread keeps memory for large ones."""
     count = 0
-    with open(path, "rb") as stream:
-        while end > 0:
-            chunk = stream.read(min(end, 1 << 20))
+    with open(path, "rb", buffering=0) as stream:
+        stream.seek(start)
+        while start < end:
+            chunk = stream.read(min(end - start, 1 << 16))
             if not chunk:
                 break
             count += chunk.count(b"\n")
-            end -= len(chunk)
+            start += len(chunk)
     return count
 
 
@@ -4299,6 +4299,7 @@ class Web:
         self.config = engine.config
         self.door = Door(engine.config)
         self.views = asset("views")
+        self.lookup = [str(self.views)]  # bottle knows a template again by the identity of this list
         self.followers = threading.BoundedSemaphore(WEB_THREADS // 4)  # workers that may wait for a log at a time
         self.finders = threading.BoundedSemaphore(2)
         self.app = bottle.Bottle()
@@ -4452,7 +4453,7 @@ class Web:
         logged_in = self.door.knows(bottle.request.get_cookie(COOKIE, ""))
         page = {"logged_in": logged_in, "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
         page["here_quoted"] = quote(quote(bottle.request.path), safe="")  # an address, as a value in another address
-        made = str(bottle.template(view, template_lookup=[str(self.views)], **{**spell, **page, **values}))
+        made = str(bottle.template(view, template_lookup=self.lookup, **{**spell, **page, **values}))
         body = made.encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
         tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
         kind = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "ETag": tag}
