@@ -62,6 +62,7 @@ Beside the server runs one process, the launcher, which forks the supervisors; s
 from __future__ import annotations
 
 import argparse
+import bisect
 import contextlib
 import errno
 import fcntl
@@ -720,6 +721,44 @@ class MergeIndex:
         return map(places.__getitem__, find_last(self.branches.get(repo, array("I")), branch_hash(repo, branch), len(places)))
 
 
+class Histogram:
+    """How many values lie at or below each of `BOUNDS` (and above the one before), the last: above all; and their sum."""
+
+    BOUNDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)  # seconds
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(self.BOUNDS) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect.bisect_left(self.BOUNDS, value)] += 1
+        self.total += value
+
+
+class Tally:
+    """What the whole journal adds up to, for /metrics: it grows with repos and the ways to end, not with jobs."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[tuple[str, str, str], int] = {}  # by repo, kind, status
+        self.merges: dict[tuple[str, str], int] = {}  # by repo, how
+        self.durations = {kind: Histogram() for kind in (PRE, POST)}
+        self.waits = Histogram()  # from created to started
+
+    def add_job(self, record: Mapping[str, Any]) -> None:
+        """Take in a finished job; one that never ran has neither waited nor lasted."""
+        key = (record["repo"], record["kind"], record["status"])
+        self.jobs[key] = self.jobs.get(key, 0) + 1
+        if record.get("started_at"):
+            if record.get("duration") is not None:
+                self.durations.setdefault(record["kind"], Histogram()).add(record["duration"])
+            with contextlib.suppress(ValueError):  # a time as another version wrote it
+                self.waits.add(max(0.0, seconds_of(record["started_at"]) - seconds_of(record["created_at"])))
+
+    def add_merge(self, record: Mapping[str, Any]) -> None:
+        key = (record["repo"], record.get("how", ""))
+        self.merges[key] = self.merges.get(key, 0) + 1
+
+
 def find_last(column: array[int], value: int, before: int) -> Iterator[int]:
     """Where `value` stands in a column below `before`, last first; in a hundred thousand only C looks quickly."""
     text, wanted = column.tobytes(), array(column.typecode, [value]).tobytes()
@@ -985,6 +1024,7 @@ class Snapshot:
     state: State = field(default_factory=State)
     finished: JobIndex = field(default_factory=JobIndex)
     merges: MergeIndex = field(default_factory=MergeIndex)
+    tally: Tally = field(default_factory=Tally)
 
 
 def frozen(value: Any, columns: list[bytes]) -> Any:
@@ -1059,7 +1099,7 @@ class Ledger:
     def __init__(self, directory: Path):
         self.journal = Journal(directory)
         found = read_snapshot(directory / "snapshot", self.journal)
-        self.state, self.finished, self.merges = found.state, found.finished, found.merges
+        self.state, self.finished, self.merges, self.tally = found.state, found.finished, found.merges, found.tally
         self.read_lately: OrderedDict[int, Job] = OrderedDict()
         self.fresh = 0  # records since the last snapshot
         for name, place, record in self.journal.replay(found.sizes, found.seq):
@@ -1069,7 +1109,8 @@ class Ledger:
         """The present state for `write_snapshot`."""
         self.fresh = 0
         sizes, columns = dict(self.journal.sizes), list[bytes]()
-        present = Snapshot(self.journal.seq, sizes, self.journal.ends(sizes), self.state, self.finished, self.merges)
+        ends = self.journal.ends(sizes)
+        present = Snapshot(self.journal.seq, sizes, ends, self.state, self.finished, self.merges, self.tally)
         return frozen(present, columns), columns
 
     def record(self, *events: Event) -> list[dict[str, Any]]:
@@ -1088,8 +1129,10 @@ class Ledger:
             fold(self.state, record)
             if record["event"] == "job.finished":
                 self.finished.add(record, place)
+                self.tally.add_job(record)
             elif record["event"] == "merged":
                 self.merges.add(record, place)
+                self.tally.add_merge(record)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             log(f"{name}.jsonl, record {record['seq']} ({record['event']}) is not understood: {error!r}")
 
@@ -2824,13 +2867,14 @@ class Engine:
     def record(self, *events: Event) -> list[dict[str, Any]]:
         """Write events; the lock is held. Raises Refused(507) when the disk does not take them."""
         try:
-            return self.ledger.record(*events)
+            records = self.ledger.record(*events)
         except OSError as error:
             refused = Refused(507, f"the journal cannot be written ({error.strerror}); make room, nothing is lost")
             self.complain("no record", refused)
             raise refused from error
         finally:
             self.wake()
+        return records
 
     # -- looking at repos ---------------------------------------------------
 
@@ -3699,11 +3743,7 @@ def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str
     inherited = {name: value for name, value in os.environ.items() if name.startswith("NIX_")}
     environ = {
         **inherited,
-        "PATH": f"{config.data_dir / 'bin'}:{os.environ.get('PATH', os.defpath)}",
-        "HOME": str(home),
-        "USER": server_user()[0],
-        "LANG": os.environ.get("LANG") or "C.UTF-8",
-        "TZ": os.environ.get("TZ") or "UTC",
+        **bare_environ(config, str(home)),
         "CI": "true",
         "CLICOLOR_FORCE": "1",
         "GIT_TERMINAL_PROMPT": "0",
@@ -3719,6 +3759,17 @@ def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str
     if job.kind == POST and config.secrets_dir:
         environ["FORGE_SECRETS_DIR"] = str(config.secrets_dir)
     return environ
+
+
+def bare_environ(config: Config, home: str) -> dict[str, str]:
+    """What each process needs that is not ours, and nothing that it must not know."""
+    return {
+        "PATH": f"{config.data_dir / 'bin'}:{os.environ.get('PATH', os.defpath)}",
+        "HOME": home,
+        "USER": server_user()[0],
+        "LANG": os.environ.get("LANG") or "C.UTF-8",
+        "TZ": os.environ.get("TZ") or "UTC",
+    }
 
 
 def prepare_data_dir(config: Config) -> list[int]:
@@ -3867,6 +3918,71 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
 def mr_url(url: str, repo: str, branch: str) -> str:
     """The page of a branch."""
     return f"{url}/r/{repo}/mr/{quote(branch.encode('utf-8', 'surrogateescape'), safe='/')}"
+
+
+class Metric(NamedTuple):
+    """A family of samples as Prometheus knows it: (what follows the name, labels, value) each."""
+
+    name: str
+    kind: str  # counter, gauge, histogram
+    about: str
+    samples: Iterable[tuple[str, dict[str, str], float]]
+
+
+def read_metrics(engine: Engine) -> list[Metric]:
+    """What /metrics tells of the journal, the disk and this process; nothing here takes longer when there are more jobs."""
+    with engine.lock:
+        live = Counter(job.status for job in engine.state.live_jobs())
+        tally = engine.ledger.tally
+        jobs = [("", dict(zip(("repo", "kind", "status"), key, strict=True)), n) for key, n in tally.jobs.items()]
+        merges = [("", dict(zip(("repo", "how"), key, strict=True)), n) for key, n in tally.merges.items()]
+        durations = [sample for kind, seen in tally.durations.items() for sample in histogram_samples(seen, kind=kind)]
+        waits = histogram_samples(tally.waits)
+    process = psutil.Process()
+    with process.oneshot():
+        cpu, memory, began = process.cpu_times(), process.memory_info().rss, process.create_time()
+    build = {"version": __version__, "python": platform.python_version()}
+    free = shutil.disk_usage(engine.config.data_dir).free
+
+    def one(name: str, kind: str, about: str, value: float, **labels: str) -> Metric:
+        return Metric(name, kind, about, [("", labels, value)])
+
+    return [
+        one("forge_build_info", "gauge", "The version of forge and of its Python.", 1, **build),
+        one("forge_jobs_running", "gauge", "Jobs that run now.", live["running"]),
+        one("forge_jobs_pending", "gauge", "Jobs that wait to be started.", live["pending"]),
+        Metric("forge_jobs_total", "counter", "Jobs that have ended.", jobs),
+        Metric("forge_job_duration_seconds", "histogram", "How long jobs ran.", durations),
+        Metric("forge_queue_wait_seconds", "histogram", "How long jobs waited for their start.", waits),
+        Metric("forge_merges_total", "counter", "Merges into base.", merges),
+        one("forge_disk_free_bytes", "gauge", "Room on the disk of the data directory.", free),
+        one("process_cpu_seconds_total", "counter", "Processor time of the server, without its jobs.", cpu.user + cpu.system),
+        one("process_resident_memory_bytes", "gauge", "Memory of the server, without its jobs.", memory),
+        one("process_open_fds", "gauge", "Files that the server has open.", process.num_fds()),
+        one("process_start_time_seconds", "gauge", "When the server was started, since the epoch.", began),
+    ]
+
+
+def histogram_samples(seen: Histogram, **labels: str) -> list[tuple[str, dict[str, str], float]]:
+    """A histogram as Prometheus wants it: each bucket holds those below as well."""
+    counts = itertools.accumulate(seen.counts)
+    buckets = [("_bucket", {**labels, "le": str(bound)}, n) for bound, n in zip((*seen.BOUNDS, "+Inf"), counts, strict=True)]
+    return [*buckets, ("_sum", labels, seen.total), ("_count", labels, sum(seen.counts))]
+
+
+def prometheus_text(metrics: Iterable[Metric]) -> str:
+    """Metrics in Prometheus' text form, version 0.0.4."""
+    lines = []
+    for name, kind, about, samples in metrics:
+        lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
+        for suffix, labels, value in samples:
+            spelled = ",".join(f'{key}="{escape_label(text)}"' for key, text in labels.items())
+            lines.append(f"{name}{suffix}{f'{{{spelled}}}' if spelled else ''} {value}")
+    return "\n".join(lines) + "\n"
+
+
+def escape_label(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def outlook(engine: Engine, job: Job, pushed: Job) -> tuple[Job | None, str]:
@@ -4327,6 +4443,7 @@ class Web:
         table = (
             ("GET", "/", self.index),
             ("GET", "/healthz", lambda: text_response(200, "ok\n")),
+            ("GET", "/metrics", self.metrics),
             ("GET", "/static/<path:path>", self.static),
             ("GET", "/jobs", self.jobs),
             ("GET", "/jobs/<job_id>", self.job),
@@ -4455,11 +4572,7 @@ class Web:
         page["here_quoted"] = quote(quote(bottle.request.path), safe="")  # an address, as a value in another address
         made = str(bottle.template(view, template_lookup=self.lookup, **{**spell, **page, **values}))
         body = made.encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
-        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-        kind = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "ETag": tag}
-        if code == 200 and tag in header("If-None-Match"):  # live.js asks so
-            body, code = b"", 304
-        return bottle.HTTPResponse(body, code, {**(headers or {}), **kind})
+        return tagged(body, "text/html; charset=utf-8", code, {**(headers or {}), "Cache-Control": "no-store"})
 
     def _show(self, view: str, program: Mapping[str, Any], **values: Any) -> Any:
         """JSON to who asks for it, else the page."""
@@ -4476,9 +4589,13 @@ class Web:
     # -- pages --------------------------------------------------------------------
 
     def static(self, path: str) -> Any:
-        answer = bottle.static_file(path, root=str(self.views / "static"))
-        answer.headers["Cache-Control"] = "no-cache"
-        return answer
+        return file_response(self.views / "static", path, {"Cache-Control": "no-cache"})
+
+    def metrics(self) -> Any:
+        """Figures for Prometheus."""
+        body = prometheus_text(read_metrics(self.engine)).encode("utf-8", "replace")
+        kind = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Cache-Control": "no-store"}
+        return bottle.HTTPResponse(body, 200, kind)
 
     def index(self) -> Any:
         """The repos, from what the journal knows of them: no git runs."""
@@ -4588,7 +4705,7 @@ class Web:
         job = self._job(job_id)
         path, query = self.config.log(job.repo, job.id), bottle.request.query
         offset, wait = query_number("offset"), query_seconds("wait")
-        headers = {"X-Job-Status": job.status, "Cache-Control": "no-store"}
+        headers = {"X-Job-Status": job.status, "Cache-Control": "no-store" if job.live else "no-cache"}
         if not path.exists() and job.started_at and not job.live:
             raise Refused(410, f"the log of job {job.id} was pruned")
         if "find" in query:
@@ -4608,11 +4725,9 @@ class Web:
             return bottle.HTTPResponse(self._follow(job, path), 200, headers | {"Content-Type": "text/plain; charset=utf-8"})
         if not path.exists():
             return text_response(200, b"", headers)
-        answer = bottle.static_file(path.name, root=str(path.parent), mimetype="text/plain; charset=utf-8")
-        answer.headers.update(headers)
         if query.get("download") == "1":
-            answer.headers["Content-Disposition"] = f'attachment; filename="{job.repo}-{job.id}.log"'
-        return answer
+            headers["Content-Disposition"] = f'attachment; filename="{job.repo}-{job.id}.log"'
+        return file_response(path.parent, path.name, headers, "text/plain; charset=utf-8")
 
     def _piece(self, path: Path) -> Piece:
         """The part of a log that the query names: from a line on, what lies before an offset, or the end."""
@@ -4827,13 +4942,45 @@ def wanted_type() -> str:
 
 
 def json_response(program: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
-    headers = {**(headers or {}), "Content-Type": "application/json", "Cache-Control": "no-store"}
-    return bottle.HTTPResponse(json.dumps(program) + "\n", status, headers)
+    return tagged(f"{json.dumps(program)}\n".encode(), "application/json", status, headers)
 
 
 def text_response(status: int, body: str | bytes, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
     headers = {**(headers or {}), "Content-Type": "text/plain; charset=utf-8"}
     return bottle.HTTPResponse(body, status, headers)
+
+
+def is_known(tag: str) -> bool:
+    """Whether who asks has what carries this tag."""
+    given = [part.strip().removeprefix("W/") for part in header("If-None-Match").split(",")]
+    return bottle.request.method in ("GET", "HEAD") and (tag in given or given == ["*"])
+
+
+def tagged(body: bytes, kind: str, status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
+    """An answer tagged by its content; who has it already is told only that."""
+    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    if status == 200 and is_known(tag):
+        body, status = b"", 304
+    own = {"Cache-Control": "no-cache", "Vary": "Accept", **(headers or {}), "Content-Type": kind, "ETag": tag}
+    return bottle.HTTPResponse(body, status, own)
+
+
+def file_response(folder: Path, name: str, headers: Mapping[str, str], kind: str | bool = True) -> bottle.HTTPResponse:
+    """A file, or a range of it, tagged by its size and time; `kind` True goes by its name."""
+    tag, environ = "", bottle.request.environ
+    with contextlib.suppress(OSError):
+        facts = (folder / name.strip("/")).stat()
+        tag = f'"{facts.st_size:x}-{facts.st_mtime_ns:x}"'
+    if header("If-None-Match"):
+        environ.pop("HTTP_IF_MODIFIED_SINCE", None)  # it has whole seconds only
+    if header("If-Range") not in ("", tag):
+        environ.pop("HTTP_RANGE", None)  # the part would be of another file
+    answer = bottle.static_file(name, root=str(folder), mimetype=kind, etag=tag or False)
+    if answer.status_code in (200, 206) and is_known(tag):
+        answer.close()
+        answer = bottle.HTTPResponse(b"", 304, {"ETag": tag})
+    answer.headers.update(headers)
+    return answer
 
 
 def header(name: str) -> str:
