@@ -53,6 +53,7 @@ watcher     one; waits on the pidfds of the jobs, measures and stops them, start
 workers     ``WORKERS``; take repos from ``Engine.todo`` and step them
 starters    one for each job that is being started; gone when its process runs
 janitor     one; empties ``trash/``, writes the snapshot when many records have come
+herald      one, where FORGE_NOTIFY is set; runs it
 web         waitress's; they submit, ask, and read
 ==========  =========================================================================================
 
@@ -135,6 +136,7 @@ class Config:
     secrets_dir: Path | None = None
     private: bool = False
     sandbox: str = "auto"  # bwrap, none
+    notify: str | None = None
 
     @property
     def repos(self) -> Path:
@@ -200,6 +202,7 @@ def load_config(environ: Mapping[str, str]) -> Config:
         "secrets_dir": path("FORGE_SECRETS_DIR"),
         "private": choice("FORGE_PRIVATE", "0", "1") == "1",
         "sandbox": choice("FORGE_SANDBOX", "auto", "none", "bwrap"),
+        "notify": environ.get("FORGE_NOTIFY", "").strip() or None,
     }
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return Config(Path(os.path.realpath(data_dir)), **values)
@@ -217,6 +220,7 @@ def is_http_url(text: str) -> bool:
 
 PRE, POST = "pre-merge", "post-merge"
 LIVE = ("pending", "running")
+FAILED = ("failed", "timeout")
 FINAL = ("passed", "failed", "canceled", "timeout", "superseded", "skipped")
 REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OBJECT_ID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -1182,6 +1186,12 @@ class Ledger:
                 if len(found) >= limit:
                     break
         return found
+
+    def verdict_before(self, job_id: int) -> str | None:
+        """How the newest of the ten jobs before a job, of its branch and kind, ended that passed or failed."""
+        job = self.job(job_id)
+        jobs = self.search(10, job_id, job.repo, job.branch, job.kind) if job else []
+        return next((job.status for job in jobs if job.status in ("passed", *FAILED)), None)
 
     def result(self, repo: str, tree: str, configured: str, status: str | None = None) -> Job | None:
         """The newest job whose command gave a verdict (or `status`) on a tree of a repo, or None."""
@@ -2644,6 +2654,114 @@ def explain(blockers: list[str], how: str | None, stale: bool) -> str:
 
 
 ###############################################################################
+# news: what FORGE_NOTIFY is told
+###############################################################################
+
+NEWS_EVENTS = ("job.finished", "merged")
+NEWS_WAITING = 1000  # records, then the newest are dropped
+NEWS_SECONDS = 30.0  # that the command may take for one piece of news
+NEWS_LEAVE_SECONDS = 2.0  # that the end of the server waits for the command
+
+
+def news_of(record: Mapping[str, Any], before: str | None, url: str) -> list[dict[str, Any]]:
+    """What there is to tell of a new record of the journal; `before` is the verdict that a job follows."""
+    if record["event"] == "merged":
+        events = ["rolled-back" if record.get("how") == "rollback" else "merged"]
+        job_id, commit, at = record["job"], record["merge_commit"], record.get("merged_at") or record["at"]
+        about = {"head": record["head"], "how": record.get("how")}
+    else:
+        job_id, commit, at = record["id"], record["commit"], record.get("finished_at") or record["created_at"]
+        passed = record["status"] == "passed"
+        told = {
+            "job.failed": record["status"] in FAILED,
+            "job.recovered": passed and before in FAILED,
+            "deployed": passed and record["kind"] == POST,
+        }
+        events = [event for event, true in told.items() if true]
+        about = {name: record.get(name) for name in ("kind", "status", "reason", "exit_code", "duration", "digest")}
+        about["branches"] = [head["branch"] for head in record["heads"]]
+    place = {"repo": record["repo"], "branch": record["branch"], "commit": commit, "job": job_id, "url": f"{url}/jobs/{job_id}"}
+    return [{"event": event, **place, **about, "at": at} for event in events]
+
+
+class Herald:
+    """Runs FORGE_NOTIFY for each piece of news, in order and one at a time, in a thread that nobody waits for."""
+
+    def __init__(self, command: str, environ: Mapping[str, str], news: Callable[[Mapping[str, Any]], list[dict[str, Any]]]):
+        """`news` makes pieces of news from a record; the thread calls it with no lock held."""
+        self.command, self.environ, self.news = command, environ, news
+        self.lock = threading.Condition()  # guards the four below; the engine's may be held when it is taken, not the other way
+        self.waiting: deque[Mapping[str, Any]] = deque()
+        self.closing = False  # tell what waits, then go
+        self.given_up = False
+        self.process: subprocess.Popen[bytes] | None = None
+        self.thread = threading.Thread(target=self._run, name="herald", daemon=True)
+
+    def hear(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take new records of the journal."""
+        with self.lock:
+            for record in records:
+                if record["event"] in NEWS_EVENTS and len(self.waiting) < NEWS_WAITING:
+                    self.waiting.append(record)
+                elif record["event"] in NEWS_EVENTS:
+                    log(f"FORGE_NOTIFY is too slow and is not told of {record['event']} {record['repo']}/{record['branch']}")
+            self.lock.notify()
+
+    def stop(self, seconds: float) -> None:
+        """Tell what waits within so many seconds; what is left then is not told."""
+        with self.lock:
+            self.closing = True
+            self.lock.notify()
+        self.thread.join(seconds)
+        with self.lock:
+            self.given_up = True
+            if self.waiting:
+                log(f"the server ends before FORGE_NOTIFY was told of the newest {len(self.waiting)} jobs and merges")
+            self.waiting.clear()
+            if self.process:
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _run(self) -> None:
+        while True:
+            with self.lock:
+                self.lock.wait_for(lambda: self.waiting or self.closing)
+                if not self.waiting:
+                    return
+                record = self.waiting.popleft()
+            try:
+                for piece in self.news(record):
+                    trouble = self._tell(piece)
+                    if trouble:
+                        log(f"FORGE_NOTIFY {trouble}; it was told {piece['event']} {piece['repo']}/{piece['branch']}")
+            except Exception:
+                log(f"FORGE_NOTIFY: {traceback.format_exc()}")
+
+    def _tell(self, piece: Mapping[str, Any]) -> str | None:
+        """Run the command for one piece of news; what went wrong, or None."""
+        with open(os.memfd_create("news"), "w+b") as text:  # no pipe, which a command that does not read would block
+            text.write(json.dumps(piece).encode() + b"\n")
+            text.seek(0)
+            with self.lock:
+                if self.given_up:
+                    return "was not run, since the server ends"
+                shell = ["/bin/sh", "-c", self.command]
+                try:
+                    self.process = subprocess.Popen(shell, stdin=text, stdout=2, env=self.environ, start_new_session=True)
+                except OSError as error:
+                    return f"cannot be run ({error.strerror})"
+        process, poll, trouble = self.process, select.poll(), None
+        poll.register(pidfd := os.pidfd_open(process.pid), select.POLLIN)
+        if not poll.poll(NEWS_SECONDS * 1000):
+            trouble = f"took longer than {NEWS_SECONDS:.0f} seconds and was killed"
+            os.killpg(process.pid, signal.SIGKILL)
+        os.close(pidfd)
+        with self.lock:
+            self.process = None  # before its number is given back: `stop` kills by it
+        code = process.wait()
+        return trouble or (f"failed ({exit_reason(code if code > 0 else 128 - code, self.command)})" if code else None)
+
+
+###############################################################################
 # engine: the only threads and the only lock
 ###############################################################################
 
@@ -2693,6 +2811,7 @@ class Engine:
         self.probing = threading.Lock()  # guards the files by which `has_room` finds out
         self.closing = False
         self.launcher = Launcher()
+        self.herald: Herald | None = None
         self.threads: list[threading.Thread] = []
         self.wake_out, self.wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.littered = threading.Event()
@@ -2712,6 +2831,9 @@ class Engine:
 
     def start(self) -> None:
         """Take over what the server before left, then let the threads go."""
+        if self.config.notify:
+            self.herald = Herald(self.config.notify, notify_environ(self.config, self.url), self._news)
+            self.herald.thread.start()
         self.recover()
         self.todo[""] = None
         targets = [self._watch, self._clean, *[self._work] * WORKERS]
@@ -2735,6 +2857,8 @@ class Engine:
             self.lock.wait_for(lambda: not self.starting, timeout=max(0.1, until - time.monotonic()))
         for thread in self.threads:
             thread.join(timeout=max(0.1, until - time.monotonic()))
+        if self.herald:
+            self.herald.stop(min(NEWS_LEAVE_SECONDS, max(0.1, until - time.monotonic())))
         self.launcher.stop()
         self._keep_snapshot(1)
         with self.lock:
@@ -2874,7 +2998,17 @@ class Engine:
             raise refused from error
         finally:
             self.wake()
+        if self.herald:
+            self.herald.hear(records)
         return records
+
+    def _news(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What there is to tell of a record; the herald runs it. A merge that is only written again (begun 0) is old."""
+        if record.get("begun") == 0:
+            return []
+        with self.lock:
+            before = self.ledger.verdict_before(record["id"]) if "id" in record else None
+        return news_of(record, before, self.url)
 
     # -- looking at repos ---------------------------------------------------
 
@@ -3770,6 +3904,12 @@ def bare_environ(config: Config, home: str) -> dict[str, str]:
         "LANG": os.environ.get("LANG") or "C.UTF-8",
         "TZ": os.environ.get("TZ") or "UTC",
     }
+
+
+def notify_environ(config: Config, url: str) -> dict[str, str]:
+    """The whole environment of FORGE_NOTIFY: `forge` works in it, but it holds no password."""
+    home = os.environ.get("HOME") or server_user()[1] or "/"
+    return {**bare_environ(config, home), "FORGE_DATA_DIR": str(config.data_dir), "FORGE_URL": url}
 
 
 def prepare_data_dir(config: Config) -> list[int]:

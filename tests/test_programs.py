@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import os
 import re
-from collections.abc import Callable
+import shlex
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
-from conftest import AUTO, Server, Work, wait_for
+from conftest import AUTO, ROOT, Server, Work, wait_for
 from history import write_history
 
 import forge
-from forge import PRE, Histogram, Ledger, Metric, histogram_samples, prometheus_text
+from forge import PRE, Herald, Histogram, Ledger, Metric, histogram_samples, news_of, prometheus_text
 
 # -- figures ----------------------------------------------------------------------------------------------
 
@@ -182,3 +191,214 @@ def test_a_private_forge_tells_programs_nothing_without_the_token(make_server: C
     for path in ("/metrics", "/r/app"):
         assert server.ask(path).status == server.ask(path, If_None_Match="*").status == 401, path
         assert server.ask(path, Authorization=f"Bearer {token}").status == 200, path
+
+
+# -- news ----------------------------------------------------------------------------------------------------
+
+
+def told(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_the_command_is_told_what_happens_once_and_in_order(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    news = tmp_path / "news"
+    server = make_server(FORGE_NOTIFY=f"cat >>{shlex.quote(str(news))}; env >{shlex.quote(str(tmp_path / 'env'))}")
+    work = server.repo("app")
+    wait_for(lambda: [one["event"] for one in told(news)] == ["deployed"], "the first deployment")
+    head = work.branch("topic", run="exit 3\n")
+    failed = work.push_job("topic")
+    server.ended(failed)
+    passed_head = work.commit(AUTO, run="true\n")
+    passed = work.push_job("topic")
+    work.landed("topic")
+    server.idle()
+    events = ["deployed", "job.failed", "job.recovered", "merged", "deployed"]
+    wait_for(lambda: len(told(news)) >= len(events), "the news")
+    server.stop()
+    server.start()
+    server.idle()
+    server.stop()
+    found = told(news)
+    assert [one["event"] for one in found] == events
+    failure, recovery, merge, deployment = found[1:]
+    place = {"repo": "app", "branch": "topic", "job": failed, "commit": head, "url": f"{failure['url']}"}
+    assert failure.items() >= place.items() and failure["url"].endswith(f"/jobs/{failed}")
+    assert (failure["reason"], failure["status"], failure["branches"]) == ("exit code 3", "failed", ["topic"])
+    assert "digest" in failure and re.fullmatch(r"\d{4}-.*Z", failure["at"])
+    assert (recovery["job"], recovery["commit"]) == (passed, passed_head)
+    assert (merge["how"], merge["head"], merge["job"]) == ("auto", passed_head, passed)
+    assert (deployment["branch"], deployment["commit"], deployment["kind"]) == ("main", merge["commit"], "post-merge")
+    environ = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    assert {name for name in environ if name.startswith("FORGE_")} == {"FORGE_DATA_DIR", "FORGE_URL"}
+    assert not any(secret in (tmp_path / "env").read_text() for secret in ("correct horse", "TOKEN", "PASSWORD"))
+
+
+def test_a_merge_whose_record_was_lost_is_told_once(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    news = tmp_path / "news"
+    server = make_server(FORGE_NOTIFY=f"cat >>{shlex.quote(str(news))}")
+    work = server.repo("app")
+    work.branch("topic", AUTO)
+    work.push("topic")
+    work.landed("topic")
+    server.idle()
+    wait_for(lambda: [one["event"] for one in told(news)] == ["deployed", "merged", "deployed"], "the news")
+    server.stop()
+    (server.data / "merges.jsonl").write_text("")
+    (server.data / "snapshot").unlink()
+    server.start()
+    wait_for(work.merges, "the record, written from the commit")
+    server.stop()
+    assert len(told(news)) == 3
+
+
+RECORD = {"id": 5, "repo": "app", "branch": "b", "kind": PRE, "commit": "c", "heads": [{"branch": "b", "commit": "c"}]}
+RECORD |= {"event": "job.finished", "status": "passed", "created_at": "1", "finished_at": "2"}
+MERGE = {"event": "merged", "repo": "app", "branch": "b", "head": "h", "merge_commit": "m", "job": 5, "at": "3"}
+
+
+@pytest.mark.parametrize(
+    ("record", "before", "events"),
+    [
+        (RECORD, None, []),
+        (RECORD, "passed", []),
+        (RECORD, "failed", ["job.recovered"]),
+        (RECORD, "timeout", ["job.recovered"]),
+        (RECORD | {"kind": "post-merge"}, "failed", ["job.recovered", "deployed"]),
+        (RECORD | {"kind": "post-merge", "status": "skipped"}, "failed", []),
+        (RECORD | {"status": "failed"}, "passed", ["job.failed"]),
+        (RECORD | {"status": "timeout"}, "failed", ["job.failed"]),
+        (RECORD | {"status": "superseded"}, "failed", []),
+        (RECORD | {"status": "canceled"}, "failed", []),
+        (MERGE, None, ["merged"]),
+        (MERGE | {"how": "rollback"}, None, ["rolled-back"]),
+    ],
+)
+def test_what_is_news(record: dict[str, Any], before: str | None, events: list[str]) -> None:
+    news = news_of(record, before, "http://forge")
+    assert [one["event"] for one in news] == events
+    assert all(one["url"] == "http://forge/jobs/5" and one["at"] in "23" for one in news)
+
+
+@pytest.fixture
+def herald(tmp_path: Path) -> Iterator[Callable[[str], Herald]]:
+    made: list[Herald] = []
+
+    def make(command: str) -> Herald:
+        environ = {"PATH": os.environ["PATH"], "HERE": str(tmp_path)}
+        made.append(Herald(command, environ, lambda record: [{"event": "x", "repo": "app", "branch": "b", "n": record["n"]}]))
+        made[-1].thread.start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop(0)
+        one.thread.join(10)
+        assert not one.thread.is_alive()
+
+
+def merged(*numbers: int) -> list[dict[str, Any]]:
+    return [{"event": "merged", "repo": "app", "branch": "b", "n": number} for number in numbers]
+
+
+def test_a_failing_command_is_told_in_one_line_and_the_next_news_comes(
+    herald: Callable[[str], Herald], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one = herald('cat >>"$HERE/news"; exit 7')
+    one.hear(merged(1, 2))
+    wait_for(lambda: [piece["n"] for piece in told(tmp_path / "news")] == [1, 2], "both")
+    one.stop(5)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "FORGE_NOTIFY" in line]
+    assert lines == ["forge: FORGE_NOTIFY failed (exit code 7); it was told x app/b"] * 2
+
+
+def test_a_command_that_hangs_is_killed_with_all_it_started(
+    herald: Callable[[str], Herald], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(forge, "NEWS_SECONDS", 0.3)
+    one = herald('sleep 1000 & echo $! >>"$HERE/pids"; wait')  # reads nothing of what it is told
+    one.hear(merged(1, 2))
+    wait_for(lambda: len((tmp_path / "pids").read_text().split()) == 2 if (tmp_path / "pids").exists() else False, "both runs")
+    one.stop(5)
+    for pid in map(int, (tmp_path / "pids").read_text().split()):
+        wait_for(lambda pid=pid: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "its end")
+    assert capfd.readouterr().err.count("took longer than") == 2
+
+
+def test_news_that_nobody_takes_do_not_pile_up_and_nobody_waits_for_them(
+    herald: Callable[[str], Herald], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(forge, "NEWS_WAITING", 3)
+    one = herald('echo >>"$HERE/begun"; sleep 1000')
+    one.hear(merged(0))
+    wait_for((tmp_path / "begun").exists, "the first")
+    one.hear(merged(*range(1, 6)))
+    assert len(one.waiting) == 3
+    one.stop(0)
+    one.thread.join(10)
+    said = capfd.readouterr().err
+    assert said.count("is too slow and is not told of merged app/b") == 2
+    assert "the server ends before FORGE_NOTIFY was told of the newest 3 jobs and merges" in said
+
+
+def test_a_hanging_command_holds_up_neither_merges_nor_the_end(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    server = make_server(FORGE_NOTIFY=f"echo $$ >>{shlex.quote(str(pids))}; sleep 1000")
+    work = server.repo("app")
+    wait_for(pids.exists, "the command")
+    work.branch("topic", AUTO)
+    work.push("topic")
+    work.landed("topic")
+    began = time.monotonic()
+    assert server.stop(signal.SIGTERM) == 0 and time.monotonic() - began < 10
+    (pid,) = map(int, pids.read_text().split())
+    wait_for(lambda: not psutil.pid_exists(pid), "its end")
+
+
+def example(begins: str) -> str:
+    """A command from README.md."""
+    readme = (ROOT / "README.md").read_text()
+    found = re.search(rf"^FORGE_NOTIFY='({re.escape(begins)}[^']*)'", readme, re.MULTILINE)
+    assert found, begins
+    return found[1]
+
+
+PIECE = {"event": "job.failed", "repo": "app", "branch": "b", "url": "http://forge/jobs/5", "reason": "exit code 1", "n": 1}
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed: the examples with it are not tried")
+def test_the_example_for_a_chat_webhook_works(herald: Callable[[str], Herald], tmp_path: Path) -> None:
+    posted: list[Any] = []
+
+    class Chat(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Chat) as chat:
+        threading.Thread(target=chat.serve_forever, daemon=True).start()
+        (tmp_path / "webhook").write_text(f"http://127.0.0.1:{chat.server_port}/hook\n")
+        one = herald(example("jq -c ").replace("/etc/forge/webhook", shlex.quote(str(tmp_path / "webhook"))))
+        one.news = lambda record: [PIECE]
+        one.hear(merged(1))
+        wait_for(lambda: posted, "the message")
+        chat.shutdown()
+    assert posted == [{"text": "job.failed app b exit code 1 http://forge/jobs/5"}]
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed: the examples with it are not tried")
+def test_the_example_for_mail_works(herald: Callable[[str], Herald], tmp_path: Path) -> None:
+    (tmp_path / "sendmail").write_text(
+        f'#!/bin/sh\necho "$@" >{tmp_path}/args\ncat >{tmp_path}/mail.new\nmv {tmp_path}/mail.new {tmp_path}/mail\n'
+    )
+    (tmp_path / "sendmail").chmod(0o755)
+    one = herald(example("jq -r ").replace("/usr/sbin/sendmail", str(tmp_path / "sendmail")))
+    one.news = lambda record: [PIECE]
+    one.hear(merged(1))
+    wait_for((tmp_path / "mail").exists, "the mail")
+    head, _, body = (tmp_path / "mail").read_text().partition("\n\n")
+    assert head.splitlines() == ["To: you@example.org", "Subject: forge: job.failed app/b"]
+    assert body == "exit code 1\nhttp://forge/jobs/5\n" and (tmp_path / "args").read_text() == "-t\n"
