@@ -88,6 +88,7 @@ import threading
 import time
 import traceback
 import unicodedata
+import uuid
 import zlib
 from array import array
 from bisect import bisect_left
@@ -4060,6 +4061,44 @@ def mr_url(url: str, repo: str, branch: str) -> str:
     return f"{url}/r/{repo}/mr/{quote(branch.encode('utf-8', 'surrogateescape'), safe='/')}"
 
 
+def base_verdict(engine: Engine, name: str) -> str:
+    """What the badge says of base: running, passed, failed or none. What was tested before it became base has passed."""
+    with engine.lock:
+        known = engine.state.repos.get(name, Repo())
+        jobs = engine.ledger.search(20, repo=name, branch=known.base, kind=POST) if known.base else []
+        merges = engine.ledger.merges_of(name, limit=1)
+    status = next((job.status for job in jobs if job.status not in ("superseded", "canceled")), "skipped")
+    if status in LIVE:
+        return "running"
+    if status == "skipped":
+        return "passed" if merges and merges[0]["merge_commit"] == known.tip else "none"
+    return "passed" if status == "passed" else "failed"
+
+
+FEED_ENTRIES = 50
+FEED_TITLES = {
+    "job.failed": "{kind} of {branch} {status}",
+    "deployed": "{branch} was deployed",
+    "merged": "{branch} was merged",
+    "rolled-back": "{branch} was rolled back",
+}
+
+
+def feed_entries(engine: Engine, name: str) -> list[dict[str, Any]]:
+    """The newest of what the feed of a repo tells: merges, jobs that failed, deployments."""
+    with engine.lock:
+        search = partial(engine.ledger.search, FEED_ENTRIES, repo=name)
+        jobs = [*search(status="failed"), *search(status="timeout"), *search(kind=POST, status="passed")]
+        records = [{"event": "job.finished", **job_record(job)} for job in jobs]
+        records += engine.ledger.merges_of(name, limit=FEED_ENTRIES)
+    told = [piece for record in records for piece in news_of(record, None, engine.url)]
+    told.sort(key=lambda piece: str(piece["at"]), reverse=True)
+    for piece in told[:FEED_ENTRIES]:
+        known_by = f"{piece['event']} {name} {piece['job']} {piece['commit']!a}"  # wherever the server is
+        piece |= {"title": FEED_TITLES[piece["event"]].format(**piece), "id": uuid.uuid5(uuid.NAMESPACE_OID, known_by).urn}
+    return told[:FEED_ENTRIES]
+
+
 class Metric(NamedTuple):
     """A family of samples as Prometheus knows it: (what follows the name, labels, value) each."""
 
@@ -4541,6 +4580,7 @@ SECURITY_HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
 }
+XML_ODD = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what no XML may hold, however it is spelled
 MAX_BODY = 1 << 20
 WEB_THREADS = 16
 FOLLOW_SECONDS = 30.0
@@ -4597,6 +4637,8 @@ class Web:
             ("POST", "/hooks/post-receive", self.post_receive),
             ("GET", "/r/<repo>", self.repo),
             ("GET", "/r/<repo>/history", self.history),
+            ("GET", "/r/<repo>/badge.svg", self.badge),
+            ("GET", "/r/<repo>/feed.atom", self.feed),
             ("GET", "/r/<repo>/mr/<branch:path>", self.mr),
             ("POST", "/r/<repo>/mr/<branch:path>/merge", self.merge),
             ("POST", "/r/<repo>/mr/<branch:path>/delete", self.delete_branch),
@@ -4705,6 +4747,10 @@ class Web:
         bottle.response.headers.update(made.headers)
         return made.body
 
+    def _xml(self, view: str, kind: str, **values: Any) -> bottle.HTTPResponse:
+        made = str(bottle.template(view, template_lookup=self.lookup, **values))
+        return tagged(XML_ODD.sub("\ufffd", made).encode(), kind)
+
     def _page(self, view: str, code: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> bottle.HTTPResponse:
         spell = {"ago": ago, "spell_duration": spell_duration, "spell_bytes": spell_bytes, "mr_path": partial(mr_url, "")}
         logged_in = self.door.knows(bottle.request.get_cookie(COOKIE, ""))
@@ -4730,6 +4776,17 @@ class Web:
 
     def static(self, path: str) -> Any:
         return file_response(self.views / "static", path, {"Cache-Control": "no-cache"})
+
+    def badge(self, repo: str) -> Any:
+        """The state of a repo's base as a picture."""
+        self.engine.usable(repo)
+        return self._xml("badge", "image/svg+xml", state=base_verdict(self.engine, repo), repo=repo)
+
+    def feed(self, repo: str) -> Any:
+        """Merges, failed jobs and deployments of a repo as an Atom feed."""
+        self.engine.usable(repo)
+        entries = feed_entries(self.engine, repo)
+        return self._xml("feed", "application/atom+xml", entries=entries, repo=repo, url=self.engine.url)
 
     def metrics(self) -> Any:
         """Figures for Prometheus."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import psutil
 import pytest
@@ -22,6 +23,9 @@ from history import write_history
 
 import forge
 from forge import PRE, Herald, Histogram, Ledger, Metric, histogram_samples, news_of, prometheus_text
+
+ATOM = "{http://www.w3.org/2005/Atom}"
+
 
 # -- figures ----------------------------------------------------------------------------------------------
 
@@ -148,7 +152,7 @@ def test_what_has_not_changed_is_not_sent_again(work: Work) -> None:
     job = work.push_job("topic")
     server.ended(job)
     repo = f"/r/{work.name}"
-    paths = (f"/jobs/{job}", f"/jobs/{job}/log", "/static/forge.css", f"{repo}/history")
+    paths = (f"/jobs/{job}", f"/jobs/{job}/log", f"{repo}/badge.svg", f"{repo}/feed.atom", "/static/forge.css", f"{repo}/history")
     for path in paths:
         first = server.ask(path)
         tag = first.headers["ETag"]
@@ -188,9 +192,106 @@ def test_a_private_forge_tells_programs_nothing_without_the_token(make_server: C
     server = make_server(FORGE_PRIVATE="1")
     server.cli("create", "app")
     token = (server.data / "token").read_text().strip()
-    for path in ("/metrics", "/r/app"):
+    for path in ("/metrics", "/r/app/badge.svg", "/r/app/feed.atom"):
         assert server.ask(path).status == server.ask(path, If_None_Match="*").status == 401, path
         assert server.ask(path, Authorization=f"Bearer {token}").status == 200, path
+
+
+# -- badge and feed ----------------------------------------------------------------------------------------
+
+
+def badge(work: Work) -> str:
+    answer = work.server.ask(f"/r/{work.name}/badge.svg")
+    assert answer.headers["Content-Type"] == "image/svg+xml" and answer.headers["Cache-Control"] == "no-cache"
+    picture = ElementTree.fromstring(answer.body)
+    title = picture.findtext("{http://www.w3.org/2000/svg}title") or ""
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg" and title.startswith(f"{work.name}: ")
+    assert b"url(" not in answer.body and b"@font" not in answer.body
+    words = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert words == ["forge", title.split(": ")[1]]
+    return str(words[1])
+
+
+def test_the_badge_tells_how_base_stands(work: Work) -> None:
+    assert badge(work) == "passed"
+    gate = work.server.data / "home" / work.name / "post-merge" / "go"
+    gate.parent.mkdir(parents=True, exist_ok=True)
+    work.branch("deploys", deploy="while [ ! -e $HOME/go ]; do sleep 0.05; done; exit 1\n")
+    work.push("deploys:main")
+    wait_for(lambda: badge(work) == "running", "the deployment")
+    gate.touch()
+    wait_for(lambda: badge(work) == "failed", "its end")
+    assert work.server.ask("/r/nothing/badge.svg").status == 404
+
+
+def test_a_repo_without_a_deployment_is_judged_by_what_was_merged(work: Work) -> None:
+    work.git("rm", "-q", ".forge/post-merge")
+    work.commit("No deployment")
+    work.push("HEAD:main")
+    work.server.idle()
+    assert badge(work) == "none"
+    work.branch("topic", AUTO)
+    work.push("topic")
+    work.landed("topic")
+    work.server.idle()
+    assert badge(work) == "passed"
+
+
+def feed(server: Server, repo: str) -> Any:
+    answer = server.ask(f"/r/{repo}/feed.atom")
+    assert answer.status == 200 and answer.headers["Content-Type"] == "application/atom+xml", answer.body
+    root = ElementTree.fromstring(answer.body)
+    for element in (root, *root.iter(f"{ATOM}entry")):
+        for name in ("id", "title", "updated"):
+            assert len(element.findall(f"{ATOM}{name}")) == 1
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", element.findtext(f"{ATOM}updated"))
+    assert root.findtext(f"{ATOM}author/{ATOM}name")
+    ids = [entry.findtext(f"{ATOM}id") for entry in root.iter(f"{ATOM}entry")]
+    assert len(set(ids)) == len(ids) <= 50 and all(one.startswith("urn:uuid:") for one in ids)
+    return root
+
+
+def test_the_feed_tells_merges_failures_and_deployments(make_server: Callable[..., Server]) -> None:
+    server = make_server(FORGE_URL="http://forge.test")
+    server.url = (server.data / "address").read_text().strip()
+    work = server.repo("app")
+    odd = "b<&\"'>"
+    work.branch(odd, run="exit 3\n")
+    work.push(odd)
+    server.idle()
+    work.branch("good", AUTO, run="true\n")
+    work.push("good")
+    work.landed("good")
+    server.idle()
+    root = feed(server, "app")
+    titles = [entry.findtext(f"{ATOM}title") for entry in root.iter(f"{ATOM}entry")]
+    assert titles == ["main was deployed", "good was merged", f"pre-merge of {odd} failed", "main was deployed"]
+    links = [link.get("href") for link in root.iter(f"{ATOM}link")]
+    assert links[:2] == ["http://forge.test/r/app/feed.atom", "http://forge.test/r/app"]
+    assert all(re.fullmatch(r"http://forge\.test/jobs/\d+", link) for link in links[2:])
+    before = [entry.findtext(f"{ATOM}id") for entry in root.iter(f"{ATOM}entry")]
+    server.stop()
+    server.settings["FORGE_URL"] = "http://other.test"
+    server.start()
+    server.url = (server.data / "address").read_text().strip()
+    assert [entry.findtext(f"{ATOM}id") for entry in feed(server, "app").iter(f"{ATOM}entry")] == before
+    page = server.ask("/r/app", Accept="text/html").text
+    assert '<link rel="alternate" type="application/atom+xml" title="app · forge" href="/r/app/feed.atom">' in page
+
+
+def test_a_feed_of_nothing_and_of_odd_records_is_valid(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    server.cli("create", "new")
+    assert list(feed(server, "new").iter(f"{ATOM}entry")) == []
+    server.stop()
+    heads = [{"branch": "\udcff\x0b]]>", "commit": "c" * 40}]
+    job = {"id": 1, "repo": "new", "kind": PRE, "created_at": "2024-01-02T03:04:05.678Z", "heads": heads, **heads[0]}
+    record = {"seq": 99, "event": "job.finished", **job, "status": "failed", "reason": "\x1b[31m\ufffe\x00"}
+    with open(server.data / "jobs.jsonl", "a") as journal:
+        journal.write(json.dumps({"at": job["created_at"], **record}) + "\n")
+    server.start()
+    (entry,) = feed(server, "new").iter(f"{ATOM}entry")
+    assert entry.findtext(f"{ATOM}title") == "pre-merge of \ufffd\ufffd]]> failed"
 
 
 # -- news ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,9 @@
 <title>{{get('title', 'forge')}}</title>
 <link rel="icon" href="/static/{{get('icon', 'forge')}}.svg" type="image/svg+xml">
 <link rel="stylesheet" href="/static/forge.css">
+% if get('feed'):
+<link rel="alternate" type="application/atom+xml" title="{{get('title')}}" href="{{feed}}">
+% end
 % busy = get('busy', False)
 % if busy:
 <noscript><meta http-equiv="refresh" content="3"></noscript>
