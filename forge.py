@@ -4421,6 +4421,65 @@ def read_log(path: Path, offset: int, most: int) -> bytes:
     return b""
 
 
+SEARCH_HITS = 50  # jobs on a page of results
+SEARCH_LINES = 5  # of each
+
+
+class Search(NamedTuple):
+    """What a search through logs came to."""
+
+    hits: list[tuple[int, Found]]  # by job, newest first
+    first: int | None  # the oldest job with it among those that were looked at
+    looked: int  # how many logs, the newest
+    complete: bool  # whether `first` is the oldest there is
+
+
+def list_logs(folder: Path, repo: str | None, before: int | None) -> list[tuple[int, Path]]:
+    """The logs (of a repo) that are there, as (job, directory), newest first; only those below `before`."""
+    found: list[tuple[int, Path]] = []
+    for one in [folder / repo] if repo else list(folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            ids = (int(name[:-4]) for name in os.listdir(one) if name.endswith(".log") and name[:-4].isdecimal())
+            found += [(job_id, one) for job_id in ids if before is None or job_id < before]
+    return sorted(found, reverse=True)
+
+
+def search_logs(logs: list[tuple[int, Path]], needle: str, until: float) -> Search:
+    """Look through logs, the newest first, until `until` (monotonic seconds).
+
+    What is found so often that it fills a page is then looked for from the other end, for the first time it was there.
+    """
+    hits: list[tuple[int, Found]] = []
+    looked, whole = 0, True
+    for job_id, folder in logs:
+        found = _look_in(folder / f"{job_id}.log", needle, until)
+        looked, whole = looked + 1, found.complete
+        if found.count:
+            hits.append((job_id, found))
+        if not whole or len(hits) >= SEARCH_HITS:
+            break
+    first = hits[-1][0] if hits else None
+    for job_id, folder in reversed(logs[looked:]) if whole else ():
+        found = _look_in(folder / f"{job_id}.log", needle, until)
+        if found.count or not found.complete:
+            first, whole = (job_id, True) if found.count else (first, False)
+            break
+    return Search(hits, first, looked, whole)
+
+
+def _look_in(path: Path, needle: str, until: float) -> Found:
+    try:
+        return find_in_log(path, needle, SEARCH_LINES, until)
+    except OSError:  # it was removed meanwhile, or cannot be read
+        return Found([], 0, time.monotonic() <= until, 0)
+
+
+def marked(text: str, needle: str) -> list[tuple[str, bool]]:
+    """A text in parts, each with whether it is what was searched for."""
+    parts = re.split(f"({re.escape(needle)})", text, flags=re.IGNORECASE)
+    return [(part, number % 2 == 1) for number, part in enumerate(parts) if part]
+
+
 def count_newlines(path: Path, end: int, start: int = 0) -> int:
     """How many lines end in a part of a file. It is read in small pieces, so that no thread keeps memory for large ones."""
     count = 0
@@ -4584,6 +4643,7 @@ XML_ODD = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  
 MAX_BODY = 1 << 20
 WEB_THREADS = 16
 FOLLOW_SECONDS = 30.0
+FINDERS = 2  # searches in logs at a time: each takes a worker, and a processor as long as it lasts
 COOKIE = "forge_session"
 
 
@@ -4597,7 +4657,7 @@ class Web:
         self.views = asset("views")
         self.lookup = [str(self.views)]  # bottle knows a template again by the identity of this list
         self.followers = threading.BoundedSemaphore(WEB_THREADS // 4)  # workers that may wait for a log at a time
-        self.finders = threading.BoundedSemaphore(2)
+        self.finders = threading.BoundedSemaphore(FINDERS)
         self.app = bottle.Bottle()
         self.app.install(self._answer)
         self.app.add_hook("before_request", self._check_request)
@@ -4626,6 +4686,7 @@ class Web:
             ("GET", "/metrics", self.metrics),
             ("GET", "/static/<path:path>", self.static),
             ("GET", "/jobs", self.jobs),
+            ("GET", "/search", self.search),
             ("GET", "/jobs/<job_id>", self.job),
             ("GET", "/jobs/<job_id>/log", self.log),
             ("POST", "/jobs/<job_id>/cancel", self.cancel),
@@ -4868,6 +4929,38 @@ class Web:
             jobs = [job_view(self.engine, job) for job in found]
         older = urlencode({**wanted, "limit": limit, "before": jobs[-1]["id"]}) if len(jobs) >= limit else None
         return self._show("jobs", {"jobs": jobs}, running=running, wanted=wanted, older=older)
+
+    def search(self) -> Any:
+        """The jobs whose log contains a text, newest first; without one the form."""
+        query = bottle.request.query
+        needle, repo, before = utf8(query.get("q", "")).strip(), utf8(query.get("repo", "")), query_number("before")
+        if len(needle) > 200:
+            raise Refused(400, f"q has {len(needle)} characters, at most 200 can be searched for")
+        if repo and not is_repo_name(repo):
+            raise Refused(400, f"repo is {shorten(repo)}, which is no name of a repo")
+        logs = list_logs(self.config.data_dir / "logs", repo or None, before) if needle else []
+        done = self._search(logs, needle) if logs else Search([], None, 0, True)
+        jobs = []
+        with self.engine.lock:
+            for job_id, found in done.hits:
+                job = self.engine.ledger.job(job_id)
+                matches = [{"line": number, "text": text} for number, text in found.matches]
+                jobs += [{**job_view(self.engine, job), "matches": matches, "count": found.count}] if job else []
+            first = self.engine.ledger.job(done.first) if done.first else None
+        seen = {"job": first.id, "at": first.started_at, "url": f"{self.engine.url}/jobs/{first.id}"} if first else None
+        last = logs[done.looked - 1][0] if done.looked < len(logs) else None
+        view: dict[str, Any] = {"query": needle, "jobs": jobs, "first_seen": seen, "first_is_certain": done.complete}
+        view |= {"looked": done.looked, "logs": len(logs), "before": last}
+        older = urlencode({"q": needle, "repo": repo, "before": last}) if last else None
+        return self._show("search", view, repo=repo, repos=self.engine.repo_names(), older=older, marked=marked)
+
+    def _search(self, logs: list[tuple[int, Path]], needle: str) -> Search:
+        if not self.finders.acquire(blocking=False):
+            raise Refused(503, "others are searching; search again in a moment", headers={"Retry-After": "2"})
+        try:
+            return search_logs(logs, needle, time.monotonic() + FIND_SECONDS)
+        finally:
+            self.finders.release()
 
     def job(self, job_id: str) -> Any:
         """A job with a piece of its log in plain lines, which log.js colours: the end, or what was asked for."""

@@ -192,7 +192,7 @@ def test_a_private_forge_tells_programs_nothing_without_the_token(make_server: C
     server = make_server(FORGE_PRIVATE="1")
     server.cli("create", "app")
     token = (server.data / "token").read_text().strip()
-    for path in ("/metrics", "/r/app/badge.svg", "/r/app/feed.atom"):
+    for path in ("/metrics", "/search?q=x", "/r/app/badge.svg", "/r/app/feed.atom"):
         assert server.ask(path).status == server.ask(path, If_None_Match="*").status == 401, path
         assert server.ask(path, Authorization=f"Bearer {token}").status == 200, path
 

@@ -28,6 +28,11 @@
  aria-current="page"\\
 % end
 >Jobs</a>
+<a href="/search"\\
+% if here == '/search':
+ aria-current="page"\\
+% end
+>Search</a>
 </nav>
 % if logged_in:
 <form method="post" action="/logout"><button class="quiet">Log out</button></form>
