@@ -53,6 +53,7 @@ watcher     one; waits on the pidfds of the jobs, measures and stops them, start
 workers     ``WORKERS``; take repos from ``Engine.todo`` and step them
 starters    one for each job that is being started; gone when its process runs
 janitor     one; empties ``trash/``, writes the snapshot when many records have come
+herald      one, where FORGE_NOTIFY is set; runs it
 web         waitress's; they submit, ask, and read
 ==========  =========================================================================================
 
@@ -62,6 +63,7 @@ Beside the server runs one process, the launcher, which forks the supervisors; s
 from __future__ import annotations
 
 import argparse
+import bisect
 import contextlib
 import errno
 import fcntl
@@ -86,8 +88,10 @@ import threading
 import time
 import traceback
 import unicodedata
+import uuid
 import zlib
 from array import array
+from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -133,6 +137,7 @@ class Config:
     secrets_dir: Path | None = None
     private: bool = False
     sandbox: str = "auto"  # bwrap, none
+    notify: str | None = None
 
     @property
     def repos(self) -> Path:
@@ -198,6 +203,7 @@ def load_config(environ: Mapping[str, str]) -> Config:
         "secrets_dir": path("FORGE_SECRETS_DIR"),
         "private": choice("FORGE_PRIVATE", "0", "1") == "1",
         "sandbox": choice("FORGE_SANDBOX", "auto", "none", "bwrap"),
+        "notify": environ.get("FORGE_NOTIFY", "").strip() or None,
     }
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return Config(Path(os.path.realpath(data_dir)), **values)
@@ -215,6 +221,7 @@ def is_http_url(text: str) -> bool:
 
 PRE, POST = "pre-merge", "post-merge"
 LIVE = ("pending", "running")
+FAILED = ("failed", "timeout")
 FINAL = ("passed", "failed", "canceled", "timeout", "superseded", "skipped")
 REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OBJECT_ID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -719,6 +726,44 @@ class MergeIndex:
         return map(places.__getitem__, find_last(self.branches.get(repo, array("I")), branch_hash(repo, branch), len(places)))
 
 
+class Histogram:
+    """How many values lie at or below each of `BOUNDS` (and above the one before), the last: above all; and their sum."""
+
+    BOUNDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600)  # seconds
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(self.BOUNDS) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect.bisect_left(self.BOUNDS, value)] += 1
+        self.total += value
+
+
+class Tally:
+    """What the whole journal adds up to, for /metrics: it grows with repos and the ways to end, not with jobs."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[tuple[str, str, str], int] = {}  # by repo, kind, status
+        self.merges: dict[tuple[str, str], int] = {}  # by repo, how
+        self.durations = {kind: Histogram() for kind in (PRE, POST)}
+        self.waits = Histogram()  # from created to started
+
+    def add_job(self, record: Mapping[str, Any]) -> None:
+        """Take in a finished job; one that never ran has neither waited nor lasted."""
+        key = (record["repo"], record["kind"], record["status"])
+        self.jobs[key] = self.jobs.get(key, 0) + 1
+        if record.get("started_at"):
+            if record.get("duration") is not None:
+                self.durations.setdefault(record["kind"], Histogram()).add(record["duration"])
+            with contextlib.suppress(ValueError):  # a time as another version wrote it
+                self.waits.add(max(0.0, seconds_of(record["started_at"]) - seconds_of(record["created_at"])))
+
+    def add_merge(self, record: Mapping[str, Any]) -> None:
+        key = (record["repo"], record.get("how", ""))
+        self.merges[key] = self.merges.get(key, 0) + 1
+
+
 def find_last(column: array[int], value: int, before: int) -> Iterator[int]:
     """Where `value` stands in a column below `before`, last first; in a hundred thousand only C looks quickly."""
     text, wanted = column.tobytes(), array(column.typecode, [value]).tobytes()
@@ -984,6 +1029,7 @@ class Snapshot:
     state: State = field(default_factory=State)
     finished: JobIndex = field(default_factory=JobIndex)
     merges: MergeIndex = field(default_factory=MergeIndex)
+    tally: Tally = field(default_factory=Tally)
 
 
 def frozen(value: Any, columns: list[bytes]) -> Any:
@@ -1058,7 +1104,7 @@ class Ledger:
     def __init__(self, directory: Path):
         self.journal = Journal(directory)
         found = read_snapshot(directory / "snapshot", self.journal)
-        self.state, self.finished, self.merges = found.state, found.finished, found.merges
+        self.state, self.finished, self.merges, self.tally = found.state, found.finished, found.merges, found.tally
         self.read_lately: OrderedDict[int, Job] = OrderedDict()
         self.fresh = 0  # records since the last snapshot
         for name, place, record in self.journal.replay(found.sizes, found.seq):
@@ -1068,7 +1114,8 @@ class Ledger:
         """The present state for `write_snapshot`."""
         self.fresh = 0
         sizes, columns = dict(self.journal.sizes), list[bytes]()
-        present = Snapshot(self.journal.seq, sizes, self.journal.ends(sizes), self.state, self.finished, self.merges)
+        ends = self.journal.ends(sizes)
+        present = Snapshot(self.journal.seq, sizes, ends, self.state, self.finished, self.merges, self.tally)
         return frozen(present, columns), columns
 
     def record(self, *events: Event) -> list[dict[str, Any]]:
@@ -1087,8 +1134,10 @@ class Ledger:
             fold(self.state, record)
             if record["event"] == "job.finished":
                 self.finished.add(record, place)
+                self.tally.add_job(record)
             elif record["event"] == "merged":
                 self.merges.add(record, place)
+                self.tally.add_merge(record)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             log(f"{name}.jsonl, record {record['seq']} ({record['event']}) is not understood: {error!r}")
 
@@ -1138,6 +1187,12 @@ class Ledger:
                 if len(found) >= limit:
                     break
         return found
+
+    def verdict_before(self, job_id: int) -> str | None:
+        """How the newest of the ten jobs before a job, of its branch and kind, ended that passed or failed."""
+        job = self.job(job_id)
+        jobs = self.search(10, job_id, job.repo, job.branch, job.kind) if job else []
+        return next((job.status for job in jobs if job.status in ("passed", *FAILED)), None)
 
     def result(self, repo: str, tree: str, configured: str, status: str | None = None) -> Job | None:
         """The newest job whose command gave a verdict (or `status`) on a tree of a repo, or None."""
@@ -2615,6 +2670,114 @@ def explain(blockers: list[str], how: str | None, stale: bool) -> str:
 
 
 ###############################################################################
+# news: what FORGE_NOTIFY is told
+###############################################################################
+
+NEWS_EVENTS = ("job.finished", "merged")
+NEWS_WAITING = 1000  # records, then the newest are dropped
+NEWS_SECONDS = 30.0  # that the command may take for one piece of news
+NEWS_LEAVE_SECONDS = 2.0  # that the end of the server waits for the command
+
+
+def news_of(record: Mapping[str, Any], before: str | None, url: str) -> list[dict[str, Any]]:
+    """What there is to tell of a new record of the journal; `before` is the verdict that a job follows."""
+    if record["event"] == "merged":
+        events = ["rolled-back" if record.get("how") == "rollback" else "merged"]
+        job_id, commit, at = record["job"], record["merge_commit"], record.get("merged_at") or record["at"]
+        about = {"head": record["head"], "how": record.get("how")}
+    else:
+        job_id, commit, at = record["id"], record["commit"], record.get("finished_at") or record["created_at"]
+        passed = record["status"] == "passed"
+        told = {
+            "job.failed": record["status"] in FAILED,
+            "job.recovered": passed and before in FAILED,
+            "deployed": passed and record["kind"] == POST,
+        }
+        events = [event for event, true in told.items() if true]
+        about = {name: record.get(name) for name in ("kind", "status", "reason", "exit_code", "duration", "digest")}
+        about["branches"] = [head["branch"] for head in record["heads"]]
+    place = {"repo": record["repo"], "branch": record["branch"], "commit": commit, "job": job_id, "url": f"{url}/jobs/{job_id}"}
+    return [{"event": event, **place, **about, "at": at} for event in events]
+
+
+class Herald:
+    """Runs FORGE_NOTIFY for each piece of news, in order and one at a time, in a thread that nobody waits for."""
+
+    def __init__(self, command: str, environ: Mapping[str, str], news: Callable[[Mapping[str, Any]], list[dict[str, Any]]]):
+        """`news` makes pieces of news from a record; the thread calls it with no lock held."""
+        self.command, self.environ, self.news = command, environ, news
+        self.lock = threading.Condition()  # guards the four below; the engine's may be held when it is taken, not the other way
+        self.waiting: deque[Mapping[str, Any]] = deque()
+        self.closing = False  # tell what waits, then go
+        self.given_up = False
+        self.process: subprocess.Popen[bytes] | None = None
+        self.thread = threading.Thread(target=self._run, name="herald", daemon=True)
+
+    def hear(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take new records of the journal."""
+        with self.lock:
+            for record in records:
+                if record["event"] in NEWS_EVENTS and len(self.waiting) < NEWS_WAITING:
+                    self.waiting.append(record)
+                elif record["event"] in NEWS_EVENTS:
+                    log(f"FORGE_NOTIFY is too slow and is not told of {record['event']} {record['repo']}/{record['branch']}")
+            self.lock.notify()
+
+    def stop(self, seconds: float) -> None:
+        """Tell what waits within so many seconds; what is left then is not told."""
+        with self.lock:
+            self.closing = True
+            self.lock.notify()
+        self.thread.join(seconds)
+        with self.lock:
+            self.given_up = True
+            if self.waiting:
+                log(f"the server ends before FORGE_NOTIFY was told of the newest {len(self.waiting)} jobs and merges")
+            self.waiting.clear()
+            if self.process:
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def _run(self) -> None:
+        while True:
+            with self.lock:
+                self.lock.wait_for(lambda: self.waiting or self.closing)
+                if not self.waiting:
+                    return
+                record = self.waiting.popleft()
+            try:
+                for piece in self.news(record):
+                    trouble = self._tell(piece)
+                    if trouble:
+                        log(f"FORGE_NOTIFY {trouble}; it was told {piece['event']} {piece['repo']}/{piece['branch']}")
+            except Exception:
+                log(f"FORGE_NOTIFY: {traceback.format_exc()}")
+
+    def _tell(self, piece: Mapping[str, Any]) -> str | None:
+        """Run the command for one piece of news; what went wrong, or None."""
+        with open(os.memfd_create("news"), "w+b") as text:  # no pipe, which a command that does not read would block
+            text.write(json.dumps(piece).encode() + b"\n")
+            text.seek(0)
+            with self.lock:
+                if self.given_up:
+                    return "was not run, since the server ends"
+                shell = ["/bin/sh", "-c", self.command]
+                try:
+                    self.process = subprocess.Popen(shell, stdin=text, stdout=2, env=self.environ, start_new_session=True)
+                except OSError as error:
+                    return f"cannot be run ({error.strerror})"
+        process, poll, trouble = self.process, select.poll(), None
+        poll.register(pidfd := os.pidfd_open(process.pid), select.POLLIN)
+        if not poll.poll(NEWS_SECONDS * 1000):
+            trouble = f"took longer than {NEWS_SECONDS:.0f} seconds and was killed"
+            os.killpg(process.pid, signal.SIGKILL)
+        os.close(pidfd)
+        with self.lock:
+            self.process = None  # before its number is given back: `stop` kills by it
+        code = process.wait()
+        return trouble or (f"failed ({exit_reason(code if code > 0 else 128 - code, self.command)})" if code else None)
+
+
+###############################################################################
 # engine: the only threads and the only lock
 ###############################################################################
 
@@ -2665,9 +2828,12 @@ class Engine:
         self.probing = threading.Lock()  # guards the files by which `has_room` finds out
         self.closing = False
         self.launcher = Launcher()
+        self.herald: Herald | None = None
         self.threads: list[threading.Thread] = []
         self.wake_out, self.wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.littered = threading.Event()
+        self.line_counts = LineCounts()
+        self.uncounted: deque[Path] = deque()  # large logs of jobs that have ended
         self._cache: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 
     @property
@@ -2682,6 +2848,9 @@ class Engine:
 
     def start(self) -> None:
         """Take over what the server before left, then let the threads go."""
+        if self.config.notify:
+            self.herald = Herald(self.config.notify, notify_environ(self.config, self.url), self._news)
+            self.herald.thread.start()
         self.recover()
         self.todo[""] = None
         targets = [self._watch, self._clean, *[self._work] * WORKERS]
@@ -2705,6 +2874,8 @@ class Engine:
             self.lock.wait_for(lambda: not self.starting, timeout=max(0.1, until - time.monotonic()))
         for thread in self.threads:
             thread.join(timeout=max(0.1, until - time.monotonic()))
+        if self.herald:
+            self.herald.stop(min(NEWS_LEAVE_SECONDS, max(0.1, until - time.monotonic())))
         self.launcher.stop()
         self._keep_snapshot(1)
         with self.lock:
@@ -2837,13 +3008,24 @@ class Engine:
     def record(self, *events: Event) -> list[dict[str, Any]]:
         """Write events; the lock is held. Raises Refused(507) when the disk does not take them."""
         try:
-            return self.ledger.record(*events)
+            records = self.ledger.record(*events)
         except OSError as error:
             refused = Refused(507, f"the journal cannot be written ({error.strerror}); make room, nothing is lost")
             self.complain("no record", refused)
             raise refused from error
         finally:
             self.wake()
+        if self.herald:
+            self.herald.hear(records)
+        return records
+
+    def _news(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What there is to tell of a record; the herald runs it. A merge that is only written again (begun 0) is old."""
+        if record.get("begun") == 0:
+            return []
+        with self.lock:
+            before = self.ledger.verdict_before(record["id"]) if "id" in record else None
+        return news_of(record, before, self.url)
 
     # -- looking at repos ---------------------------------------------------
 
@@ -3229,6 +3411,7 @@ class Engine:
                     ended.duration = round(max(0.0, finished - seconds_of(job.started_at)), 3)
             with contextlib.suppress(OSError):
                 ended.log_size = self.config.log(job.repo, job_id).stat().st_size
+                self.uncounted.append(self.config.log(job.repo, job_id))
             self.record(("job.finished", job_record(ended)), *self.ledger.flakes(ended))
             if running:
                 os.close(running.pidfd)
@@ -3342,7 +3525,7 @@ class Engine:
         return None
 
     def _clean(self) -> None:
-        """The janitor thread: empty the trash whenever something was put there."""
+        """The janitor thread: empty the trash whenever something was put there; count the lines of logs before they are read."""
         while not self.closing:
             self.littered.wait()
             self.littered.clear()
@@ -3351,6 +3534,10 @@ class Engine:
             except OSError as error:
                 self.complain(str(self.trash), error)
             self._keep_snapshot(SNAPSHOT_RECORDS)
+            while self.uncounted:
+                path = self.uncounted.popleft()
+                with contextlib.suppress(OSError):
+                    self.line_counts.until(path, size_of(path))
 
     def _keep_snapshot(self, records: int) -> None:
         """Write a snapshot when so many records have come since the last one. Only what is in memory is taken under the lock."""
@@ -3721,11 +3908,7 @@ def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str
     inherited = {name: value for name, value in os.environ.items() if name.startswith("NIX_")}
     environ = {
         **inherited,
-        "PATH": f"{config.data_dir / 'bin'}:{os.environ.get('PATH', os.defpath)}",
-        "HOME": str(home),
-        "USER": server_user()[0],
-        "LANG": os.environ.get("LANG") or "C.UTF-8",
-        "TZ": os.environ.get("TZ") or "UTC",
+        **bare_environ(config, str(home)),
         "CI": "true",
         "CLICOLOR_FORCE": "1",
         "GIT_TERMINAL_PROMPT": "0",
@@ -3741,6 +3924,23 @@ def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str
     if job.kind == POST and config.secrets_dir:
         environ["FORGE_SECRETS_DIR"] = str(config.secrets_dir)
     return environ
+
+
+def bare_environ(config: Config, home: str) -> dict[str, str]:
+    """What each process needs that is not ours, and nothing that it must not know."""
+    return {
+        "PATH": f"{config.data_dir / 'bin'}:{os.environ.get('PATH', os.defpath)}",
+        "HOME": home,
+        "USER": server_user()[0],
+        "LANG": os.environ.get("LANG") or "C.UTF-8",
+        "TZ": os.environ.get("TZ") or "UTC",
+    }
+
+
+def notify_environ(config: Config, url: str) -> dict[str, str]:
+    """The whole environment of FORGE_NOTIFY: `forge` works in it, but it holds no password."""
+    home = os.environ.get("HOME") or server_user()[1] or "/"
+    return {**bare_environ(config, home), "FORGE_DATA_DIR": str(config.data_dir), "FORGE_URL": url}
 
 
 def prepare_data_dir(config: Config) -> list[int]:
@@ -3806,8 +4006,12 @@ def own_command() -> str:
 # reading: values for pages and programs
 ###############################################################################
 
-ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[@-Z\\-_])")
-LOG_PAGE_BYTES = 200_000
+ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[@-Z\\-_])")
+UNSEEN = bytes(set(range(32)) - set(b"\t\n\r\x07\x1b"))  # what no reader sees; BEL and ESC are taken with what they belong to
+BLOCK, FIND_BLOCK = 1 << 20, 1 << 18  # bytes between two places up to which lines are counted; that are searched at a time
+PIECE_BYTES, PIECE_LINES = 100_000, 1000  # of a log, in a page
+FIND_SECONDS, FIND_MOST = 2.0, 1000  # of a search in one log, and lines that it names
+EXCERPT = 160  # characters that are shown of a longer line in which something was found
 
 
 def job_view(engine: Engine, job: Job) -> dict[str, Any]:
@@ -3902,6 +4106,109 @@ def mr_url(url: str, repo: str, branch: str) -> str:
 def quote_bytes(text: str) -> str:
     """A foreign name as a part of an address; its bytes may be no UTF-8."""
     return quote(text.encode("utf-8", "surrogateescape"), safe="/")
+
+
+def base_verdict(engine: Engine, name: str) -> str:
+    """What the badge says of base: running, passed, failed or none. What was tested before it became base has passed."""
+    with engine.lock:
+        known = engine.state.repos.get(name, Repo())
+        jobs = engine.ledger.search(20, repo=name, branch=known.base, kind=POST) if known.base else []
+        merges = engine.ledger.merges_of(name, limit=1)
+    status = next((job.status for job in jobs if job.status not in ("superseded", "canceled")), "skipped")
+    if status in LIVE:
+        return "running"
+    if status == "skipped":
+        return "passed" if merges and merges[0]["merge_commit"] == known.tip else "none"
+    return "passed" if status == "passed" else "failed"
+
+
+FEED_ENTRIES = 50
+FEED_TITLES = {
+    "job.failed": "{kind} of {branch} {status}",
+    "deployed": "{branch} was deployed",
+    "merged": "{branch} was merged",
+    "rolled-back": "{branch} was rolled back",
+}
+
+
+def feed_entries(engine: Engine, name: str) -> list[dict[str, Any]]:
+    """The newest of what the feed of a repo tells: merges, jobs that failed, deployments."""
+    with engine.lock:
+        search = partial(engine.ledger.search, FEED_ENTRIES, repo=name)
+        jobs = [*search(status="failed"), *search(status="timeout"), *search(kind=POST, status="passed")]
+        records = [{"event": "job.finished", **job_record(job)} for job in jobs]
+        records += engine.ledger.merges_of(name, limit=FEED_ENTRIES)
+    told = [piece for record in records for piece in news_of(record, None, engine.url)]
+    told.sort(key=lambda piece: str(piece["at"]), reverse=True)
+    for piece in told[:FEED_ENTRIES]:
+        known_by = f"{piece['event']} {name} {piece['job']} {piece['commit']!a}"  # wherever the server is
+        piece |= {"title": FEED_TITLES[piece["event"]].format(**piece), "id": uuid.uuid5(uuid.NAMESPACE_OID, known_by).urn}
+    return told[:FEED_ENTRIES]
+
+
+class Metric(NamedTuple):
+    """A family of samples as Prometheus knows it: (what follows the name, labels, value) each."""
+
+    name: str
+    kind: str  # counter, gauge, histogram
+    about: str
+    samples: Iterable[tuple[str, dict[str, str], float]]
+
+
+def read_metrics(engine: Engine) -> list[Metric]:
+    """What /metrics tells of the journal, the disk and this process; nothing here takes longer when there are more jobs."""
+    with engine.lock:
+        live = Counter(job.status for job in engine.state.live_jobs())
+        tally = engine.ledger.tally
+        jobs = [("", dict(zip(("repo", "kind", "status"), key, strict=True)), n) for key, n in tally.jobs.items()]
+        merges = [("", dict(zip(("repo", "how"), key, strict=True)), n) for key, n in tally.merges.items()]
+        durations = [sample for kind, seen in tally.durations.items() for sample in histogram_samples(seen, kind=kind)]
+        waits = histogram_samples(tally.waits)
+    process = psutil.Process()
+    with process.oneshot():
+        cpu, memory, began = process.cpu_times(), process.memory_info().rss, process.create_time()
+    build = {"version": __version__, "python": platform.python_version()}
+    free = shutil.disk_usage(engine.config.data_dir).free
+
+    def one(name: str, kind: str, about: str, value: float, **labels: str) -> Metric:
+        return Metric(name, kind, about, [("", labels, value)])
+
+    return [
+        one("forge_build_info", "gauge", "The version of forge and of its Python.", 1, **build),
+        one("forge_jobs_running", "gauge", "Jobs that run now.", live["running"]),
+        one("forge_jobs_pending", "gauge", "Jobs that wait to be started.", live["pending"]),
+        Metric("forge_jobs_total", "counter", "Jobs that have ended.", jobs),
+        Metric("forge_job_duration_seconds", "histogram", "How long jobs ran.", durations),
+        Metric("forge_queue_wait_seconds", "histogram", "How long jobs waited for their start.", waits),
+        Metric("forge_merges_total", "counter", "Merges into base.", merges),
+        one("forge_disk_free_bytes", "gauge", "Room on the disk of the data directory.", free),
+        one("process_cpu_seconds_total", "counter", "Processor time of the server, without its jobs.", cpu.user + cpu.system),
+        one("process_resident_memory_bytes", "gauge", "Memory of the server, without its jobs.", memory),
+        one("process_open_fds", "gauge", "Files that the server has open.", process.num_fds()),
+        one("process_start_time_seconds", "gauge", "When the server was started, since the epoch.", began),
+    ]
+
+
+def histogram_samples(seen: Histogram, **labels: str) -> list[tuple[str, dict[str, str], float]]:
+    """A histogram as Prometheus wants it: each bucket holds those below as well."""
+    counts = itertools.accumulate(seen.counts)
+    buckets = [("_bucket", {**labels, "le": str(bound)}, n) for bound, n in zip((*seen.BOUNDS, "+Inf"), counts, strict=True)]
+    return [*buckets, ("_sum", labels, seen.total), ("_count", labels, sum(seen.counts))]
+
+
+def prometheus_text(metrics: Iterable[Metric]) -> str:
+    """Metrics in Prometheus' text form, version 0.0.4."""
+    lines = []
+    for name, kind, about, samples in metrics:
+        lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
+        for suffix, labels, value in samples:
+            spelled = ",".join(f'{key}="{escape_label(text)}"' for key, text in labels.items())
+            lines.append(f"{name}{suffix}{f'{{{spelled}}}' if spelled else ''} {value}")
+    return "\n".join(lines) + "\n"
+
+
+def escape_label(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def outlook(engine: Engine, job: Job, pushed: Job) -> tuple[Job | None, str]:
@@ -4229,11 +4536,172 @@ def shorten(value: object) -> str:
 
 def plain_lines(log_bytes: bytes) -> list[str]:
     """The lines of a log without colours, for who has no JavaScript."""
-    text = ANSI.sub("", log_bytes.decode("utf-8", "replace"))
-    lines = text.split("\n")
+    lines = readable(log_bytes).split("\n")
     if lines[-1] == "":
         lines.pop()
-    return [re.sub(r"[\x00-\x08\x0b-\x1f]", "", line.rstrip("\r").rpartition("\r")[2]) for line in lines]
+    return [last_state(line) for line in lines]
+
+
+def link_lines(digest: object) -> list[str]:
+    """The text of a digest with every second part the number of a line that it speaks of."""
+    return re.split(r"(?<=\bline )([1-9][0-9]{0,11})\b", digest) if isinstance(digest, str) else []
+
+
+def readable(log_bytes: bytes) -> str:
+    """Bytes of a log without colours and what else no reader sees; line breaks and \\r stay, so its lines can be counted."""
+    text = log_bytes.translate(None, UNSEEN).decode("utf-8", "replace")
+    if "\x1b" in text:
+        text = ANSI.sub("", text).replace("\x1b", "")
+    return text.replace("\x07", "")
+
+
+def last_state(line: str) -> str:
+    """What is left of a line that overwrites itself with \\r, as progress bars do."""
+    return line.rstrip("\r").rpartition("\r")[2]
+
+
+class Found(NamedTuple):
+    """What a search in a log came to; only the first `matches` are kept, (number, text), but all are counted."""
+
+    matches: list[tuple[int, str]]
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name, which nobody asks for here
+    complete: bool  # whether the whole log was searched
+    lines: int  # how many lines were
+
+
+def find_in_log(path: Path, needle: str, most: int, until: float) -> Found:
+    """The lines in which a reader sees `needle`, in whatever case; gives up at `until` (monotonic seconds).
+
+    Of a line longer than a block all parts count, also what it overwrites. Raises FileNotFoundError.
+    """
+    wanted, carried = needle.casefold(), b""
+    matches: list[tuple[int, str]] = []
+    number, last, count = 1, 0, 0
+    for block in read_blocks(path):
+        if time.monotonic() > until:
+            return Found(matches, count, False, number - 1)
+        text = readable(carried + block)
+        if wanted in text.casefold():  # few blocks do; only these are looked at line by line
+            for at, line in enumerate(map(last_state, text.split("\n")), number):
+                place = line.casefold().find(wanted)
+                if place >= 0 and at > last:
+                    last, count = at, count + 1
+                    if count <= most:
+                        matches.append((at, excerpt(line, place)))
+        number += block.count(b"\n")
+        carried = b"" if block.endswith(b"\n") else block[-(4 * len(needle) + 1000) :]  # it may go on in the next part
+    return Found(matches, count, True, number - 1 + bool(carried))
+
+
+def excerpt(line: str, place: int) -> str:
+    """A line, or what is around a place in a long one."""
+    start = max(0, min(place - EXCERPT // 4, len(line) - EXCERPT))
+    return f"{'…' if start else ''}{line[start : start + EXCERPT]}{'…' if len(line) > start + EXCERPT else ''}"
+
+
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """A log in blocks of whole lines; a line that is longer than a block comes in parts. Raises FileNotFoundError."""
+    rest = b""
+    with open(path, "rb") as stream:
+        while chunk := stream.read(FIND_BLOCK):
+            whole, newline, after = chunk.rpartition(b"\n")
+            if newline:
+                yield rest + whole + newline
+                rest = after
+            elif len(rest) >= FIND_BLOCK:
+                yield rest
+                rest = chunk
+            else:
+                rest += chunk
+    if rest:
+        yield rest
+
+
+class Piece(NamedTuple):
+    """A part of a log, as it was when it had `size` bytes."""
+
+    content: bytes
+    start: int
+    line: int  # the number of the line in which it begins
+    skipped: int  # bytes of that line which lie before it
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.content)
+
+
+class LineCounts:
+    """Where the lines of logs are: how many end before each whole block, counted once for the logs looked at last.
+
+    Threads may share it; two that miss the same count both count, and neither waits.
+    """
+
+    def __init__(self, most: int = 500):
+        self.most = most
+        self._lock = threading.Lock()  # guards the table, not what is counted for it
+        self._counts: OrderedDict[Path, array[int]] = OrderedDict()
+
+    def until(self, path: Path, size: int) -> array[int]:
+        """How many lines end in the first 0, 1, 2, … blocks of a log that has `size` bytes."""
+        with self._lock:
+            counts = self._counts.get(path) or array("Q", [0])
+        if len(counts) <= size // BLOCK:
+            counts = counts[:]
+            while len(counts) <= size // BLOCK:
+                start = (len(counts) - 1) * BLOCK
+                counts.append(counts[-1] + count_newlines(path, start + BLOCK, start))
+        if len(counts) > 1:
+            with self._lock:
+                self._counts[path] = counts
+                self._counts.move_to_end(path)
+                while len(self._counts) > self.most:
+                    self._counts.popitem(last=False)
+        return counts
+
+    def line_at(self, path: Path, offset: int) -> int:
+        """The number of the line in which a byte lies."""
+        counts = self.until(path, offset)
+        block = min(offset // BLOCK, len(counts) - 1)
+        return counts[block] + (count_newlines(path, offset, block * BLOCK) if offset else 0) + 1
+
+    def start_of(self, path: Path, line: int, size: int) -> int:
+        """The offset at which a line begins, `size` when the log has no such line yet."""
+        counts = self.until(path, size)
+        block = max(0, bisect_left(counts, line - 1) - 1)
+        lines = read_log(path, block * BLOCK, BLOCK).split(b"\n", line - 1 - counts[block])
+        return size if len(lines) < line - counts[block] else block * BLOCK + sum(map(len, lines[:-1])) + len(lines) - 1
+
+    def piece_from(self, path: Path, line: int, most: int = PIECE_BYTES) -> Piece:
+        """The whole lines from one on that fit in `most` bytes, or the beginning of that one."""
+        size = size_of(path)
+        start = self.start_of(path, line, size)
+        content = read_log(path, start, min(most, size - start))
+        if start + len(content) < size:
+            content = content[: content.rfind(b"\n") + 1] or content
+        return Piece(content, start, line if content else self.line_at(path, start), 0, size)
+
+    def piece_before(self, path: Path, end: int) -> Piece:
+        """The last whole lines before an offset that fit in a piece, or the end of the last one."""
+        size = size_of(path)
+        end = min(end, size)
+        low = max(0, end - PIECE_BYTES)
+        content = read_log(path, low, end - low)
+        cut = content.find(b"\n", 0, -1) + 1 if low else 0
+        lines = content[cut:].rsplit(b"\n", PIECE_LINES + 1)
+        if len(lines) > PIECE_LINES + 1:
+            cut += len(lines[0]) + 1
+        line = self.line_at(path, low + cut)
+        skipped = 0 if cut or not low else low - self.start_of(path, line, size)
+        return Piece(content[cut:], low + cut, line, skipped, size)
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a log, none when it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def read_log(path: Path, offset: int, most: int) -> bytes:
@@ -4244,16 +4712,76 @@ def read_log(path: Path, offset: int, most: int) -> bytes:
     return b""
 
 
-def count_newlines(path: Path, end: int) -> int:
-    """How many lines end in the first `end` bytes of a file."""
+SEARCH_HITS = 50  # jobs on a page of results
+SEARCH_LINES = 5  # of each
+
+
+class Search(NamedTuple):
+    """What a search through logs came to."""
+
+    hits: list[tuple[int, Found]]  # by job, newest first
+    first: int | None  # the oldest job with it among those that were looked at
+    looked: int  # how many logs, the newest
+    complete: bool  # whether `first` is the oldest there is
+
+
+def list_logs(folder: Path, repo: str | None, before: int | None) -> list[tuple[int, Path]]:
+    """The logs (of a repo) that are there, as (job, directory), newest first; only those below `before`."""
+    found: list[tuple[int, Path]] = []
+    for one in [folder / repo] if repo else list(folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            ids = (int(name[:-4]) for name in os.listdir(one) if name.endswith(".log") and name[:-4].isdecimal())
+            found += [(job_id, one) for job_id in ids if before is None or job_id < before]
+    return sorted(found, reverse=True)
+
+
+def search_logs(logs: list[tuple[int, Path]], needle: str, until: float) -> Search:
+    """Look through logs, the newest first, until `until` (monotonic seconds).
+
+    What is found so often that it fills a page is then looked for from the other end, for the first time it was there.
+    """
+    hits: list[tuple[int, Found]] = []
+    looked, whole = 0, True
+    for job_id, folder in logs:
+        found = _look_in(folder / f"{job_id}.log", needle, until)
+        looked, whole = looked + 1, found.complete
+        if found.count:
+            hits.append((job_id, found))
+        if not whole or len(hits) >= SEARCH_HITS:
+            break
+    first = hits[-1][0] if hits else None
+    for job_id, folder in reversed(logs[looked:]) if whole else ():
+        found = _look_in(folder / f"{job_id}.log", needle, until)
+        if found.count or not found.complete:
+            first, whole = (job_id, True) if found.count else (first, False)
+            break
+    return Search(hits, first, looked, whole)
+
+
+def _look_in(path: Path, needle: str, until: float) -> Found:
+    try:
+        return find_in_log(path, needle, SEARCH_LINES, until)
+    except OSError:  # it was removed meanwhile, or cannot be read
+        return Found([], 0, time.monotonic() <= until, 0)
+
+
+def marked(text: str, needle: str) -> list[tuple[str, bool]]:
+    """A text in parts, each with whether it is what was searched for."""
+    parts = re.split(f"({re.escape(needle)})", text, flags=re.IGNORECASE)
+    return [(part, number % 2 == 1) for number, part in enumerate(parts) if part]
+
+
+def count_newlines(path: Path, end: int, start: int = 0) -> int:
+    """How many lines end in a part of a file. It is read in small pieces, so that no thread keeps memory for large ones."""
     count = 0
-    with open(path, "rb") as stream:
-        while end > 0:
-            chunk = stream.read(min(end, 1 << 20))
+    with open(path, "rb", buffering=0) as stream:
+        stream.seek(start)
+        while start < end:
+            chunk = stream.read(min(end - start, 1 << 16))
             if not chunk:
                 break
             count += chunk.count(b"\n")
-            end -= len(chunk)
+            start += len(chunk)
     return count
 
 
@@ -4402,9 +4930,11 @@ SECURITY_HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
 }
+XML_ODD = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what no XML may hold, however it is spelled
 MAX_BODY = 1 << 20
 WEB_THREADS = 16
 FOLLOW_SECONDS = 30.0
+FINDERS = 2  # searches in logs at a time: each takes a worker, and a processor as long as it lasts
 COOKIE = "forge_session"
 
 
@@ -4416,7 +4946,9 @@ class Web:
         self.config = engine.config
         self.door = Door(engine.config)
         self.views = asset("views")
+        self.lookup = [str(self.views)]  # bottle knows a template again by the identity of this list
         self.followers = threading.BoundedSemaphore(WEB_THREADS // 4)  # workers that may wait for a log at a time
+        self.finders = threading.BoundedSemaphore(FINDERS)
         self.app = bottle.Bottle()
         self.app.install(self._answer)
         self.app.add_hook("before_request", self._check_request)
@@ -4442,8 +4974,10 @@ class Web:
         table = (
             ("GET", "/", self.index),
             ("GET", "/healthz", lambda: text_response(200, "ok\n")),
+            ("GET", "/metrics", self.metrics),
             ("GET", "/static/<path:path>", self.static),
             ("GET", "/jobs", self.jobs),
+            ("GET", "/search", self.search),
             ("GET", "/jobs/<job_id>", self.job),
             ("GET", "/jobs/<job_id>/log", self.log),
             ("POST", "/jobs/<job_id>/cancel", self.cancel),
@@ -4455,6 +4989,8 @@ class Web:
             ("POST", "/hooks/post-receive", self.post_receive),
             ("GET", "/r/<repo>", self.repo),
             ("GET", "/r/<repo>/history", self.history),
+            ("GET", "/r/<repo>/badge.svg", self.badge),
+            ("GET", "/r/<repo>/feed.atom", self.feed),
             ("GET", "/r/<repo>/mr/<branch:path>", self.mr),
             ("POST", "/r/<repo>/mr/<branch:path>/merge", self.merge),
             ("POST", "/r/<repo>/mr/<branch:path>/delete", self.delete_branch),
@@ -4563,19 +5099,19 @@ class Web:
         bottle.response.headers.update(made.headers)
         return made.body
 
+    def _xml(self, view: str, kind: str, **values: Any) -> bottle.HTTPResponse:
+        made = str(bottle.template(view, template_lookup=self.lookup, **values))
+        return tagged(XML_ODD.sub("\ufffd", made).encode(), kind)
+
     def _page(self, view: str, code: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> bottle.HTTPResponse:
         spell = {"ago": ago, "spell_duration": spell_duration, "spell_bytes": spell_bytes, "mr_path": partial(mr_url, "")}
         logged_in = self.door.knows(bottle.request.get_cookie(COOKIE, ""))
         spell |= {"spell_wait": spell_wait, "visible": visible, "side_by_side": side_by_side, "quote": quote_bytes}
         page = {"logged_in": logged_in, "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
         page["here_quoted"] = quote(quote(bottle.request.path), safe="")  # an address, as a value in another address
-        made = str(bottle.template(view, template_lookup=[str(self.views)], **{**spell, **page, **values}))
+        made = str(bottle.template(view, template_lookup=self.lookup, **{**spell, **page, **values}))
         body = made.encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
-        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-        kind = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store", "ETag": tag}
-        if code == 200 and tag in header("If-None-Match"):  # live.js asks so
-            body, code = b"", 304
-        return bottle.HTTPResponse(body, code, {**(headers or {}), **kind})
+        return tagged(body, "text/html; charset=utf-8", code, {**(headers or {}), "Cache-Control": "no-store"})
 
     def _show(self, view: str, program: Mapping[str, Any], **values: Any) -> Any:
         """JSON to who asks for it, else the page."""
@@ -4592,9 +5128,24 @@ class Web:
     # -- pages --------------------------------------------------------------------
 
     def static(self, path: str) -> Any:
-        answer = bottle.static_file(path, root=str(self.views / "static"))
-        answer.headers["Cache-Control"] = "no-cache"
-        return answer
+        return file_response(self.views / "static", path, {"Cache-Control": "no-cache"})
+
+    def badge(self, repo: str) -> Any:
+        """The state of a repo's base as a picture."""
+        self.engine.usable(repo)
+        return self._xml("badge", "image/svg+xml", state=base_verdict(self.engine, repo), repo=repo)
+
+    def feed(self, repo: str) -> Any:
+        """Merges, failed jobs and deployments of a repo as an Atom feed."""
+        self.engine.usable(repo)
+        entries = feed_entries(self.engine, repo)
+        return self._xml("feed", "application/atom+xml", entries=entries, repo=repo, url=self.engine.url)
+
+    def metrics(self) -> Any:
+        """Figures for Prometheus."""
+        body = prometheus_text(read_metrics(self.engine)).encode("utf-8", "replace")
+        kind = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Cache-Control": "no-store"}
+        return bottle.HTTPResponse(body, 200, kind)
 
     def index(self) -> Any:
         """The repos, from what the journal knows of them: no git runs."""
@@ -4720,26 +5271,56 @@ class Web:
         older = urlencode({**wanted, "limit": limit, "before": jobs[-1]["id"]}) if len(jobs) >= limit else None
         return self._show("jobs", {"jobs": jobs}, running=running, wanted=wanted, older=older)
 
+    def search(self) -> Any:
+        """The jobs whose log contains a text, newest first; without one the form."""
+        query = bottle.request.query
+        needle, repo, before = utf8(query.get("q", "")).strip(), utf8(query.get("repo", "")), query_number("before")
+        if len(needle) > 200:
+            raise Refused(400, f"q has {len(needle)} characters, at most 200 can be searched for")
+        if repo and not is_repo_name(repo):
+            raise Refused(400, f"repo is {shorten(repo)}, which is no name of a repo")
+        logs = list_logs(self.config.data_dir / "logs", repo or None, before) if needle else []
+        done = self._search(logs, needle) if logs else Search([], None, 0, True)
+        jobs = []
+        with self.engine.lock:
+            for job_id, found in done.hits:
+                job = self.engine.ledger.job(job_id)
+                matches = [{"line": number, "text": text} for number, text in found.matches]
+                jobs += [{**job_view(self.engine, job), "matches": matches, "count": found.count}] if job else []
+            first = self.engine.ledger.job(done.first) if done.first else None
+        seen = {"job": first.id, "at": first.started_at, "url": f"{self.engine.url}/jobs/{first.id}"} if first else None
+        last = logs[done.looked - 1][0] if done.looked < len(logs) else None
+        view: dict[str, Any] = {"query": needle, "jobs": jobs, "first_seen": seen, "first_is_certain": done.complete}
+        view |= {"looked": done.looked, "logs": len(logs), "before": last}
+        older = urlencode({"q": needle, "repo": repo, "before": last}) if last else None
+        return self._show("search", view, repo=repo, repos=self.engine.repo_names(), older=older, marked=marked)
+
+    def _search(self, logs: list[tuple[int, Path]], needle: str) -> Search:
+        if not self.finders.acquire(blocking=False):
+            raise Refused(503, "others are searching; search again in a moment", headers={"Retry-After": "2"})
+        try:
+            return search_logs(logs, needle, time.monotonic() + FIND_SECONDS)
+        finally:
+            self.finders.release()
+
     def job(self, job_id: str) -> Any:
-        """A job with the end of its log in plain lines, which log.js colours."""
+        """A job with a piece of its log in plain lines, which log.js colours: the end, or what was asked for."""
         job = self._job(job_id)
         view = job_view(self.engine, job)
         if wanted_type() == "json":
             return json_response(view)
         path = self.config.log(job.repo, job.id)
-        log_end: dict[str, Any] = {"lines": [], "first": 1, "start": 0, "gone": False}
-        try:
-            start = max(0, path.stat().st_size - LOG_PAGE_BYTES)
-            tail = read_log(path, start, LOG_PAGE_BYTES)
-            cut = tail.find(b"\n", 0, LOG_PAGE_BYTES // 2) + 1 if start else 0
-            start += cut
-            log_end |= {"lines": plain_lines(tail[cut:]), "first": count_newlines(path, start) + 1, "start": start}
-        except FileNotFoundError:
-            log_end["gone"] = job.started_at is not None and not job.live
+        gone = job.started_at is not None and not job.live and not path.exists()
+        piece = None if gone or bottle.request.query.get("facts") == "1" else self._piece(path)
+        lines = plain_lines(piece.content) if piece else []
+        later = (
+            piece.line + min(len(lines), PIECE_LINES) if piece and (len(lines) > PIECE_LINES or piece.end < piece.size) else None
+        )
         with self.engine.lock:
             done = self.engine.ledger.merges_of(job.repo, job.branch, 1)
         merge = merge_view(done[0]) if done and done[0]["job"] == job.id else None
-        return self._show("job", {"job": view}, merge=merge, stopping=job.stopping, sandboxed=job.sandboxed, **log_end)
+        about = {"merge": merge, "stopping": job.stopping, "sandboxed": job.sandboxed, "digest": link_lines(job.digest)}
+        return self._show("job", {"job": view}, **about, gone=gone, piece=piece, lines=lines[:PIECE_LINES], later=later)
 
     def _job(self, job_id: str) -> Job:
         with self.engine.lock:
@@ -4751,27 +5332,57 @@ class Web:
     # -- logs -----------------------------------------------------------------------
 
     def log(self, job_id: str) -> Any:
-        """The log as the job wrote it: whole or by range, from an offset on, or as it grows."""
+        """The log as the job wrote it: whole or by range, from an offset or a line on, or as it grows; or what is found in it."""
         job = self._job(job_id)
-        path = self.config.log(job.repo, job.id)
+        path, query = self.config.log(job.repo, job.id), bottle.request.query
         offset, wait = query_number("offset"), query_seconds("wait")
-        headers = {"X-Job-Status": job.status, "Cache-Control": "no-store"}
+        headers = {"X-Job-Status": job.status, "Cache-Control": "no-store" if job.live else "no-cache"}
         if not path.exists() and job.started_at and not job.live:
             raise Refused(410, f"the log of job {job.id} was pruned")
+        if "find" in query:
+            return self._find(path, utf8(query["find"]))
         if offset is not None:
             # the status was read before the bytes: who sees a final one with no bytes has them all
-            return text_response(200, self._log_after(job, path, offset, wait), headers)
-        if bottle.request.query.get("follow") == "1":
+            content = self._log_after(job, path, offset, wait)
+            return text_response(200, content, headers | {"X-Log-Size": str(size_of(path))})
+        if "line" in query or "before" in query:
+            piece = self._piece(path)
+            for name in ("start", "line", "skipped", "size"):
+                headers[f"X-Log-{name.replace('start', 'offset').title()}"] = str(getattr(piece, name))
+            return text_response(200, piece.content, headers)
+        if query.get("follow") == "1":
             if not self.followers.acquire(blocking=False):
                 raise Refused(503, "too many follow logs at once; use ?offset=N", headers={"Retry-After": "1"})
             return bottle.HTTPResponse(self._follow(job, path), 200, headers | {"Content-Type": "text/plain; charset=utf-8"})
         if not path.exists():
             return text_response(200, b"", headers)
-        answer = bottle.static_file(path.name, root=str(path.parent), mimetype="text/plain; charset=utf-8")
-        answer.headers.update(headers)
-        if bottle.request.query.get("download") == "1":
-            answer.headers["Content-Disposition"] = f'attachment; filename="{job.repo}-{job.id}.log"'
-        return answer
+        if query.get("download") == "1":
+            headers["Content-Disposition"] = f'attachment; filename="{job.repo}-{job.id}.log"'
+        return file_response(path.parent, path.name, headers, "text/plain; charset=utf-8")
+
+    def _piece(self, path: Path) -> Piece:
+        """The part of a log that the query names: from a line on, what lies before an offset, or the end."""
+        counts, line, before = self.engine.line_counts, query_number("line"), query_number("before")
+        if line is not None:
+            return counts.piece_from(path, max(1, line), min(query_number("most") or PIECE_BYTES, BLOCK))
+        return counts.piece_before(path, size_of(path) if before is None else before)
+
+    def _find(self, path: Path, needle: str) -> Any:
+        """The lines of a log that hold a text. Only two requests search at a time, so that all others are answered."""
+        if not 0 < len(needle) <= 200:
+            raise Refused(400, "find must be a text of 1 to 200 characters")
+        until = time.monotonic() + FIND_SECONDS
+        if not self.finders.acquire(timeout=FIND_SECONDS / 2):
+            raise Refused(503, "too many search logs at once; search again in a moment", headers={"Retry-After": "1"})
+        try:
+            found = find_in_log(path, needle, FIND_MOST, until)
+        except FileNotFoundError:
+            found = Found([], 0, True, 0)
+        finally:
+            self.finders.release()
+        matches = [{"line": line, "text": text} for line, text in found.matches]
+        answer = {"count": found.count, "matches": matches, "complete": found.complete, "lines": found.lines}
+        return json_response({"find": needle, **answer})
 
     def _log_after(self, job: Job, path: Path, offset: int, wait: float, most: int = 1 << 20) -> bytes:
         """At most `most` bytes of a log from `offset` on; waits up to `wait` seconds for the first while the job lives."""
@@ -4962,13 +5573,45 @@ def wanted_type() -> str:
 
 
 def json_response(program: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
-    headers = {**(headers or {}), "Content-Type": "application/json", "Cache-Control": "no-store"}
-    return bottle.HTTPResponse(json.dumps(program) + "\n", status, headers)
+    return tagged(f"{json.dumps(program)}\n".encode(), "application/json", status, headers)
 
 
 def text_response(status: int, body: str | bytes, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
     headers = {**(headers or {}), "Content-Type": "text/plain; charset=utf-8"}
     return bottle.HTTPResponse(body, status, headers)
+
+
+def is_known(tag: str) -> bool:
+    """Whether who asks has what carries this tag."""
+    given = [part.strip().removeprefix("W/") for part in header("If-None-Match").split(",")]
+    return bottle.request.method in ("GET", "HEAD") and (tag in given or given == ["*"])
+
+
+def tagged(body: bytes, kind: str, status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
+    """An answer tagged by its content; who has it already is told only that."""
+    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    if status == 200 and is_known(tag):
+        body, status = b"", 304
+    own = {"Cache-Control": "no-cache", "Vary": "Accept", **(headers or {}), "Content-Type": kind, "ETag": tag}
+    return bottle.HTTPResponse(body, status, own)
+
+
+def file_response(folder: Path, name: str, headers: Mapping[str, str], kind: str | bool = True) -> bottle.HTTPResponse:
+    """A file, or a range of it, tagged by its size and time; `kind` True goes by its name."""
+    tag, environ = "", bottle.request.environ
+    with contextlib.suppress(OSError):
+        facts = (folder / name.strip("/")).stat()
+        tag = f'"{facts.st_size:x}-{facts.st_mtime_ns:x}"'
+    if header("If-None-Match"):
+        environ.pop("HTTP_IF_MODIFIED_SINCE", None)  # it has whole seconds only
+    if header("If-Range") not in ("", tag):
+        environ.pop("HTTP_RANGE", None)  # the part would be of another file
+    answer = bottle.static_file(name, root=str(folder), mimetype=kind, etag=tag or False)
+    if answer.status_code in (200, 206) and is_known(tag):
+        answer.close()
+        answer = bottle.HTTPResponse(b"", 304, {"ETag": tag})
+    answer.headers.update(headers)
+    return answer
 
 
 def header(name: str) -> str:

@@ -13,6 +13,7 @@ made where ``TMPDIR`` says; what kind of disk that is matters.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -814,6 +815,152 @@ def bench_mr_page(lab: Lab) -> Iterator[Row]:
             yield row_by_limit("… its size", size, 1)
 
 
+def bench_log_page(lab: Lab) -> Iterator[Row]:
+    """The page of a job whose log has 100 MB in colour, and what the server keeps of it."""
+    line = "\\033[3%dmcompiling\\033[0m the \\033[1mfile number %d\\033[0m of many that are compiled\\n"
+    script = f"""#!/bin/sh
+i=0; while [ $i -lt 2000 ]; do i=$((i+1)); printf '{line}' $((i % 8)) $i; done > lines
+size=100000000; case $FORGE_BRANCH in *small) size=1000000; esac
+while cat lines; do :; done | head -c $size
+"""
+    took, size, rss, screen = Series(), Series(unit="kB"), Series(unit="MB"), Series()
+    with Server(lab) as server:
+        pair = Pair(lab, server, {".forge/pre-merge": script})
+        small, branch = pair.changes("forge", ["small", "large"], "A change with a long log")
+        pair.push("forge", [small, branch])
+        server.settle()
+        path = f"/jobs/{server.job_of(branch)['id']}"
+        if server.log_of(branch, pair.name).stat().st_size != 100_000_000:
+            raise Broken(f"the job did not print what it should: {server.job_of(branch)}")
+        for _ in range(10):  # so that each thread has what it needs for a page of that size
+            server.time_page(f"/jobs/{server.job_of(small)['id']}")
+        before = server.watched.memory_info().rss
+        for _ in lab.rounds():
+            began = time.perf_counter()
+            with urllib.request.urlopen(urllib.request.Request(server.url + path, headers={"Accept": "text/html"})) as answer:
+                size.values.append(len(answer.read()) / 1000)
+            took.values.append(1000 * (time.perf_counter() - began))
+            rss.values.append((server.watched.memory_info().rss - before) / MEGABYTE)
+        screen.values += time_screens(lab, server.url + path)
+    yield row_by_limit("page of a coloured log of 100 MB", took, 100)
+    yield row_by_limit("… its size", size, 300)
+    yield row_by_limit("… the growth of the server's memory (RSS)", rss, 2)
+    if screen.values:
+        yield row_by_limit("… first coloured screen in Chromium", screen, 1000)
+
+
+def time_screens(lab: Lab, url: str) -> list[float]:
+    """Milliseconds until Chromium shows the end of a log in colour, each time in a fresh profile; none without Chromium."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return []
+    chromium, took = shutil.which("chromium"), []
+    if not chromium:
+        return []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for _ in lab.rounds(5):
+            page = browser.new_page()
+            began = time.perf_counter()
+            page.goto(url, wait_until="commit")
+            page.wait_for_selector("#log .line:last-child .ansi-red-fg, #log .line .ansi-green-fg", state="visible")
+            took.append(1000 * (time.perf_counter() - began))
+            page.close()
+        browser.close()
+    return took
+
+
+VIEWERS, VIEWED_SECONDS = 100, 8
+TICKING = f"""#!/bin/sh
+i=0; while [ $i -lt {VIEWED_SECONDS * 10} ]; do
+  i=$((i+1)); now=$(date +%s.%N)
+  for line in 0 1 2 3 4 5 6 7 8 9; do echo "$now is when this line number $i$line of a log was written by a job"; done
+  sleep 0.09
+done
+"""
+
+
+def bench_viewers(lab: Lab) -> Iterator[Row]:
+    """100 viewers of a job that writes 100 lines a second, asking as log.js does; and `/` for somebody else meanwhile."""
+    late, sent, page = Series(), Series(unit="× log"), Series()
+    with Server(lab) as server:
+        pair = Pair(lab, server, {".forge/pre-merge": TICKING})
+        for number, _ in lab.rounds(3):
+            (branch,) = pair.changes("forge", [number], "A change that is watched")
+            pair.push("forge", [branch])
+            wait_until(lambda branch=branch: bool(server.job_of(branch)["event"] == "job.started"), "the start of a job")  # type: ignore[misc]
+            delays, received, pages = asyncio.run(watch_together(server.url, server.job_of(branch)["id"]))
+            server.settle()
+            late.values.append(1000 * percentile(delays, 95))
+            sent.values.append(max(received) / server.log_of(branch, pair.name).stat().st_size)
+            page.values.append(1000 * percentile(pages, 95))
+    yield row_by_limit("line → received by 100 viewers, 95 %", late, 1000)
+    yield row_by_limit("… sent to the one who got most, with headers", sent, 1.5)
+    yield row_by_limit("… / meanwhile, 95 %", page, 200)
+
+
+def percentile(values: list[float], percent: int) -> float:
+    """The value that so many percent of the others do not exceed."""
+    return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
+
+
+async def watch_together(url: str, job: int) -> tuple[list[float], list[float], list[float]]:
+    """(seconds from each line to its receipt, bytes that each viewer was sent, seconds of each look at `/`)."""
+    delays: list[float] = []
+    pages: list[float] = []
+
+    async def look() -> None:
+        while True:
+            began = time.perf_counter()
+            channel = await connect(url)
+            await fetch(channel, "/", "text/html")
+            channel[1].close()
+            pages.append(time.perf_counter() - began)
+            await asyncio.sleep(0.2)
+
+    looking = asyncio.create_task(look())
+    received = await asyncio.gather(*(view_log(url, job, number / VIEWERS / 2, delays) for number in range(VIEWERS)))
+    looking.cancel()
+    return delays, list(received), pages
+
+
+async def view_log(url: str, job: int, start: float, delays: list[float]) -> float:
+    """Ask for what is new in a log every half second until its job has ended, and every ten times for the facts above it."""
+    await asyncio.sleep(start)
+    channel, offset, rest, total, live, asked = await connect(url), 0, b"", 0, True, 0
+    while live:
+        head, body = await fetch(channel, f"/jobs/{job}/log?offset={offset}", "text/plain")
+        now = time.time()
+        total, offset, asked = total + len(head) + len(body), offset + len(body), asked + 1
+        *lines, rest = (rest + body).split(b"\n")
+        delays += [now - float(line.split(b" ", 1)[0]) for line in lines]
+        live = bool(body) or b"X-Job-Status: running" in head
+        if asked % 10 == 0:
+            total += sum(map(len, await fetch(channel, f"/jobs/{job}?facts=1", "text/html")))
+        await asyncio.sleep(0.5)
+    channel[1].close()
+    return float(total)
+
+
+Channel = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def connect(url: str) -> Channel:
+    """A connection to a server that is kept."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+async def fetch(channel: Channel, path: str, accept: str) -> tuple[bytes, bytes]:
+    """The head and the body of an answer."""
+    reader, writer = channel
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {accept}\r\n\r\n".encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    size = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    return head, await reader.readexactly(int(size.partition(b":")[2]))
+
+
 class Bench(NamedTuple):
     """A bench as the table has it."""
 
@@ -834,6 +981,8 @@ BENCHES: dict[str, Bench] = {
     "idle": Bench(bench_idle),
     "start": Bench(bench_start),
     "mr-page": Bench(bench_mr_page),
+    "log-page": Bench(bench_log_page),
+    "viewers": Bench(bench_viewers),
 }
 
 

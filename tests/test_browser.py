@@ -15,16 +15,19 @@ exit 3
 """
 
 
-def test_the_log_is_coloured_and_nothing_in_it_can_be_clicked(work: Work, page: Any) -> None:
+def test_the_log_is_coloured_and_only_web_links_in_it_can_be_clicked(work: Work, page: Any) -> None:
     work.branch("topic", run=COLOURS)
     job = work.server.ended(work.push_job("topic"))
     page.goto(f"{job['url']}#L2")
     page.wait_for_selector("#log .ansi-red-fg")
     lines = page.locator("#log .line > span").all_inner_texts()
-    assert lines == ["red true plain <b>", "a link and javascript here", "100%"]
+    assert lines == ["red true plain <b>", "a link (http://evil.example/) and javascript here", "100%"]
     assert page.eval_on_selector("#L1 .ansi-red-fg", "e => getComputedStyle(e).fontWeight") == "700"
     assert page.locator("#L1 span span", has_text="true").evaluate("e => getComputedStyle(e).color") == "rgb(250, 120, 0)"
-    assert page.locator("#log span a").count() == 0
+    assert page.locator("#log span a").evaluate_all("links => links.map((a) => [a.href, a.text])") == [
+        ["http://evil.example/", "a link"]
+    ]
+    assert page.get_attribute("#log span a", "rel") == "noreferrer noopener nofollow"
     assert page.locator("[data-status=failed]").first.is_visible()
 
 

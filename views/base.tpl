@@ -7,6 +7,9 @@
 <title>{{get('title', 'forge')}}</title>
 <link rel="icon" href="/static/{{get('icon', 'forge')}}.svg" type="image/svg+xml">
 <link rel="stylesheet" href="/static/forge.css">
+% if get('feed'):
+<link rel="alternate" type="application/atom+xml" title="{{get('title')}}" href="{{feed}}">
+% end
 % busy = get('busy', False)
 % if busy:
 <noscript><meta http-equiv="refresh" content="3"></noscript>
@@ -25,6 +28,11 @@
  aria-current="page"\\
 % end
 >Jobs</a>
+<a href="/search"\\
+% if here == '/search':
+ aria-current="page"\\
+% end
+>Search</a>
 </nav>
 % if logged_in:
 <form method="post" action="/logout"><button class="quiet">Log out</button></form>

@@ -13,7 +13,21 @@
 <h1>Job {{job['id']}} \\
 % badge(job['status'])
 </h1>
-% if job['reason']:
+% if digest:
+%   tone = 'good' if job['status'] == 'passed' else 'bad' if job['status'] in ('failed', 'timeout') else 'still'
+<section class="digest" data-tone="{{tone}}" aria-label="What it came to">
+<pre>\\
+%   for place, part in enumerate(digest):
+%     if place % 2:
+<a href="#L{{part}}">{{part}}</a>\\
+%     else:
+{{part}}\\
+%     end
+%   end
+</pre>
+</section>
+% end
+% if job['reason'] and job['reason'] not in ''.join(digest):
 <p class="verdict" data-tone="{{'bad' if job['status'] in ('failed', 'timeout') else 'still'}}">{{job['reason']}}</p>
 % elif stopping:
 <p class="verdict" data-tone="busy">It is being stopped: {{stopping[1]}}</p>
@@ -92,23 +106,68 @@
 <dt>Now</dt><dd>{{job['cpu_percent'] if job['cpu_percent'] is not None else '–'}} % CPU, {{spell_bytes(job['rss_bytes']) or '–'}} of memory, {{job['processes'] if job['processes'] is not None else '–'}} processes</dd>
 % end
 </dl>
-<h2 class="loghead">Log <span class="dim"><a href="{{job['log_url'].replace(job['url'], '/jobs/%d' % job['id'])}}">raw</a> · <a href="/jobs/{{job['id']}}/log?download=1">download</a>
+% address = f"/jobs/{job['id']}"
+<h2 class="loghead" id="loghead">Log <span class="dim"><a href="{{address}}/log">raw</a> · <a href="{{address}}/log?download=1">download</a>
 % if job['log_size']:
 · {{spell_bytes(job['log_size'])}}
 % end
 </span></h2>
 % if gone:
 <p class="empty">The log of this job was pruned to save room. What it came to is above; Retry makes a new one.</p>
+% elif not piece:
+<section id="logview" data-keep></section>
 % else:
-%   if start:
-<p class="dim">The first {{spell_bytes(start)}} of this large log are left out here; the raw log has all.</p>
+<section id="logview" data-keep data-refresh="{{address}}?facts=1" aria-labelledby="loghead">
+<form class="logtools" id="logtools" role="search" hidden>
+<label class="hidden" for="find">Search the log</label>
+<input id="find" type="search" placeholder="Search the log" autocomplete="off" autocapitalize="off" spellcheck="false" maxlength="200">
+<button type="button" id="previous" title="Previous match (N)"><span aria-hidden="true">↑</span><span class="hidden">Previous match</span></button>
+<button type="button" id="next" title="Next match (n)"><span aria-hidden="true">↓</span><span class="hidden">Next match</span></button>
+<output id="count" for="find"></output>
+<label><input type="checkbox" id="filter"> Only matching lines</label>
+<label><input type="checkbox" id="wrap"> Wrap lines</label>
+<button type="button" id="first-error">First error</button>
+<button type="button" id="show-keys" aria-haspopup="dialog" title="Keys (?)"><span aria-hidden="true">?</span><span class="hidden">Keys</span></button>
+</form>
+<dialog id="keys" aria-labelledby="keys-title">
+<h2 id="keys-title">Keys</h2>
+<dl>
+<dt><kbd>/</kbd></dt><dd>search the log</dd>
+<dt><kbd>n</kbd></dt><dd>next match</dd>
+<dt><kbd>N</kbd></dt><dd>previous match</dd>
+<dt><kbd>Esc</kbd></dt><dd>leave the search field; once more ends the search</dd>
+<dt><kbd>?</kbd></dt><dd>these keys</dd>
+</dl>
+<p>Shift and a click on a line number extend the marked lines.</p>
+<button type="button" id="hide-keys">Close</button>
+</dialog>
+<p class="dim logmore" id="earlier-line"\\
+%   if piece.start == piece.skipped:
+ hidden\\
 %   end
-<div id="log" class="log" data-keep data-src="/jobs/{{job['id']}}/log" data-offset="{{start}}" data-line="{{first}}" data-live="{{'yes' if live else 'no'}}" tabindex="0" role="region" aria-label="Log">\\
-%   for number, line in enumerate(lines, first):
-<div class="line" id="L{{number}}"><a href="#L{{number}}">{{number}}</a><span>{{line}}</span></div>
+><a id="earlier" href="{{address}}?before={{piece.start - piece.skipped}}#log">Earlier lines</a></p>
+<div id="log" class="log" data-src="{{address}}/log" data-offset="{{piece.start}}" data-line="{{piece.line}}" data-skipped="{{piece.skipped}}" data-size="{{piece.size}}" data-status="{{job['status']}}" data-end="{{'no' if later else 'yes'}}" tabindex="0" role="region" aria-label="Log"><div id="rows">\\
+%   for number, line in enumerate(lines, piece.line):
+<div class="line" id="L{{number}}"><a href="#L{{number}}">{{number}}</a><span>\\
+%     if piece.skipped and number == piece.line:
+<a class="cut" href="{{address}}/log?offset={{piece.start - piece.skipped}}">{{spell_bytes(piece.skipped)}} of this line left out</a> \\
+%     end
+{{line}}\\
+%     if later == number + 1 and not piece.content.endswith(b'\n') and len(lines) == 1:
+ <a class="cut" href="{{address}}/log?offset={{piece.start}}">the rest of this line left out</a>\\
+%     end
+</span></div>
 %   end
-</div>
+</div></div>
+<p class="dim logmore" id="later-line"\\
+%   if not later:
+ hidden\\
+%   end
+><a id="later" href="{{address}}?line={{later or ''}}#log">Later lines</a></p>
+<p class="logstate"><button type="button" id="follow" hidden>Follow the log</button> <span id="state" role="status" class="dim">\\
 %   if not lines:
-<p class="dim" id="nolog">{{'It has printed nothing yet.' if live else 'It did not have to run.' if job['reused_from'] else 'It printed nothing.'}}</p>
+{{'It has printed nothing yet.' if live else 'It did not have to run.' if job['reused_from'] else 'It printed nothing.'}}\\
 %   end
+</span></p>
+</section>
 % end

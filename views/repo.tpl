@@ -1,4 +1,4 @@
-% rebase('base', title=f'{repo} · forge')
+% rebase('base', title=f'{repo} · forge', feed=f'/r/{repo}/feed.atom')
 % parts = include('parts')
 % badge, job_table, password_field = parts['badge'], parts['job_table'], parts['password_field']
 <h1>{{repo}}</h1>

@@ -1,6 +1,7 @@
 // Keep a page up to date while it is looked at: fetch it again, and change only what has changed, so that the focus,
 // what is being typed, what is folded out and where the reader has scrolled to stay. What carries data-keep belongs to
 // another script and is left alone.
+// What carries data-refresh names where the page is without it, so that it is not sent again.
 const BUSY = 1500, QUIET = 5000; // milliseconds between two looks
 let tag = null;
 
@@ -39,7 +40,8 @@ function morph(old, fresh) {
 // Look once; false when there is no answer to use. A page that says otherwise (a branch that was merged) is shown as well.
 export async function refresh() {
   const headers = { Accept: "text/html", ...(tag && { "If-None-Match": tag }) };
-  const answer = await fetch(location.pathname + location.search, { headers });
+  const lean = document.querySelector("[data-refresh]")?.dataset.refresh;
+  const answer = await fetch(lean ?? location.pathname + location.search, { headers });
   if (answer.status === 304) return true;
   if (answer.status >= 500 || answer.status === 429) return false;
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -51,8 +53,13 @@ export async function refresh() {
   return true;
 }
 
-for (;;) {
-  await new Promise((done) => setTimeout(done, document.body.dataset.busy === "yes" ? BUSY : QUIET));
-  if (document.hidden) await new Promise((done) => document.addEventListener("visibilitychange", done, { once: true }));
-  await refresh().catch(() => false); // the server restarts; the next look may find it
+async function watch() {
+  for (;;) {
+    const busy = document.body.dataset.busy === "yes" && !document.querySelector("[data-refresh]"); // whose script looks itself
+    await new Promise((done) => setTimeout(done, busy ? BUSY : QUIET));
+    if (document.hidden) await new Promise((done) => document.addEventListener("visibilitychange", done, { once: true }));
+    await refresh().catch(() => false); // the server restarts; the next look may find it
+  }
 }
+
+watch();
