@@ -4598,7 +4598,7 @@ class Web:
             content = self._log_after(job, path, offset, wait)
             return text_response(200, content, headers | {"X-Log-Size": str(size_of(path))})
         if "line" in query or "before" in query:
-            piece = self._piece(path)
+            piece = self._piece(path, min(query_number("most") or BLOCK, BLOCK))
             for name in ("start", "line", "skipped", "size"):
                 headers[f"X-Log-{name.replace('start', 'offset').title()}"] = str(getattr(piece, name))
             return text_response(200, piece.content, headers)
@@ -4614,11 +4614,11 @@ class Web:
             answer.headers["Content-Disposition"] = f'attachment; filename="{job.repo}-{job.id}.log"'
         return answer
 
-    def _piece(self, path: Path) -> Piece:
+    def _piece(self, path: Path, most: int = PIECE_BYTES) -> Piece:
         """The part of a log that the query names: from a line on, what lies before an offset, or the end."""
         counts, line, before = self.engine.line_counts, query_number("line"), query_number("before")
         if line is not None:
-            return counts.piece_from(path, max(1, line), min(query_number("most") or PIECE_BYTES, BLOCK))
+            return counts.piece_from(path, max(1, line), most)
         return counts.piece_before(path, size_of(path) if before is None else before)
 
     def _find(self, path: Path, needle: str) -> Any:
