@@ -52,7 +52,7 @@ old value. Turns are marked under the lock and held without it.
 watcher     one; waits on the pidfds of the jobs, measures and stops them, starts a scan when due
 workers     ``WORKERS``; take repos from ``Engine.todo`` and step them
 starters    one for each job that is being started; gone when its process runs
-janitor     one; empties ``trash/``, writes the snapshot when many records have come
+janitor     one; empties ``trash/``, writes the snapshot when many records have come, counts the lines of new logs
 web         waitress's; they submit, ask, and read
 ==========  =========================================================================================
 
@@ -4599,9 +4599,8 @@ class Web:
             return text_response(200, content, headers | {"X-Log-Size": str(size_of(path))})
         if "line" in query or "before" in query:
             piece = self._piece(path, min(query_number("most") or BLOCK, BLOCK))
-            for name in ("start", "line", "skipped", "size"):
-                headers[f"X-Log-{name.replace('start', 'offset').title()}"] = str(getattr(piece, name))
-            return text_response(200, piece.content, headers)
+            place = {"Offset": piece.start, "Line": piece.line, "Skipped": piece.skipped, "Size": piece.size}
+            return text_response(200, piece.content, headers | {f"X-Log-{name}": str(value) for name, value in place.items()})
         if query.get("follow") == "1":
             if not self.followers.acquire(blocking=False):
                 raise Refused(503, "too many follow logs at once; use ?offset=N", headers={"Retry-After": "1"})
@@ -4627,7 +4626,7 @@ class Web:
             raise Refused(400, "find must be a text of 1 to 200 characters")
         until = time.monotonic() + FIND_SECONDS
         if not self.finders.acquire(timeout=FIND_SECONDS / 2):
-            raise Refused(503, "too many search logs at once; search again in a moment", headers={"Retry-After": "1"})
+            raise Refused(503, "too many searches at once; search again in a moment", headers={"Retry-After": "1"})
         try:
             found = find_in_log(path, needle, FIND_MOST, until)
         except FileNotFoundError:
