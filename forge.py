@@ -52,7 +52,7 @@ old value. Turns are marked under the lock and held without it.
 watcher     one; waits on the pidfds of the jobs, measures and stops them, starts a scan when due
 workers     ``WORKERS``; take repos from ``Engine.todo`` and step them
 starters    one for each job that is being started; gone when its process runs
-janitor     one; empties ``trash/``, writes the snapshot when many records have come
+janitor     one; empties ``trash/``, writes the snapshot when many records have come, counts the lines of new logs
 herald      one, where FORGE_NOTIFY is set; runs it
 web         waitress's; they submit, ask, and read
 ==========  =========================================================================================
@@ -5346,10 +5346,9 @@ class Web:
             content = self._log_after(job, path, offset, wait)
             return text_response(200, content, headers | {"X-Log-Size": str(size_of(path))})
         if "line" in query or "before" in query:
-            piece = self._piece(path)
-            for name in ("start", "line", "skipped", "size"):
-                headers[f"X-Log-{name.replace('start', 'offset').title()}"] = str(getattr(piece, name))
-            return text_response(200, piece.content, headers)
+            piece = self._piece(path, min(query_number("most") or BLOCK, BLOCK))
+            place = {"Offset": piece.start, "Line": piece.line, "Skipped": piece.skipped, "Size": piece.size}
+            return text_response(200, piece.content, headers | {f"X-Log-{name}": str(value) for name, value in place.items()})
         if query.get("follow") == "1":
             if not self.followers.acquire(blocking=False):
                 raise Refused(503, "too many follow logs at once; use ?offset=N", headers={"Retry-After": "1"})
@@ -5360,11 +5359,11 @@ class Web:
             headers["Content-Disposition"] = f'attachment; filename="{job.repo}-{job.id}.log"'
         return file_response(path.parent, path.name, headers, "text/plain; charset=utf-8")
 
-    def _piece(self, path: Path) -> Piece:
+    def _piece(self, path: Path, most: int = PIECE_BYTES) -> Piece:
         """The part of a log that the query names: from a line on, what lies before an offset, or the end."""
         counts, line, before = self.engine.line_counts, query_number("line"), query_number("before")
         if line is not None:
-            return counts.piece_from(path, max(1, line), min(query_number("most") or PIECE_BYTES, BLOCK))
+            return counts.piece_from(path, max(1, line), most)
         return counts.piece_before(path, size_of(path) if before is None else before)
 
     def _find(self, path: Path, needle: str) -> Any:
@@ -5373,7 +5372,7 @@ class Web:
             raise Refused(400, "find must be a text of 1 to 200 characters")
         until = time.monotonic() + FIND_SECONDS
         if not self.finders.acquire(timeout=FIND_SECONDS / 2):
-            raise Refused(503, "too many search logs at once; search again in a moment", headers={"Retry-After": "1"})
+            raise Refused(503, "too many searches at once; search again in a moment", headers={"Retry-After": "1"})
         try:
             found = find_in_log(path, needle, FIND_MOST, until)
         except FileNotFoundError:

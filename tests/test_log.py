@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Answer, Work
+from conftest import Answer, Server, Work
 
 from forge import BLOCK, PIECE_BYTES, PIECE_LINES, LineCounts, find_in_log, link_lines, plain_lines
 
@@ -127,6 +129,27 @@ def test_the_lines_that_a_digest_names_are_links() -> None:
     assert link_lines("line 0 and line 1") == ["line 0 and line ", "1", ""] and link_lines(None) == link_lines({}) == []
 
 
+def test_a_digest_is_shown_with_links_to_its_lines(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    work = server.repo("app")
+    work.branch("topic", run="echo error: it broke; exit 3\n")
+    job_id = work.push_job("topic")
+    server.ended(job_id)
+    server.stop()
+    journal, digest = server.data / "jobs.jsonl", "exit code 3: <it> failed\nline 1: error: it broke"
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    for record in records:
+        if record["event"] == "job.finished" and record["id"] == job_id:
+            record["digest"] = digest
+    journal.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    (server.data / "snapshot").unlink(missing_ok=True)
+    server.start()
+    page = server.ask(f"/jobs/{job_id}", Accept="text/html").text
+    shown = page.partition('<section class="digest" data-tone="bad"')[2].partition("</section>")[0]
+    assert 'exit code 3: &lt;it&gt; failed\nline <a href="#L1">1</a>: error: it broke' in shown
+    assert page.count("exit code 3") == 1 and server.get(f"/jobs/{job_id}")["digest"] == digest
+
+
 def put_log(work: Work, content: bytes = b"") -> tuple[int, Path]:
     """A job that has ended, with a log that it would take long to write."""
     work.branch("topic")
@@ -155,7 +178,8 @@ def test_the_log_by_lines_and_pieces(work: Work) -> None:
     assert ask(f"{log}?offset={offset}").body.startswith(answer.body)
     before = ask(f"{log}?before={offset}")
     assert before.body.endswith(b"line 249999\n") and before.headers["X-Log-Line"] == "249000"
-    assert len(ask(f"{log}?line=1&most=99999999").body) <= BLOCK
+    for query in ("line=1", "line=1&most=99999999"):
+        assert BLOCK - 100 < len(ask(f"{log}?{query}").body) <= BLOCK
     assert ask(f"{log}?line=999999").body == b"" and ask(f"{log}?line=x").status == 400
     for query, first in (
         ("", 299001),

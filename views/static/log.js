@@ -422,7 +422,7 @@ function showCount() {
   const number = (value) => value.toLocaleString("en");
   const { text, at, count, matches, complete, lines } = search;
   const more = count > matches.length ? `; the first ${number(matches.length)} can be visited` : "";
-  const stopped = complete ? "" : `; it took too long and stopped after line ${number(lines)}`;
+  const stopped = complete ? "" : `; it took too long and stopped in line ${number(lines + 1)}`;
   $("count").textContent = text ? `${at < 0 ? "" : `${number(at + 1)} of `}${count ? number(count) : "no match"}${more}${stopped}` : "";
   for (const line of log.querySelectorAll(".current")) line.classList.remove("current");
   const line = matches[at]?.line;
@@ -480,9 +480,10 @@ function showMatches() {
 function setFilter(on) {
   $("filter").checked = on;
   showMatches();
-  const line = search.matches[search.at]?.line;
+  showCount();
+  const line = search.matches[search.at]?.line, shown = filtered() ? matchElement(line) : rowOf(line)?.element;
   if (!on && following) toBottom();
-  else if (!on && line) rowOf(line)?.element.scrollIntoView({ block: "center" });
+  else shown?.scrollIntoView({ block: "center" });
 }
 
 async function endSearch() {
