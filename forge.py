@@ -8,7 +8,8 @@ The way of a push
 3. ``Engine.dispatch`` gives free places to pending jobs, those of the queue first, then the oldest. A starter
    thread (``Engine._launch``) makes the candidate (the merge commit that would become base), brings a checkout to it, and
    starts the supervisor, a few lines of sh that outlive us, with the job under it in a sandbox (``sandbox_args``).
-4. The watcher thread sees the supervisor end (pidfd), and ``Engine._end`` writes ``job.finished``.
+4. The watcher thread sees the supervisor end (pidfd), and ``Engine._end`` writes ``job.finished``, with a digest of why
+   when it did not pass.
 5. ``Engine.step`` asks ``decide`` (pure) what follows: ``Merge`` moves base and removes the branches in one ref transaction,
    ``Queue`` chains what passed on an older base and tests it with one job, ``Blame`` tells the branch that halving has found
    at fault. Moved base starts again at 2, as a post-merge job.
@@ -52,6 +53,7 @@ old value. Turns are marked under the lock and held without it.
 watcher     one; waits on the pidfds of the jobs, measures and stops them, starts a scan when due
 workers     ``WORKERS``; take repos from ``Engine.todo`` and step them
 starters    one for each job that is being started; gone when its process runs
+enders      one for each job that ended badly; reads its log, asks git, and is gone when the end is in the journal
 janitor     one; empties ``trash/``, writes the snapshot when many records have come
 web         waitress's; they submit, ask, and read
 ==========  =========================================================================================
@@ -269,7 +271,7 @@ class Job:
     reason: str | None = None
     retry_of: int | None = None
     reused_from: int | None = None
-    digest: Any = None
+    digest: str | None = None  # why it did not pass, in a few lines
     log_size: int | None = None
     checkout: int | None = None
     timeout: int | None = None
@@ -934,11 +936,10 @@ FOLDS: dict[str, tuple[Callable[[State, Mapping[str, Any]], None], str]] = {
 # the code that believes in it.
 FIELD_HINTS = get_type_hints(Job) | dict.fromkeys(("tip", "old", "new"), str | None) | {"begun": int, "job": int}
 FIELD_HINTS |= dict.fromkeys(("head", "how", "merge_commit", "parent"), str) | dict.fromkeys(("merges", "others", "jobs"), list)
-FIELD_HINTS |= {"duration": float | int | None, "digest": object}  # any
+FIELD_HINTS |= {"duration": float | int | None}
 FIELD_KINDS = {
     name: {get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
     for name, hint in FIELD_HINTS.items()
-    if hint is not object
 }
 PART_CHECKS: dict[str, Callable[[Any], bool]] = {  # of what is in a list
     "heads": lambda part: {"branch", "commit"} <= part.keys() and all(type(value) is str for value in part.values()),
@@ -1147,6 +1148,15 @@ class Ledger:
             if job and fits and job.is_result:
                 return job
         return None
+
+    def passed_before(self, job: Job) -> tuple[Job, str] | None:
+        """What a job that did not pass is compared with: (the last passed run, where it was) of its branch, else of base."""
+        found = self.search(1, job.id, job.repo, job.branch, job.kind, "passed")
+        if found:
+            return found[0], "on this branch"
+        merges = self.merges_of(job.repo, limit=1) if job.kind == PRE else []
+        landed = self.job(merges[0]["job"]) if merges else None
+        return (landed, "and became base") if landed else None
 
     def flakes(self, ended: Job) -> list[Event]:
         """The event that tells that a job which has just ended proves a flake: its tree had the other verdict before."""
@@ -1478,6 +1488,17 @@ def count_commits(repo: Path, base: str, head: str) -> tuple[str | None, int, in
     merge_base = git(repo, "merge-base", base, head, ok=(0, 1)).strip() or None
     behind, ahead = git(repo, "rev-list", "--count", "--left-right", f"{base}...{head}").split()
     return merge_base, int(ahead), int(behind)
+
+
+def read_subjects(repo: Path, commit: str, *without: str) -> list[str]:
+    """The subjects of the commits that `commit` has and the others lack, newest first, at most a hundred. Raises GitError."""
+    how = ("--max-count=100", "-z", "--no-show-signature", "--format=%s", "--end-of-options")
+    return git(repo, "log", *how, commit, *(f"^{other}" for other in without)).split("\0")[:-1]
+
+
+def changed_paths(repo: Path, old: str, new: str) -> list[str]:
+    """The paths by which two trees differ. Raises GitError."""
+    return git(repo, "diff-tree", "-r", "-z", "--name-only", "--no-renames", "--end-of-options", old, new).split("\0")[:-1]
 
 
 def read_diff(repo: Path, base: str, head: str, limit: int) -> tuple[str, bool]:
@@ -2638,6 +2659,7 @@ class Engine:
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
         self.stuck: dict[tuple[str, str, str], str] = {}  # by (repo, branch, head): why its merge failed although it was due
+        self.ending: set[int] = set()  # jobs whose processes are gone and whose ends an ender tells
         self.unspoken: set[int] = set()  # jobs whose verdict is not in the log yet
         self.eager: set[str] = set()  # repos where passed branches wait for first tests to end
         self.ended_last = 0.0  # when the job of the newest verdict ended, in seconds since the epoch
@@ -2686,7 +2708,7 @@ class Engine:
         until = time.monotonic() + seconds
         self.begin_nothing()
         with self.lock:
-            self.lock.wait_for(lambda: not self.starting, timeout=max(0.1, until - time.monotonic()))
+            self.lock.wait_for(lambda: not (self.starting or self.ending), timeout=max(0.1, until - time.monotonic()))
         for thread in self.threads:
             thread.join(timeout=max(0.1, until - time.monotonic()))
         self.launcher.stop()
@@ -3178,15 +3200,27 @@ class Engine:
         """Journal how a job ended, from what its supervisor left; `trouble` is why it never ran. Raises Refused(507)."""
         run = self.config.data_dir / "running" / str(job_id)
         left, (command, skipped) = read_exit(run), read_command(run)
+        code, up = left or (None, boot_clock())
+
+        def judged(job: Job) -> Job:
+            status, reason = verdict_of(job, code, command, skipped, trouble)
+            return replace(job, status=status, reason=reason, exit_code=code, command=command, stopping=None)
+
+        with self.lock:
+            job = self.state.jobs.get(job_id)
+        if job is None or not job.live:
+            return
+        if job.sandboxed and not trouble and not (command or skipped):
+            trouble = sandbox_trouble(code, self.config.log(job.repo, job_id))
+        seen = judged(job)
+        digest = self._digest(seen)
         with self.lock:
             job, running = self.state.jobs.get(job_id), self.running.get(job_id)
             if job is None or not job.live:
                 return
-            code, up = left or (None, boot_clock())
-            if job.sandboxed and not trouble and not (command or skipped):
-                trouble = sandbox_trouble(code, self.config.log(job.repo, job_id))
-            status, reason = verdict_of(job, code, command, skipped, trouble)
-            ended = replace(job, status=status, reason=reason, exit_code=code, command=command, stopping=None)
+            ended = judged(job)  # it may have been told to stop meanwhile
+            status, reason = ended.status, ended.reason
+            ended.digest = digest if (status, reason) == (seen.status, seen.reason) else None
             finished = time.time() - max(0.0, boot_clock() - up)
             if 0 <= self.ended_last - finished < 0.02:  # the uptime has hundredths; times are to tell the order of the records
                 finished = self.ended_last + 0.001
@@ -3217,6 +3251,36 @@ class Engine:
             self.dispatch()  # else the next job would start on the base before the merge that the step makes
         self.poke(ended.repo if ended.repo in self.state.repos else "")
 
+    def _digest(self, job: Job) -> str | None:
+        """Why a job that has ended did not pass, or None for one that was not wanted. What cannot be read is left out."""
+        if job.status not in ("failed", "timeout"):
+            return None
+        repo, log_file, parts = self.config.repo(job.repo), self.config.log(job.repo, job.id), [outcome(job)]
+        try:
+            with self.lock:
+                passed, where = (None if job.interrupted else self.ledger.passed_before(job)) or (None, "")
+            if not job.interrupted:
+                usual = self.config.log(passed.repo, passed.reused_from or passed.id) if passed else None
+                found = first_error(read_ends(log_file), usual_lines(read_ends(usual)) if usual else set())
+                parts += [f"line {found[0]}: {fit(found[1], 160)}"] if found else []
+            parts += last_lines(read_tail(log_file))
+            if passed and passed.finished_at:
+                earlier = spell_age(max(0, int(time.time() - seconds_of(passed.finished_at))))
+                parts.append(f"job {passed.id} passed {where} {earlier} earlier")
+                parts += spell_changes(len(job.heads) - 1, *self._changes(repo, job, passed))
+        except (GitError, OSError, ValueError) as error:
+            self.complain(f"the digest of job {job.id} is cut short", error)
+        return fit_digest(parts)
+
+    def _changes(self, repo: Path, job: Job, passed: Job) -> tuple[list[str], int, list[str]]:
+        """Since a run that passed: (subjects of new commits, by how many base moved, paths that differ). Raises GitError."""
+        before = dict(pairs(passed.heads)).get(job.branch)
+        old_base, known, moved = passed.base if before else passed.tested, [before] if before else [], 0
+        if job.kind == PRE and job.base and old_base:
+            moved = len(read_subjects(repo, job.base, old_base))
+            known.append(job.base)
+        return read_subjects(repo, job.commit, *known), moved, changed_paths(repo, passed.tree or "", job.tree or "")
+
     # -- the watcher ----------------------------------------------------------
 
     def _watch(self) -> None:
@@ -3245,8 +3309,7 @@ class Engine:
     def _wait_for_jobs(self, seconds: float) -> None:
         poll = select.poll()
         poll.register(self.wake_out, select.POLLIN)
-        with self.lock:
-            running = {run.pidfd: run for run in self.running.values()}
+        running = {run.pidfd: run for run in self._alive()}
         for pidfd in running:
             poll.register(pidfd, select.POLLIN)
         awake = [file for file, _ in poll.poll(seconds * 1000)]
@@ -3254,7 +3317,35 @@ class Engine:
             with contextlib.suppress(BlockingIOError):
                 os.read(self.wake_out, 4096)
         for job_id in sorted((running[file].job_id for file in awake if file in running), key=self._when_ended):
+            if self._ended_well(job_id):
+                self._see_end(job_id)  # in this thread, so that who passed first is first in line
+            else:
+                self.ending.add(job_id)
+                threading.Thread(target=self._tell_end, args=(job_id,), name=f"end-{job_id}", daemon=True).start()
+
+    def _ended_well(self, job_id: int) -> bool:
+        """Whether the end of a job needs no digest."""
+        left, job = read_exit(self.config.data_dir / "running" / str(job_id)), self.state.jobs.get(job_id)
+        return left is not None and left[0] == 0 and not (job and job.stopping)
+
+    def _tell_end(self, job_id: int) -> None:
+        """Tell the end of a job that did not pass; an ender thread runs this and ends with it."""
+        try:
             self._see_end(job_id)
+        except (Refused, OSError) as error:
+            self.complain(f"the end of job {job_id}", error)
+            with self.lock:
+                self.lock.wait_for(lambda: self.closing, timeout=0.5)  # the watcher sees it again, but not at once
+        finally:
+            with self.lock:
+                self.ending.discard(job_id)
+                self.lock.notify_all()
+            self.wake()
+
+    def _alive(self) -> list[Running]:
+        """The jobs that run, without those whose end is being told."""
+        with self.lock:
+            return [run for run in self.running.values() if run.job_id not in self.ending]
 
     def _when_ended(self, job_id: int) -> tuple[float, int]:
         """Sorts jobs by when they ended (uptime); who passed first is first in line."""
@@ -3264,7 +3355,7 @@ class Engine:
     def _enforce(self) -> bool:
         """Stop the jobs that are told to: SIGTERM, then SIGKILL after the grace. Returns whether any is on the way."""
         with self.lock:
-            jobs = [(run, self.state.jobs[run.job_id]) for run in self.running.values()]
+            jobs = [(run, self.state.jobs[run.job_id]) for run in self._alive()]
             doomed = [run for run, job in jobs if job.stopping]
         for run in doomed:
             if run.stop_at is None:
@@ -3280,7 +3371,7 @@ class Engine:
     def _check_jobs(self) -> None:
         """Measure the running jobs and hold them to their limits; end those that were lost."""
         with self.lock:
-            runs = list(self.running.values())
+            runs = self._alive()
             lost = [
                 j.id
                 for j in self.state.live_jobs()
@@ -3777,6 +3868,7 @@ def own_command() -> str:
 ###############################################################################
 
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[@-Z\\-_])")
+UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 LOG_PAGE_BYTES = 200_000
 DIFF_PAGE_BYTES = 300_000
 
@@ -3953,6 +4045,11 @@ def read_log(path: Path, offset: int, most: int) -> bytes:
     return b""
 
 
+def read_tail(path: Path, most: int = 1 << 16) -> bytes:
+    """The end of a log."""
+    return read_log(path, max(0, path.stat().st_size - most), most) if path.exists() else b""
+
+
 def count_newlines(path: Path, end: int) -> int:
     """How many lines end in the first `end` bytes of a file."""
     count = 0
@@ -3974,11 +4071,17 @@ def ago(moment: str | None) -> str:
         seconds = max(0, int(time.time() - seconds_of(moment)))
     except ValueError:  # a record of another version
         return moment
-    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= size:
-            number = seconds // size
-            return f"{number} {unit}{'s' if number > 1 else ''} ago"
-    return "just now" if seconds < 10 else f"{seconds} seconds ago"
+    return "just now" if seconds < 10 else f"{spell_age(seconds)} ago"
+
+
+def spell_age(seconds: int) -> str:
+    """A time span in its largest unit."""
+    number, unit = next((seconds // size, unit) for unit, size in UNITS if seconds >= size or size == 1)
+    return plural(number, unit)
+
+
+def plural(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def spell_duration(seconds: float | None) -> str:
@@ -4002,6 +4105,138 @@ def spell_bytes(size: float | None) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+# -- digest: why did it fail ------------------------------------------------------
+
+DIGEST_BYTES = 2000
+END_BYTES = 2 << 20  # of the beginning and of the end of a log, where a first error is looked for
+MOST_SUSPECTS = 2000  # lines of each of them that the patterns are tried on
+LINE_BYTES = 500  # of a line, before any pattern sees it: a hostile job writes what makes patterns slow
+# In small letters: each line that a pattern below finds has one of these.
+ERROR_WORDS = [b"not ok", b"not found", b"no such", b"e   ", b"e: "]
+ERROR_WORDS += b"err fail fatal panic exception assert undefined traceback denied fault dumped *** killed".split()
+CAUSE = re.compile(
+    r"""(?:^|[\s\])>:|(])(?:[Ff]atal\ error|[Ff]atal|FATAL|[Ee]rror|ERROR|panic)(?:\[\w{1,10}\])?:\s*\S  # gcc, git, nix, go
+    | ^(?:ERROR\b|npm\ ERR!|E:|E\s{3,})\s*\S | \[(?:ERROR|FATAL)\]                                      # npm, apt, pytest
+    | ^[\w.]{0,100}(?:Error|Exception)(?::\s|$) | panicked\ at | [Aa]ssertion\b.{0,200}\bfailed         # Python, Rust, C
+    | Segmentation\ fault | core\ dumped | \bKilled$ | undefined\ (?:reference|symbol) | \*\*\*\ .{0,200}\bStop\.
+    | (?:not\ found|No\ such\ file\ or\ directory|Permission\ denied)$""",
+    re.VERBOSE,
+)
+SIGN = re.compile(r"(?<![\w./-])(?i:errors?|fail|failed|failures?|exception)(?![\w/-]|\.\w)|^not ok\b")
+NO_ERROR = re.compile(
+    r"(?i:\b(?:no|0|zero|without) (?:errors?|failures?|failed)\b|\b(?:errors?|failures?|failed)[:=]? ?0\b)"
+    r"|^\s*(?:(?i:ok|pass)\b|[✓✔])|(?:\.\.\.|:) ok$|\bPASSED\b"
+)
+TRACEBACK = "Traceback (most recent call last):"
+
+
+def outcome(job: Job) -> str:
+    """How a job that did not pass ended, in words."""
+    if job.status == "timeout":
+        return f"timed out after {job.timeout} s"
+    if job.reason and job.reason.startswith("ended by signal "):
+        number = (job.exit_code or 0) - 128
+        what = f"{signal.Signals(number).name}, {(signal.strsignal(number) or '').lower()}"
+        return f"exit code {job.exit_code}: a process was killed by signal {number} ({what})"
+    return job.reason or "it did not pass"
+
+
+def read_ends(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number of its first line, bytes) of the beginning of a log and, when it is longer, of its end."""
+    size = path.stat().st_size if path.exists() else 0
+    yield 1, read_log(path, 0, END_BYTES)
+    if size > END_BYTES:
+        start = max(END_BYTES, size - END_BYTES)
+        yield count_newlines(path, start) + 1, read_log(path, start, END_BYTES)
+
+
+def plain_line(line: bytes) -> str:
+    """The beginning of a line of a log as it stands on a screen in the end, with nothing that is not text."""
+    line = line.rstrip(b"\r")
+    text = ANSI.sub("", line[line.rfind(b"\r") + 1 :][:LINE_BYTES].decode("utf-8", "replace"))
+    return "".join(c if c.isprintable() else " " for c in text).rstrip()
+
+
+def suspects(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str, bool]]:
+    """Lines of a log that speak of an error: (number, text, whether it is likely to name the cause)."""
+    for first, block in blocks:
+        calls_at, tried = -1, 0  # in a traceback: the column it begins in
+        for number, line in enumerate(block.split(b"\n"), first):
+            small = line[line.rfind(b"\r", 0, -1) + 1 :][:LINE_BYTES].lower()
+            if calls_at < 0 and not any(word in small for word in ERROR_WORDS):
+                continue
+            text, tried = plain_line(line), tried + 1
+            if tried > MOST_SUSPECTS:
+                break
+            if calls_at >= 0:
+                if text[calls_at : calls_at + 1].strip():  # no longer indented, so this is the exception
+                    calls_at = -1
+                    yield number, text.strip(), True
+            elif TRACEBACK in text:
+                calls_at = text.index(TRACEBACK)
+            elif not NO_ERROR.search(text):
+                is_cause = CAUSE.search(text) is not None
+                if is_cause or SIGN.search(text):
+                    yield number, text.strip(), is_cause
+
+
+def fingerprint(text: str) -> str:
+    """A line without what differs from run to run: ids, times, counts."""
+    return re.sub(r"[0-9a-f]{7,}|[0-9]+", "#", text.lower())
+
+
+def usual_lines(blocks: Iterable[tuple[int, bytes]]) -> set[str]:
+    """The suspects of a log that passed, by fingerprint: in another log they are none."""
+    return {fingerprint(text) for _, text, _ in suspects(blocks)}
+
+
+def first_error(blocks: Iterable[tuple[int, bytes]], usual: set[str]) -> tuple[int, str] | None:
+    """(number, text) of the first line that names a cause, else of the first that speaks of an error."""
+    sign = None
+    for number, text, is_cause in suspects(blocks):
+        if fingerprint(text) in usual:
+            continue
+        if is_cause:
+            return number, text
+        sign = sign or (number, text)
+    return sign
+
+
+def last_lines(tail: bytes) -> list[str]:
+    """What a log ends with, for a digest."""
+    lines = [text for text in map(plain_line, tail.split(b"\n")[-200:]) if text][-5:]
+    return ["the log ends with:", *(f"  {fit(text, 160)}" for text in lines)] if lines else []
+
+
+def spell_changes(others: int, subjects: list[str], moved: int, paths: list[str]) -> list[str]:
+    """How what a job tested differs from a run that passed; `others` are the branches it tested beside its own."""
+    more = " or more" if len(subjects) == 100 else ""
+    named = "; ".join([*(fit(subject, 60) for subject in subjects[:3]), *["…"][: len(subjects) // 4]])
+    since = [f"{plural(len(subjects), 'commit')}{more} ({named})"] if subjects else []
+    since += [f"base moved by {plural(moved, 'commit')}"] if moved else []
+    since += [f"tested together with {plural(others, 'other')}"] if others else []
+    rest = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    files = f"files: {', '.join(fit(path, 60) for path in paths[:5])}{rest}"
+    return [f"since then: {', '.join(since) or 'no commit'}", files if paths else "the files are the same: it may be a flake"]
+
+
+def fit_digest(lines: Iterable[str]) -> str:
+    """Lines as a digest: short, and nothing but text."""
+    text = "\n".join("".join(c if c.isprintable() else "?" for c in fit(line, 400)) for line in lines)
+    return text.encode()[:DIGEST_BYTES].decode("utf-8", "ignore")
+
+
+def char_widths(text: str) -> list[int]:
+    """How many columns of a terminal each character takes."""
+    return [0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text]
+
+
+def fit(text: str, room: int) -> str:
+    """`text` cut to `room` columns, with … for what is left out."""
+    widths = char_widths(text)
+    return text if sum(widths) <= room else text[: sum(end < room for end in itertools.accumulate(widths))] + "…"
 
 
 ###############################################################################
@@ -4604,7 +4839,8 @@ class Web:
         if not chunk and not live:
             watch, said = outlook(self.engine, job, pushed)
             whole_line = read_log(self.config.log(job.repo, job.id), max(0, offset - 1), 1) in (b"", b"\n")
-            chunk = f"{'' if whole_line else chr(10)}forge: {said}\n".encode("utf-8", "surrogateescape") if said else b""
+            words = "".join(f"forge: {line}\n" for line in [*(job.digest or "").split("\n"), said] if line) if said else ""
+            chunk = f"{'' if whole_line or not said else chr(10)}{words}".encode("utf-8", "surrogateescape")
             after = f"{watch.id}:{offset if watch.id == job.id else 0}:{pushed.id}" if watch else ""
             if watch and watch.id == job.id:
                 time.sleep(0.05)
