@@ -101,7 +101,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import bottle
 import psutil
@@ -4933,11 +4933,9 @@ class Client:
     """Talks to the server of a data directory with its token."""
 
     def __init__(self, config: Config):
-        self.config = config
-        try:
-            self.url = (config.data_dir / "address").read_text().strip()
-        except OSError:
-            self.url = config.listen_url()
+        self.config, self.url = config, ""
+        self.patience = 0.0  # seconds that a server may be away
+        self.missing: Callable[[], None] = lambda: None  # called while it is
         try:
             self.token = (config.data_dir / "token").read_text().strip()
         except FileNotFoundError:
@@ -4945,35 +4943,73 @@ class Client:
         except OSError as error:
             raise Fault(1, f"{error.filename} cannot be read ({error.strerror}); run forge as the user of the server") from None
 
-    def open(self, path: str, body: bytes | None = None, accept: str = "application/json", timeout: float = 60) -> Any:
-        """Ask the server; the answer is a file to read. Raises Fault: 3 when none answers, 1 or 2 with its reason."""
+    def ask(
+        self, path: str, body: bytes | None = None, accept: str = "application/json", timeout: float = 60
+    ) -> tuple[Any, bytes]:
+        """The headers and the body of an answer. Raises Fault: 3 when no server answers, 1 or 2 with its reason."""
+        until = time.monotonic() + self.patience
+        while True:
+            try:  # a server that comes back may listen elsewhere
+                self.url = (self.config.data_dir / "address").read_text().strip()
+            except OSError:
+                self.url = self.config.listen_url()
+            try:
+                return self._ask(path, body, accept, timeout)
+            except Fault as fault:
+                if fault.code != 3 or time.monotonic() >= until:
+                    raise
+            self.missing()
+            time.sleep(0.2)
+
+    def _ask(self, path: str, body: bytes | None, accept: str, timeout: float) -> tuple[Any, bytes]:
         from http.client import HTTPException
         from urllib.error import HTTPError
         from urllib.request import ProxyHandler, Request, build_opener
 
         headers = {"Authorization": f"Bearer {self.token}", "Accept": accept}
         try:
-            return build_opener(ProxyHandler({})).open(Request(self.url + path, body, headers), timeout=timeout)
+            with build_opener(ProxyHandler({})).open(Request(self.url + path, body, headers), timeout=timeout) as answer:
+                return answer.headers, answer.read()
         except HTTPError as error:
             said = error.read()
             try:
                 text = json.loads(said)["error"]
             except (ValueError, KeyError, TypeError):
                 text = said.decode("utf-8", "replace").strip()[:200] or str(error)
-            raise Fault(2 if error.code in (400, 404) else 1, text, said) from None
+            hint = self._hint(path, text) if error.code == 404 else ""
+            raise Fault(2 if error.code in (400, 404) else 1, text + hint, said) from None
         except (OSError, HTTPException):
             raise Fault(3, f"no server answers at {self.url}; start it with: forge serve") from None
+
+    def _hint(self, path: str, text: str) -> str:
+        """What to do about a name that is not there, for the end of the sentence that says so."""
+        repo, _, branch = unquote(path.removeprefix("/r/")).partition("/mr/")
+        with contextlib.suppress(Fault):
+            if text.startswith("there is no job"):
+                return "; forge jobs lists them"
+            if text.startswith("there is no repo"):
+                return did_you_mean(repo, [known["repo"] for known in self.get("/")["repos"]])
+            if " has no branch " in text:
+                return did_you_mean(branch, [known["branch"] for known in self.get(f"/r/{repo}")["merge_requests"]])
+        return ""
 
     def get(self, path: str, **query: Any) -> Any:
         """The JSON at `path`. Raises Fault."""
         given = {key: value for key, value in query.items() if value is not None}
-        with self.open(path + (f"?{urlencode(given)}" if given else "")) as answer:
-            return json.load(answer)
+        return json.loads(self.ask(path + (f"?{urlencode(given)}" if given else ""))[1])
 
     def post(self, path: str, **form: str) -> Any:
         """Do an action. Raises Fault."""
-        with self.open(path, urlencode(form).encode()) as answer:
-            return json.load(answer)
+        return json.loads(self.ask(path, urlencode(form).encode())[1])
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The names that are like one that is not there, for the end of a sentence; else the first of all."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known := list(known), 3)
+    few = f"{', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
+    return f"; did you mean {' or '.join(near)}?" if near else f"; there is {few or 'none yet'}"
 
 
 def check_repo(name: str) -> str:
@@ -4990,29 +5026,134 @@ def mr_path(repo: str, branch: str) -> str:
     return mr_url("", check_repo(repo), branch)
 
 
-def show(args: argparse.Namespace, program: Any, text: str) -> None:
-    """Print JSON when asked for, else text. What a terminal would obey is not printed there."""
-    if getattr(args, "json", False):
-        text = json.dumps(program, indent=2)
-    elif text:
-        text = "\n".join(
-            "".join(c if c.isprintable() or (c == "\x1b" and sys.stdout.isatty()) else "?" for c in line)
-            for line in text.split("\n")
-        )
+def printable(value: Any) -> Any:
+    """JSON with nothing in its texts that a terminal would obey."""
+    if isinstance(value, dict):
+        return {key: printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [printable(item) for item in value]
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in value) if isinstance(value, str) else value
+
+
+def show(args: argparse.Namespace, program: Any, write: Callable[[Any], str]) -> None:
+    """Print JSON when asked for, else what `write` makes of it, once it is printable."""
+    text = json.dumps(program, indent=2) if getattr(args, "json", False) else write(printable(program))
     if text:
         print(text)
 
 
+# As SGR parameters, by what stands in a cell.
+STYLES = (
+    dict.fromkeys(("passed", "ok"), "32") | dict.fromkeys(("failed", "timeout", "!!"), "31") | {"running": "36", "pending": "33"}
+)
+
+
+def paint(text: str, style: str = "") -> str:
+    """A status in its colour, other text in `style`, where standard output wants colours."""
+    environ, style = os.environ, STYLES.get(text, style)
+    forced = environ.get("CLICOLOR_FORCE", "0") not in ("", "0")
+    wanted = not environ.get("NO_COLOR") and (forced or (sys.stdout.isatty() and environ.get("TERM") != "dumb"))
+    return f"\x1b[{style}m{text}\x1b[0m" if wanted and style else text
+
+
 def table(rows: list[list[str]]) -> str:
-    """Rows as aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    """Rows as aligned columns, the first bold; on a terminal the widest are cut until all fit."""
+    widths = [max(sum(char_widths(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1) if sys.stdout.isatty() else sum(widths)
+    while sum(widths) > room and max(widths) > 8:
+        widths[widths.index(max(widths))] -= 1
+
+    def padded(cell: str, width: int, style: str) -> str:
+        return paint(fit(cell, width), style) + " " * (width - sum(char_widths(fit(cell, width))))
+
+    styles = ["1", *[""] * len(widths)]
+    return "\n".join("  ".join(map(padded, row, widths, styles)).rstrip() for row in rows)
 
 
 def job_line(job: Mapping[str, Any]) -> list[str]:
     took = spell_duration(job["duration"]) if job["duration"] is not None else ""
     about = [str(job["id"]), job["status"], job["kind"], f"{job['repo']}/{job['branch']}", job["commit"][:10]]
     return [*about, took, ago(job["created_at"])]
+
+
+def job_block(job: Mapping[str, Any]) -> str:
+    """A job as people read it, with its digest or else its reason at the end."""
+    on_base = f" on {job['base'][:12]}" if job["base"] else ""
+    origin = (("retry of job", job["retry_of"]), ("verdict of job", job["reused_from"]))
+    figures = f"{job['cpu_percent'] or 0:.0f} % CPU, {spell_bytes(job['rss_bytes'])}" if job.get("rss_bytes") else ""
+    rows = {
+        "commit": f"{job['commit'][:12]}{on_base}",
+        "command": job["command"],
+        "begun": ago(job["started_at"]),
+        "took" if job["finished_at"] else "runs for": spell_duration(job["duration"]),
+        "uses": figures,
+        **dict(origin),
+        "log": f"{job['log_url']} ({spell_bytes(job['log_size'])})" if job["log_size"] is not None else "",
+    }
+    title = f"job {paint(str(job['id']), '1')} {paint(job['status'])}: {job['kind']} of {job['repo']}/{job['branch']}"
+    why = job["digest"] or job["reason"]
+    return "\n".join([title, *(f"  {name:16}{value}" for name, value in rows.items() if value), *(["", why] if why else [])])
+
+
+def progress(job: Mapping[str, Any], usual: float | None) -> str:
+    """How far a job is; `usual` are the seconds that such jobs take."""
+    said, spent = f"job {job['id']} {job['status']}", job["duration"] or 0.0
+    if job["status"] != "running":
+        return said
+    said += f", {int(spent) // 60}:{int(spent) % 60:02}"
+    if usual is None:
+        return said
+    left = usual - spent
+    return (
+        f"{said}, about {f'{left:.0f} s' if left < 90 else f'{left / 60:.0f} min'} left"
+        if left >= 0.5
+        else f"{said}, longer than usual"
+    )
+
+
+RESTART_SECONDS = 30.0  # that who waits gives a server to come back
+
+
+class Watch:
+    """What a command that waits for a job says on a terminal: one line of standard error, redrawn in place, gone in the end."""
+
+    def __init__(self, client: Client):
+        self.client, self.terminal = client, sys.stderr.isatty()
+        self.midline = False  # standard output, the same terminal, is within a line
+        self.job_id: int | None = None
+        self.usual: dict[int, float | None] = {}  # by job: the median of the last durations of such jobs
+        self.due = 0.0
+        client.missing = lambda: self.draw("the server does not answer; waiting for it")
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.draw("")
+        if kind is KeyboardInterrupt:
+            goes_on = f"; job {self.job_id} goes on: forge log {self.job_id} -f" if self.job_id else ""
+            print(f"detached{goes_on}", file=sys.stderr)
+
+    def tell(self, job_id: int | None, otherwise: str = "") -> None:
+        """Draw how far a job is, or `otherwise` when there is none to wait for; once a second. The server has answered by now."""
+        self.job_id, self.client.patience = job_id, RESTART_SECONDS
+        if not self.terminal or time.monotonic() < self.due:
+            return
+        self.due = time.monotonic() + 1
+        if job_id is None:
+            self.draw(otherwise)
+            return
+        job = self.client.get(f"/jobs/{job_id}")
+        if job_id not in self.usual:
+            passed = self.client.get("/jobs", repo=job["repo"], kind=job["kind"], status="passed", limit=20)["jobs"]
+            took = sorted([one["duration"] for one in passed if one["duration"] and not one["reused_from"]][:5])
+            self.usual[job_id] = took[len(took) // 2] if took else None
+        self.draw(progress(job, self.usual[job_id]))
+
+    def draw(self, text: str) -> None:
+        if self.terminal and not self.midline:
+            sys.stderr.write(f"\r{fit(printable(text), shutil.get_terminal_size().columns - 1)}\x1b[K")
+            sys.stderr.flush()
 
 
 def own_data_dir(config: Config) -> None:
@@ -5025,7 +5166,12 @@ def own_data_dir(config: Config) -> None:
 def tell_server(config: Config, repo: str) -> None:
     """Let a running server look at a repo now; without one it looks when it starts."""
     with contextlib.suppress(Fault):
-        Client(config).open("/hooks/post-receive", json.dumps({"repo": repo, "updates": []}).encode(), timeout=5).close()
+        Client(config).ask("/hooks/post-receive", json.dumps({"repo": repo, "updates": []}).encode(), timeout=5)
+
+
+def repos_here(config: Config) -> list[str]:
+    """The repos of the data directory, by name, without a server."""
+    return sorted(path.stem for path in config.repos.glob("*.git") if is_repo_name(path.stem) and path.is_dir())
 
 
 def cmd_create(config: Config, args: argparse.Namespace) -> int:
@@ -5044,7 +5190,7 @@ def cmd_create(config: Config, args: argparse.Namespace) -> int:
 def cmd_delete(config: Config, args: argparse.Namespace) -> int:
     path = config.repo(args.repo)
     if not is_repo_name(args.repo) or not path.is_dir():
-        raise Fault(2, f"there is no repo {args.repo!r}")
+        raise Fault(2, f"there is no repo {args.repo!r}{did_you_mean(args.repo, repos_here(config))}")
     if not args.yes:
         raise Fault(2, f"this removes {path} with all its branches for good; say --yes")
     own_data_dir(config)
@@ -5055,46 +5201,52 @@ def cmd_delete(config: Config, args: argparse.Namespace) -> int:
     return 0
 
 
+def repo_line(repo: Mapping[str, Any]) -> list[str]:
+    job = repo["job"] or {"status": "", "created_at": None}
+    base = f"{repo['base'] or 'no base'} {(repo['head'] or 'empty')[:10]}"
+    return [repo["repo"], job["status"], base, f"{repo['open']} open", ago(job["created_at"]), repo["trouble"] or ""]
+
+
 def cmd_repos(config: Config, args: argparse.Namespace) -> int:
-    found = Client(config).get("/")
-    rows = [
-        [r["repo"], r["base"] or "-", (r["head"] or "empty")[:10], f"{r['open']} open", r["trouble"] or ""]
-        for r in found["repos"]
-    ]
-    show(args, found, table(rows) or "no repo yet; make one with: forge create NAME")
+    found, hint = Client(config).get("/"), "no repo yet; make one with: forge create NAME"
+    show(args, found, lambda found: table([repo_line(repo) for repo in found["repos"]]) or hint)
     return 0
 
 
 def cmd_jobs(config: Config, args: argparse.Namespace) -> int:
     client = Client(config)
-    found = client.get("/jobs", repo=args.repo and check_repo(args.repo), limit=args.limit)
+    wanted = {name: getattr(args, name) for name in ("branch", "status", "kind", "limit")}
+    found = client.get("/jobs", repo=args.repo and check_repo(args.repo), **wanted)
     if args.repo and not found["jobs"]:
         client.get(f"/r/{args.repo}")  # says so when there is no such repo
-    show(args, found, table([job_line(job) for job in found["jobs"]]) or "no job yet")
+    show(args, found, lambda found: table([job_line(job) for job in found["jobs"]]) or "there is no such job yet")
     return 0
 
 
 def cmd_job(config: Config, args: argparse.Namespace) -> int:
-    job = Client(config).get(f"/jobs/{args.id}")
-    job_lines = (f"{name + ':':14}{value}" for name, value in job.items() if value is not None and name != "heads")
-    show(args, job, "\n".join(job_lines))
+    show(args, Client(config).get(f"/jobs/{args.id}"), job_block)
     return 0
 
 
 def cmd_log(config: Config, args: argparse.Namespace) -> int:
     """Copy a log to standard output byte for byte, and go on until the job ends when asked to follow."""
-    client, offset = Client(config), 0
-    out = sys.stdout.buffer
-    while True:
-        with client.open(f"/jobs/{args.id}/log?offset={offset}&wait={int(args.follow)}", accept="text/plain") as answer:
-            status, chunk = answer.headers["X-Job-Status"], answer.read()
-        out.write(chunk)
-        out.flush()
-        offset += len(chunk)
-        if not chunk and (status not in LIVE or not args.follow):
-            return 0
-        if not chunk:
-            time.sleep(0.2)
+    client, offset, out = Client(config), 0, sys.stdout.buffer
+    with Watch(client) if args.follow else contextlib.nullcontext() as watch:
+        while True:
+            headers, chunk = client.ask(f"/jobs/{args.id}/log?offset={offset}&wait={int(args.follow)}", accept="text/plain")
+            live = headers["X-Job-Status"] in LIVE
+            if watch and chunk:
+                watch.draw("")
+                watch.midline = sys.stdout.isatty() and not chunk.endswith(b"\n")
+            out.write(chunk)
+            out.flush()
+            offset += len(chunk)
+            if not chunk and not (live and watch):
+                return 0
+            if watch:
+                watch.tell(args.id if live else None)
+            if not chunk:
+                time.sleep(0.2)
 
 
 def find_mr(client: Client, repo: str, branch: str) -> dict[str, Any]:
@@ -5111,55 +5263,64 @@ def find_mr(client: Client, repo: str, branch: str) -> dict[str, Any]:
 
 
 def cmd_status(config: Config, args: argparse.Namespace) -> int:
-    view = find_mr(Client(config), args.repo, args.branch)
-    job = view.get("job")
-    stands = "" if "merge" in view else f"{job['status'] if job else 'no job'}: "
-    show(args, view, f"{stands}{view['why']}" + (f"\n{job['url']}" if job else ""))
+    client = Client(config)
+
+    def text(view: Any) -> str:
+        job = view.get("job")
+        stands = "" if "merge" in view else f"{paint(job['status']) if job else 'no job'}: "
+        checks = printable(client.get("/jobs", repo=args.repo, branch=args.branch, limit=5))["jobs"]
+        return "\n".join([f"{stands}{view['why']}", *([job["url"]] if job else []), table([job_line(check) for check in checks])])
+
+    show(args, find_mr(client, args.repo, args.branch), text)
     return 0
 
 
 def cmd_why(config: Config, args: argparse.Namespace) -> int:
     view = find_mr(Client(config), args.repo, args.branch)
-    show(args, {"blockers": view.get("blockers", []), "why": view["why"]}, view["why"])
+    show(args, {"blockers": view.get("blockers", []), "why": view["why"]}, lambda said: str(said["why"]))
     return 0
 
 
 def cmd_wait(config: Config, args: argparse.Namespace) -> int:
     """Wait for the verdict and, with auto-merge, the merge. Raises Fault(1) with what keeps it."""
     client = Client(config)
-    while True:
-        view = find_mr(client, args.repo, args.branch)
-        if "merge" in view or view["settled"]:
-            break
-        time.sleep(0.2)
+    with Watch(client) as watch:
+        while True:
+            view = find_mr(client, args.repo, args.branch)
+            if "merge" in view or view["settled"]:
+                break
+            job = view["job"]
+            watch.tell(job["id"] if job and job["status"] in LIVE else None, view["why"])
+            time.sleep(0.2)
     passed = view.get("job") and view["job"]["status"] == "passed" and not view["auto_merge"]
     good = "merge" in view or passed or view["ahead"] == 0
-    show(args, view, view["why"] if good else "")
+    show(args, view, lambda view: view["why"] if good else "")
     if not good:
         raise Fault(1, view["why"])
     return 0
 
 
 def cmd_merge(config: Config, args: argparse.Namespace) -> int:
-    result = Client(config).post(f"{mr_path(args.repo, args.branch)}/merge")
-    if result.get("status") == "queued":
+    def text(result: Any) -> str:
+        if result.get("status") != "queued":
+            return f"merged as {result['merge_commit']}"
         job = result["job"]
         tests = f"job {job['id']} tests it" if job["status"] in LIVE else "it is tested with what else is ready"
-        show(args, result, f"queued: {tests}, then it merges; forge wait {args.repo} {args.branch}")
-    else:
-        show(args, result, f"merged as {result['merge_commit']}")
+        return f"queued: {tests}, then it merges; forge wait {args.repo} {args.branch}"
+
+    show(args, Client(config).post(f"{mr_path(args.repo, args.branch)}/merge"), text)
     return 0
 
 
 def cmd_cancel(config: Config, args: argparse.Namespace) -> int:
     job = Client(config).post(f"/jobs/{args.id}/cancel")
-    show(args, job, f"job {args.id} is {job['status'] if job['status'] not in LIVE else 'being stopped'}")
+    stands = "being stopped" if job["status"] in LIVE else job["status"]
+    show(args, job, lambda job: f"job {args.id} is {stands}")
     return 0
 
 
 def cmd_retry(config: Config, args: argparse.Namespace) -> int:
-    job = Client(config).post(f"/jobs/{args.id}/retry")
-    show(args, job, f"job {job['id']} {job['url']}")
+    show(args, Client(config).post(f"/jobs/{args.id}/retry"), lambda job: f"job {job['id']} {job['url']}")
     return 0
 
 
@@ -5357,9 +5518,9 @@ def audit_repos(config: Config, names: list[str]) -> dict[str, Any]:
 
 def cmd_audit(config: Config, args: argparse.Namespace) -> int:
     """Say what was proved, and name what came another way; 1 when a promise was broken."""
-    if args.repo is not None and not config.repo(check_repo(args.repo)).is_dir():
-        raise Fault(2, f"there is no repo {args.repo}")
-    there = sorted(path.stem for path in config.repos.glob("*.git") if is_repo_name(path.stem) and path.is_dir())
+    there = repos_here(config)
+    if args.repo is not None and check_repo(args.repo) not in there:
+        raise Fault(2, f"there is no repo {args.repo}{did_you_mean(args.repo, there)}")
     for patience in (0.2, 1.0, 0.0):  # a server may be between moving base and writing that down
         try:
             found = audit_repos(config, there if args.repo is None else [args.repo])
@@ -5369,15 +5530,15 @@ def cmd_audit(config: Config, args: argparse.Namespace) -> int:
             break
         time.sleep(patience)
     text = []
-    for repo in found["repos"]:
+    for repo in printable(found["repos"]):
         counts = f"{repo['merges']} merges proved, {len(repo['direct'])} commits pushed directly, {repo['copied']} copied in"
         text.append(f"{repo['repo']} ({repo['base'] or 'no base'}): {'ok' if repo['ok'] else 'BROKEN'}; {counts}")
         text += [f"  broken  {(b['commit'] or '-')[:12]}  {b['text']}" for b in repo["broken"]]
         text += [f"  forced  {m['old'][:12]} to {(m['new'] or 'nothing')[:12]}  {m['at']}" for m in repo["forced"]]
         text += [f"  direct  {c['commit'][:12]}  {c['authored_at'][:10]}  {c['subject']}" for c in repo["direct"][:50]]
         text += [f"  direct  and {len(repo['direct']) - 50} older ones; --json names them"] if len(repo["direct"]) > 50 else []
-    text += [f"journal: {line}" for line in found["journal"]]
-    show(args, found, "\n".join(text) or "no repo yet")
+    text += [f"journal: {line}" for line in printable(found["journal"])]
+    show(args, found, lambda _: "\n".join(text) or "no repo yet")
     return 0 if found["ok"] else 1
 
 
@@ -5412,7 +5573,7 @@ def examine(config: Config) -> Iterator[Check]:
         yield "bwrap", reason is None, reason or f"{first_line('bwrap', '--version')}; jobs run under it"
     yield from examine_data_dir(config)
     try:
-        Client(config).open("/healthz").close()
+        Client(config).ask("/healthz")
         yield "server", True, "answers"
     except Fault as fault:
         yield "server", False, str(fault)
@@ -5449,8 +5610,9 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
 
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
     found = list(examine(config))
-    rows = [["ok" if well else "!!", what, said] for what, well, said in found]
-    show(args, {"checks": [{"what": w, "ok": ok, "text": t} for w, ok, t in found]}, table(rows))
+    checks = [{"what": what, "ok": well, "text": said} for what, well, said in found]
+    lines = [["ok" if well else "!!", *printable([what, said])] for what, well, said in found]
+    show(args, {"checks": checks}, lambda _: table(lines))
     return 0 if all(well for what, well, _ in found if what not in ("nix", "bwrap", "server")) else 1
 
 
@@ -5651,18 +5813,28 @@ def cmd_demo(config: Config, args: argparse.Namespace) -> int:
         shutil.rmtree(root, ignore_errors=True)
 
 
+EXAMPLES = """examples:
+  forge create app --base main     make a repo; prints the path to push to
+  forge jobs --status failed       what failed lately
+  forge job 41                     why job 41 failed
+  forge log 41 -f                  its log, as it grows
+  forge status app topic           how the branch topic of app stands
+  forge wait app topic && echo ok  wait for its verdict
+"""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    parser = argparse.ArgumentParser(
-        prog="forge", description="A git forge in one file, for a small server and people who love Nix."
-    )
+    what = "A git forge in one file, for a small server and people who love Nix."
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="forge", description=what, epilog=EXAMPLES, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"forge {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
     def verb(
         name: str, what: str, run: Callable[[Config, argparse.Namespace], int], *words: str, as_json: bool = True
     ) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=what, description=what)
+        sub = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
         for word in words:
             sub.add_argument(word.lower(), metavar=word, type=job_number if word == "ID" else str)
         if as_json:
@@ -5678,6 +5850,9 @@ def build_parser() -> argparse.ArgumentParser:
     verb("repos", "list the repos", cmd_repos)
     jobs = verb("jobs", "list the newest jobs", cmd_jobs)
     jobs.add_argument("--repo", metavar="R", help="only of this repo")
+    jobs.add_argument("--branch", metavar="B", help="only of this branch")
+    jobs.add_argument("--status", metavar="S", choices=(*LIVE, *FINAL), help=f"only these: {', '.join((*LIVE, *FINAL))}")
+    jobs.add_argument("--kind", metavar="K", choices=(PRE, POST), help=f"only {PRE} or {POST}")
     jobs.add_argument("--limit", type=job_number, default=20, metavar="N", help="at most so many (default: 20)")
     verb("job", "show a job", cmd_job, "ID")
     log_verb = verb("log", "print a job's log", cmd_log, "ID", as_json=False)
@@ -5708,15 +5883,16 @@ def job_number(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code that README.md names."""
-    args = build_parser().parse_args(argv)
     try:
+        args = build_parser().parse_args(argv)
         code: int = args.run(load_config(os.environ), args)
+        sys.stdout.flush()  # while a reader that is gone can be told from a fault
         return code
     except WrongSetting as error:
         print(f"forge: {error}", file=sys.stderr)
         return 2
     except Fault as fault:
-        print(f"forge: {fault}", file=sys.stderr)
+        print(f"forge: {printable(str(fault))}", file=sys.stderr)
         return fault.code
     except KeyboardInterrupt:
         return 130

@@ -211,6 +211,7 @@ def test_the_digest_from_end_to_end(work: Work) -> None:
     assert told[at : at + len(lines)] == [f"forge: {line}".rstrip() for line in lines]
     assert f"forge: job {failed} failed" in told[at + len(lines)]
     assert digest in server.cli("job", str(failed)).stdout
+    assert digest in server.cli("job", str(failed)).stdout
     finished = [r for r in server.journal() if r["event"] == "job.finished" and r["id"] == failed]
     assert [record["digest"] for record in finished] == [digest]
 
