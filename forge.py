@@ -1156,7 +1156,8 @@ class Ledger:
             return found[0], "on this branch"
         merges = self.merges_of(job.repo, limit=1) if job.kind == PRE else []
         landed = self.job(merges[0]["job"]) if merges else None
-        return (landed, "and became base") if landed else None
+        deployed = self.search(1, job.id, job.repo, kind=POST, status="passed")
+        return (landed, "and became base") if landed else (deployed[0], "on base") if deployed else None
 
     def flakes(self, ended: Job) -> list[Event]:
         """The event that tells that a job which has just ended proves a flake: its tree had the other verdict before."""
@@ -3265,8 +3266,8 @@ class Engine:
                 parts += [f"line {found[0]}: {fit(found[1], 160)}"] if found else []
             parts += last_lines(read_tail(log_file))
             if passed and passed.finished_at:
-                earlier = spell_age(max(0, int(time.time() - seconds_of(passed.finished_at))))
-                parts.append(f"job {passed.id} passed {where} {earlier} earlier")
+                seconds = int(time.time() - seconds_of(passed.finished_at))
+                parts.append(f"job {passed.id} passed {where} {'moments' if seconds < 10 else spell_age(seconds)} earlier")
                 parts += spell_changes(len(job.heads) - 1, *self._changes(repo, job, passed))
         except (GitError, OSError, ValueError) as error:
             self.complain(f"the digest of job {job.id} is cut short", error)
@@ -3320,7 +3321,8 @@ class Engine:
             if self._ended_well(job_id):
                 self._see_end(job_id)  # in this thread, so that who passed first is first in line
             else:
-                self.ending.add(job_id)
+                with self.lock:
+                    self.ending.add(job_id)
                 threading.Thread(target=self._tell_end, args=(job_id,), name=f"end-{job_id}", daemon=True).start()
 
     def _ended_well(self, job_id: int) -> bool:
@@ -3334,10 +3336,11 @@ class Engine:
             self._see_end(job_id)
         except (Refused, OSError) as error:
             self.complain(f"the end of job {job_id}", error)
-            with self.lock:
-                self.lock.wait_for(lambda: self.closing, timeout=0.5)  # the watcher sees it again, but not at once
+        except Exception:
+            log(f"the end of job {job_id}: {traceback.format_exc()}")
         finally:
-            with self.lock:
+            with self.lock:  # the watcher sees it again when that failed, but not at once
+                self.lock.wait_for(lambda: self.closing or job_id not in self.running, timeout=0.5)
                 self.ending.discard(job_id)
                 self.lock.notify_all()
             self.wake()
@@ -5056,10 +5059,11 @@ def paint(text: str, style: str = "") -> str:
     return f"\x1b[{style}m{text}\x1b[0m" if wanted and style else text
 
 
-def table(rows: list[list[str]]) -> str:
+def table(rows: list[list[str]], cut: bool = True) -> str:
     """Rows as aligned columns, the first bold; on a terminal the widest are cut until all fit."""
     widths = [max(sum(char_widths(cell)) for cell in column) for column in zip(*rows, strict=True)]
-    room = shutil.get_terminal_size().columns - 2 * (len(widths) - 1) if sys.stdout.isatty() else sum(widths)
+    fits = not (cut and sys.stdout.isatty())
+    room = sum(widths) if fits else shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
     while sum(widths) > room and max(widths) > 8:
         widths[widths.index(max(widths))] -= 1
 
@@ -5204,12 +5208,15 @@ def cmd_delete(config: Config, args: argparse.Namespace) -> int:
 def repo_line(repo: Mapping[str, Any]) -> list[str]:
     job = repo["job"] or {"status": "", "created_at": None}
     base = f"{repo['base'] or 'no base'} {(repo['head'] or 'empty')[:10]}"
-    return [repo["repo"], job["status"], base, f"{repo['open']} open", ago(job["created_at"]), repo["trouble"] or ""]
+    return [repo["repo"], job["status"], base, f"{repo['open']} open", ago(job["created_at"])]
 
 
 def cmd_repos(config: Config, args: argparse.Namespace) -> int:
-    found, hint = Client(config).get("/"), "no repo yet; make one with: forge create NAME"
-    show(args, found, lambda found: table([repo_line(repo) for repo in found["repos"]]) or hint)
+    def text(found: Any) -> str:
+        troubles = [f"{repo['repo']}: {repo['trouble']}" for repo in found["repos"] if repo["trouble"]]
+        return "\n".join([table([repo_line(repo) for repo in found["repos"]]), *troubles])
+
+    show(args, Client(config).get("/"), lambda found: text(found) or "no repo yet; make one with: forge create NAME")
     return 0
 
 
@@ -5612,7 +5619,7 @@ def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
     found = list(examine(config))
     checks = [{"what": what, "ok": well, "text": said} for what, well, said in found]
     lines = [["ok" if well else "!!", *printable([what, said])] for what, well, said in found]
-    show(args, {"checks": checks}, lambda _: table(lines))
+    show(args, {"checks": checks}, lambda _: table(lines, cut=False))
     return 0 if all(well for what, well, _ in found if what not in ("nix", "bwrap", "server")) else 1
 
 

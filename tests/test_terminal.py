@@ -30,12 +30,8 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         env = {k: v for k, v in server.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"} | environ
 
-        def own() -> None:
-            os.setsid()
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
         out = slave if stdout is None else stdout
-        self.process = subprocess.Popen([*FORGE, *args], env=env, stdin=slave, stdout=out, stderr=slave, preexec_fn=own)
+        self.process = subprocess.Popen(["setsid", "-c", *FORGE, *args], env=env, stdin=slave, stdout=out, stderr=slave)
         os.close(slave)
         self.said = ""
 
