@@ -4114,16 +4114,18 @@ def spell_bytes(size: float | None) -> str:
 
 DIGEST_BYTES = 2000
 END_BYTES = 2 << 20  # of the beginning and of the end of a log, where a first error is looked for
-MOST_SUSPECTS = 2000  # lines of each of them that the patterns are tried on
-LINE_BYTES = 500  # of a line, before any pattern sees it: a hostile job writes what makes patterns slow
-# In small letters: each line that a pattern below finds has one of these.
-ERROR_WORDS = [b"not ok", b"not found", b"no such", b"e   ", b"e: "]
-ERROR_WORDS += b"err fail fatal panic exception assert undefined traceback denied fault dumped *** killed".split()
+MOST_SUSPECTS = 1000  # lines of each of them that the patterns are tried on
+LINE_BYTES = 300  # of a line, before any pattern sees it: a hostile job writes what makes patterns slow
+# In small letters: each line that a pattern below finds has one of these, and few others have.
+ERROR_WORD = re.compile(
+    rb"err|fail|fatal|panic|exception|assert|undefined|traceback|denied|fault|dumped|killed|\*\*\*"
+    rb"|not ok|not found|no such|e   |e: "
+)
 CAUSE = re.compile(
     r"""(?:^|[\s\])>:|(])(?:[Ff]atal\ error|[Ff]atal|FATAL|[Ee]rror|ERROR|panic)(?:\[\w{1,10}\])?:\s*\S  # gcc, git, nix, go
     | ^(?:ERROR\b|npm\ ERR!|E:|E\s{3,})\s*\S | \[(?:ERROR|FATAL)\]                                      # npm, apt, pytest
-    | ^[\w.]{0,100}(?:Error|Exception)(?::\s|$) | panicked\ at | [Aa]ssertion\b.{0,200}\bfailed         # Python, Rust, C
-    | Segmentation\ fault | core\ dumped | \bKilled$ | undefined\ (?:reference|symbol) | \*\*\*\ .{0,200}\bStop\.
+    | ^[\w.]{0,100}(?:Error|Exception)(?::\s|$) | panicked\ at | [Aa]ssertion\ (?:[`'][^`']+[`']\ )?failed # Python, Rust, C
+    | Segmentation\ fault | core\ dumped | \bKilled$ | undefined\ (?:reference|symbol) | ^\S+\ \*\*\*\ .*\bStop\.$
     | (?:not\ found|No\ such\ file\ or\ directory|Permission\ denied)$""",
     re.VERBOSE,
 )
@@ -4168,7 +4170,7 @@ def suspects(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str, bo
         calls_at, tried = -1, 0  # in a traceback: the column it begins in
         for number, line in enumerate(block.split(b"\n"), first):
             small = line[line.rfind(b"\r", 0, -1) + 1 :][:LINE_BYTES].lower()
-            if calls_at < 0 and not any(word in small for word in ERROR_WORDS):
+            if calls_at < 0 and not ERROR_WORD.search(small):
                 continue
             text, tried = plain_line(line), tried + 1
             if tried > MOST_SUSPECTS:
@@ -4216,7 +4218,7 @@ def last_lines(tail: bytes) -> list[str]:
 def spell_changes(others: int, subjects: list[str], moved: int, paths: list[str]) -> list[str]:
     """How what a job tested differs from a run that passed; `others` are the branches it tested beside its own."""
     more = " or more" if len(subjects) == 100 else ""
-    named = "; ".join([*(fit(subject, 60) for subject in subjects[:3]), *["…"][: len(subjects) // 4]])
+    named = "; ".join([fit(subject, 60) for subject in subjects[:3]] + ["…"] * (len(subjects) > 3))
     since = [f"{plural(len(subjects), 'commit')}{more} ({named})"] if subjects else []
     since += [f"base moved by {plural(moved, 'commit')}"] if moved else []
     since += [f"tested together with {plural(others, 'other')}"] if others else []
@@ -5083,7 +5085,6 @@ def job_line(job: Mapping[str, Any]) -> list[str]:
 def job_block(job: Mapping[str, Any]) -> str:
     """A job as people read it, with its digest or else its reason at the end."""
     on_base = f" on {job['base'][:12]}" if job["base"] else ""
-    origin = (("retry of job", job["retry_of"]), ("verdict of job", job["reused_from"]))
     figures = f"{job['cpu_percent'] or 0:.0f} % CPU, {spell_bytes(job['rss_bytes'])}" if job.get("rss_bytes") else ""
     rows = {
         "commit": f"{job['commit'][:12]}{on_base}",
@@ -5091,7 +5092,10 @@ def job_block(job: Mapping[str, Any]) -> str:
         "begun": ago(job["started_at"]),
         "took" if job["finished_at"] else "runs for": spell_duration(job["duration"]),
         "uses": figures,
-        **dict(origin),
+        "tests": ", ".join(head["branch"] for head in job["heads"]) if len(job["heads"]) > 1 else "",
+        "retry of job": job["retry_of"],
+        "verdict of job": job["reused_from"],
+        "flake, see job": job.get("flake"),
         "log": f"{job['log_url']} ({spell_bytes(job['log_size'])})" if job["log_size"] is not None else "",
     }
     title = f"job {paint(str(job['id']), '1')} {paint(job['status'])}: {job['kind']} of {job['repo']}/{job['branch']}"
@@ -5105,14 +5109,10 @@ def progress(job: Mapping[str, Any], usual: float | None) -> str:
     if job["status"] != "running":
         return said
     said += f", {int(spent) // 60}:{int(spent) % 60:02}"
-    if usual is None:
-        return said
-    left = usual - spent
-    return (
-        f"{said}, about {f'{left:.0f} s' if left < 90 else f'{left / 60:.0f} min'} left"
-        if left >= 0.5
-        else f"{said}, longer than usual"
-    )
+    left = usual - spent if usual is not None else None
+    if left is None or left < 0.5:
+        return said if left is None else f"{said}, longer than usual"
+    return f"{said}, about {left:.0f} s left" if left < 90 else f"{said}, about {left / 60:.0f} min left"
 
 
 RESTART_SECONDS = 30.0  # that who waits gives a server to come back
@@ -5136,7 +5136,7 @@ class Watch:
         self.draw("")
         if kind is KeyboardInterrupt:
             goes_on = f"; job {self.job_id} goes on: forge log {self.job_id} -f" if self.job_id else ""
-            print(f"detached{goes_on}", file=sys.stderr)
+            print(f"{chr(10) if self.midline else ''}detached{goes_on}", file=sys.stderr)
 
     def tell(self, job_id: int | None, otherwise: str = "") -> None:
         """Draw how far a job is, or `otherwise` when there is none to wait for; once a second. The server has answered by now."""

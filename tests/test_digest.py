@@ -155,7 +155,7 @@ def test_a_huge_log_costs_little(tmp_path: Path) -> None:
     ]
     block = b"\n".join([*hostile, *[b"fail" + b"x" * 20] * 20_000, b"\xff\xfe\x00error: broken \xff bytes", b"a" * (64 << 20)])
     path.write_bytes(block)
-    assert forge.first_error(forge.read_ends(path), set()) in (None, (1, "error" * 100))
+    assert forge.first_error(forge.read_ends(path), set()) in (None, (1, "error" * 60))
     assert forge.last_lines(forge.read_tail(path)) == ["the log ends with:", f"  {'a' * 159}…"]
 
 

@@ -190,6 +190,14 @@ def test_a_followed_log_is_untouched_by_the_progress(work: Work, terminal: Calla
     assert apart.screen() == [] and (tmp_path / "out").read_bytes() == b"one\nparttwo\n"
 
 
+def test_ctrl_c_within_a_line_leaves_the_line(work: Work, terminal: Callable[..., Terminal]) -> None:
+    with running(work, "topic", "printf part") as (number, _):
+        follow = terminal(work.server, "log", str(number), "-f")
+        follow.until("part")
+        os.write(follow.master, b"\x03")
+        assert follow.end() == 130 and follow.screen()[-1].startswith("detached; job"), follow.said
+
+
 @pytest.mark.parametrize("verb", ["log", "wait"])
 def test_ctrl_c_detaches_and_the_job_goes_on(work: Work, terminal: Callable[..., Terminal], verb: str) -> None:
     with running(work, "topic") as (number, gate):
