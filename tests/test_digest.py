@@ -282,7 +282,7 @@ def test_a_slow_digest_delays_nobody_and_a_stop_loses_no_end(
     make_server: Callable[..., Server], tmp_path: Path, number: int | None
 ) -> None:
     hold, begun = tmp_path / "hold", tmp_path / "begun"
-    script = f'case "$*" in *diff-tree*) while [ -e {hold} ]; do touch {begun}; sleep 0.05; done;; esac'
+    script = f'case "$*" in *diff-tree*) [ ! -e {hold} ] || echo $$ >>{begun}; while [ -e {hold} ]; do sleep 0.05; done;; esac'
     server = make_server(FORGE_MAX_JOBS="2", **git_after(tmp_path / "bin", script))
     work = server.repo()
     work.branch("topic")
@@ -294,7 +294,7 @@ def test_a_slow_digest_delays_nobody_and_a_stop_loses_no_end(
     work.branch("good", "Good\n\nAuto-Merge: yes")
     work.push("good")
     work.landed("good")
-    assert server.get(f"/jobs/{failing}")["status"] == "running"
+    assert server.get(f"/jobs/{failing}")["status"] == "running" and begun.read_text().count("\n") == 1
     if number:
         server.stop(number)
         hold.unlink()
