@@ -3278,7 +3278,7 @@ class Engine:
         before = dict(pairs(passed.heads)).get(job.branch)
         old_base, known, moved = passed.base if before else passed.tested, [before] if before else [], 0
         if job.kind == PRE and job.base and old_base:
-            moved = len(read_subjects(repo, job.base, old_base))
+            moved = len(read_subjects(repo, job.base, old_base)) if job.base != old_base else 0
             known.append(job.base)
         return read_subjects(repo, job.commit, *known), moved, changed_paths(repo, passed.tree or "", job.tree or "")
 
