@@ -8,7 +8,8 @@ The way of a push
 3. ``Engine.dispatch`` gives free places to pending jobs, those of the queue first, then the oldest. A starter
    thread (``Engine._launch``) makes the candidate (the merge commit that would become base), brings a checkout to it, and
    starts the supervisor, a few lines of sh that outlive us, with the job under it in a sandbox (``sandbox_args``).
-4. The watcher thread sees the supervisor end (pidfd), and ``Engine._end`` writes ``job.finished``.
+4. The watcher thread sees the supervisor end (pidfd), and ``Engine._end`` writes ``job.finished``, with a digest of why
+   when it did not pass.
 5. ``Engine.step`` asks ``decide`` (pure) what follows: ``Merge`` moves base and removes the branches in one ref transaction,
    ``Queue`` chains what passed on an older base and tests it with one job, ``Blame`` tells the branch that halving has found
    at fault. Moved base starts again at 2, as a post-merge job.
@@ -52,6 +53,7 @@ old value. Turns are marked under the lock and held without it.
 watcher     one; waits on the pidfds of the jobs, measures and stops them, starts a scan when due
 workers     ``WORKERS``; take repos from ``Engine.todo`` and step them
 starters    one for each job that is being started; gone when its process runs
+enders      one for each job that ended badly; reads its log, asks git, and is gone when the end is in the journal
 janitor     one; empties ``trash/``, writes the snapshot when many records have come, counts the lines of new logs
 herald      one, where FORGE_NOTIFY is set; runs it
 web         waitress's; they submit, ask, and read
@@ -103,7 +105,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import bottle
 import psutil
@@ -276,7 +278,7 @@ class Job:
     reason: str | None = None
     retry_of: int | None = None
     reused_from: int | None = None
-    digest: Any = None
+    digest: str | None = None  # why it did not pass, in a few lines
     log_size: int | None = None
     checkout: int | None = None
     timeout: int | None = None
@@ -979,11 +981,10 @@ FOLDS: dict[str, tuple[Callable[[State, Mapping[str, Any]], None], str]] = {
 # the code that believes in it.
 FIELD_HINTS = get_type_hints(Job) | dict.fromkeys(("tip", "old", "new"), str | None) | {"begun": int, "job": int}
 FIELD_HINTS |= dict.fromkeys(("head", "how", "merge_commit", "parent"), str) | dict.fromkeys(("merges", "others", "jobs"), list)
-FIELD_HINTS |= {"duration": float | int | None, "digest": object}  # any
+FIELD_HINTS |= {"duration": float | int | None}
 FIELD_KINDS = {
     name: {get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
     for name, hint in FIELD_HINTS.items()
-    if hint is not object
 }
 PART_CHECKS: dict[str, Callable[[Any], bool]] = {  # of what is in a list
     "heads": lambda part: {"branch", "commit"} <= part.keys() and all(type(value) is str for value in part.values()),
@@ -1202,6 +1203,16 @@ class Ledger:
             if job and fits and job.is_result:
                 return job
         return None
+
+    def passed_before(self, job: Job) -> tuple[Job, str] | None:
+        """What a job that did not pass is compared with: (the last passed run, where it was) of its branch, else of base."""
+        found = self.search(1, job.id, job.repo, job.branch, job.kind, "passed")
+        if found:
+            return found[0], "on this branch"
+        merges = self.merges_of(job.repo, limit=1) if job.kind == PRE else []
+        landed = self.job(merges[0]["job"]) if merges else None
+        deployed = self.search(1, job.id, job.repo, kind=POST, status="passed")
+        return (landed, "and became base") if landed else (deployed[0], "on base") if deployed else None
 
     def flakes(self, ended: Job) -> list[Event]:
         """The event that tells that a job which has just ended proves a flake: its tree had the other verdict before."""
@@ -1533,6 +1544,17 @@ def count_commits(repo: Path, base: str, head: str) -> tuple[str | None, int, in
     merge_base = git(repo, "merge-base", base, head, ok=(0, 1)).strip() or None
     behind, ahead = git(repo, "rev-list", "--count", "--left-right", f"{base}...{head}").split()
     return merge_base, int(ahead), int(behind)
+
+
+def read_subjects(repo: Path, commit: str, *without: str) -> list[str]:
+    """The subjects of the commits that `commit` has and the others lack, newest first, at most a hundred. Raises GitError."""
+    how = ("--max-count=100", "-z", "--no-show-signature", "--format=%s", "--end-of-options")
+    return git(repo, "log", *how, commit, *(f"^{other}" for other in without)).split("\0")[:-1]
+
+
+def changed_paths(repo: Path, old: str, new: str) -> list[str]:
+    """The paths by which two trees differ. Raises GitError."""
+    return git(repo, "diff-tree", "-r", "-z", "--name-only", "--no-renames", "--end-of-options", old, new).split("\0")[:-1]
 
 
 # A path is a path whatever is in it; and what is larger than this counts as binary, so that git need not hold it.
@@ -2817,6 +2839,7 @@ class Engine:
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
         self.stuck: dict[tuple[str, str, str], str] = {}  # by (repo, branch, head): why its merge failed although it was due
+        self.ending: set[int] = set()  # jobs whose processes are gone and whose ends an ender tells
         self.unspoken: set[int] = set()  # jobs whose verdict is not in the log yet
         self.eager: set[str] = set()  # repos where passed branches wait for first tests to end
         self.ended_last = 0.0  # when the job of the newest verdict ended, in seconds since the epoch
@@ -2871,7 +2894,7 @@ class Engine:
         until = time.monotonic() + seconds
         self.begin_nothing()
         with self.lock:
-            self.lock.wait_for(lambda: not self.starting, timeout=max(0.1, until - time.monotonic()))
+            self.lock.wait_for(lambda: not (self.starting or self.ending), timeout=max(0.1, until - time.monotonic()))
         for thread in self.threads:
             thread.join(timeout=max(0.1, until - time.monotonic()))
         if self.herald:
@@ -3390,15 +3413,27 @@ class Engine:
         """Journal how a job ended, from what its supervisor left; `trouble` is why it never ran. Raises Refused(507)."""
         run = self.config.data_dir / "running" / str(job_id)
         left, (command, skipped) = read_exit(run), read_command(run)
+        code, up = left or (None, boot_clock())
+
+        def judged(job: Job) -> Job:
+            status, reason = verdict_of(job, code, command, skipped, trouble)
+            return replace(job, status=status, reason=reason, exit_code=code, command=command, stopping=None)
+
+        with self.lock:
+            job = self.state.jobs.get(job_id)
+        if job is None or not job.live:
+            return
+        if job.sandboxed and not trouble and not (command or skipped):
+            trouble = sandbox_trouble(code, self.config.log(job.repo, job_id))
+        seen = judged(job)
+        digest = self._digest(seen)
         with self.lock:
             job, running = self.state.jobs.get(job_id), self.running.get(job_id)
             if job is None or not job.live:
                 return
-            code, up = left or (None, boot_clock())
-            if job.sandboxed and not trouble and not (command or skipped):
-                trouble = sandbox_trouble(code, self.config.log(job.repo, job_id))
-            status, reason = verdict_of(job, code, command, skipped, trouble)
-            ended = replace(job, status=status, reason=reason, exit_code=code, command=command, stopping=None)
+            ended = judged(job)  # it may have been told to stop meanwhile
+            status, reason = ended.status, ended.reason
+            ended.digest = digest if (status, reason) == (seen.status, seen.reason) else None
             finished = time.time() - max(0.0, boot_clock() - up)
             if 0 <= self.ended_last - finished < 0.02:  # the uptime has hundredths; times are to tell the order of the records
                 finished = self.ended_last + 0.001
@@ -3430,6 +3465,36 @@ class Engine:
             self.dispatch()  # else the next job would start on the base before the merge that the step makes
         self.poke(ended.repo if ended.repo in self.state.repos else "")
 
+    def _digest(self, job: Job) -> str | None:
+        """Why a job that has ended did not pass, or None for one that was not wanted. What cannot be read is left out."""
+        if job.status not in ("failed", "timeout"):
+            return None
+        repo, log_file, parts = self.config.repo(job.repo), self.config.log(job.repo, job.id), [outcome(job)]
+        try:
+            with self.lock:
+                passed, where = (None if job.interrupted else self.ledger.passed_before(job)) or (None, "")
+            if not job.interrupted:
+                usual = self.config.log(passed.repo, passed.reused_from or passed.id) if passed else None
+                found = first_error(read_ends(log_file), usual_lines(read_ends(usual)) if usual else set())
+                parts += [f"line {found[0]}: {fit(found[1], 160)}"] if found else []
+            parts += last_lines(read_tail(log_file))
+            if passed and passed.finished_at:
+                seconds = int(time.time() - seconds_of(passed.finished_at))
+                parts.append(f"job {passed.id} passed {where} {'moments' if seconds < 10 else spell_age(seconds)} earlier")
+                parts += spell_changes(len(job.heads) - 1, *self._changes(repo, job, passed))
+        except (GitError, OSError, ValueError) as error:
+            self.complain(f"the digest of job {job.id} is cut short", error)
+        return fit_digest(parts)
+
+    def _changes(self, repo: Path, job: Job, passed: Job) -> tuple[list[str], int, list[str]]:
+        """Since a run that passed: (subjects of new commits, by how many base moved, paths that differ). Raises GitError."""
+        before = dict(pairs(passed.heads)).get(job.branch)
+        old_base, known, moved = passed.base if before else passed.tested, [before] if before else [], 0
+        if job.kind == PRE and job.base and old_base:
+            moved = len(read_subjects(repo, job.base, old_base)) if job.base != old_base else 0
+            known.append(job.base)
+        return read_subjects(repo, job.commit, *known), moved, changed_paths(repo, passed.tree or "", job.tree or "")
+
     # -- the watcher ----------------------------------------------------------
 
     def _watch(self) -> None:
@@ -3458,8 +3523,7 @@ class Engine:
     def _wait_for_jobs(self, seconds: float) -> None:
         poll = select.poll()
         poll.register(self.wake_out, select.POLLIN)
-        with self.lock:
-            running = {run.pidfd: run for run in self.running.values()}
+        running = {run.pidfd: run for run in self._alive()}
         for pidfd in running:
             poll.register(pidfd, select.POLLIN)
         awake = [file for file, _ in poll.poll(seconds * 1000)]
@@ -3467,7 +3531,37 @@ class Engine:
             with contextlib.suppress(BlockingIOError):
                 os.read(self.wake_out, 4096)
         for job_id in sorted((running[file].job_id for file in awake if file in running), key=self._when_ended):
+            if self._ended_well(job_id):
+                self._see_end(job_id)  # in this thread, so that who passed first is first in line
+            else:
+                with self.lock:
+                    self.ending.add(job_id)
+                threading.Thread(target=self._tell_end, args=(job_id,), name=f"end-{job_id}", daemon=True).start()
+
+    def _ended_well(self, job_id: int) -> bool:
+        """Whether the end of a job needs no digest."""
+        left, job = read_exit(self.config.data_dir / "running" / str(job_id)), self.state.jobs.get(job_id)
+        return left is not None and left[0] == 0 and not (job and job.stopping)
+
+    def _tell_end(self, job_id: int) -> None:
+        """Tell the end of a job that did not pass; an ender thread runs this and ends with it."""
+        try:
             self._see_end(job_id)
+        except (Refused, OSError) as error:
+            self.complain(f"the end of job {job_id}", error)
+        except Exception:
+            log(f"the end of job {job_id}: {traceback.format_exc()}")
+        finally:
+            with self.lock:  # the watcher sees it again when that failed, but not at once
+                self.lock.wait_for(lambda: self.closing or job_id not in self.running, timeout=0.5)
+                self.ending.discard(job_id)
+                self.lock.notify_all()
+            self.wake()
+
+    def _alive(self) -> list[Running]:
+        """The jobs that run, without those whose end is being told."""
+        with self.lock:
+            return [run for run in self.running.values() if run.job_id not in self.ending]
 
     def _when_ended(self, job_id: int) -> tuple[float, int]:
         """Sorts jobs by when they ended (uptime); who passed first is first in line."""
@@ -3477,7 +3571,7 @@ class Engine:
     def _enforce(self) -> bool:
         """Stop the jobs that are told to: SIGTERM, then SIGKILL after the grace. Returns whether any is on the way."""
         with self.lock:
-            jobs = [(run, self.state.jobs[run.job_id]) for run in self.running.values()]
+            jobs = [(run, self.state.jobs[run.job_id]) for run in self._alive()]
             doomed = [run for run, job in jobs if job.stopping]
         for run in doomed:
             if run.stop_at is None:
@@ -3493,7 +3587,7 @@ class Engine:
     def _check_jobs(self) -> None:
         """Measure the running jobs and hold them to their limits; end those that were lost."""
         with self.lock:
-            runs = list(self.running.values())
+            runs = self._alive()
             lost = [
                 j.id
                 for j in self.state.live_jobs()
@@ -4012,6 +4106,7 @@ BLOCK, FIND_BLOCK = 1 << 20, 1 << 18  # bytes between two places up to which lin
 PIECE_BYTES, PIECE_LINES = 100_000, 1000  # of a log, in a page
 FIND_SECONDS, FIND_MOST = 2.0, 1000  # of a search in one log, and lines that it names
 EXCERPT = 160  # characters that are shown of a longer line in which something was found
+UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 
 def job_view(engine: Engine, job: Job) -> dict[str, Any]:
@@ -4712,6 +4807,11 @@ def read_log(path: Path, offset: int, most: int) -> bytes:
     return b""
 
 
+def read_tail(path: Path, most: int = 1 << 16) -> bytes:
+    """The end of a log."""
+    return read_log(path, max(0, path.stat().st_size - most), most) if path.exists() else b""
+
+
 SEARCH_HITS = 50  # jobs on a page of results
 SEARCH_LINES = 5  # of each
 
@@ -4793,11 +4893,17 @@ def ago(moment: str | None) -> str:
         seconds = max(0, int(time.time() - seconds_of(moment)))
     except ValueError:  # a record of another version
         return moment
-    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= size:
-            number = seconds // size
-            return f"{number} {unit}{'s' if number > 1 else ''} ago"
-    return "just now" if seconds < 10 else f"{seconds} seconds ago"
+    return "just now" if seconds < 10 else f"{spell_age(seconds)} ago"
+
+
+def spell_age(seconds: int) -> str:
+    """A time span in its largest unit."""
+    number, unit = next((seconds // size, unit) for unit, size in UNITS if seconds >= size or size == 1)
+    return plural(number, unit)
+
+
+def plural(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def spell_duration(seconds: float | None) -> str:
@@ -4821,6 +4927,140 @@ def spell_bytes(size: float | None) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+# -- digest: why did it fail ------------------------------------------------------
+
+DIGEST_BYTES = 2000
+END_BYTES = 2 << 20  # of the beginning and of the end of a log, where a first error is looked for
+MOST_SUSPECTS = 1000  # lines of each of them that the patterns are tried on
+LINE_BYTES = 300  # of a line, before any pattern sees it: a hostile job writes what makes patterns slow
+# In small letters: each line that a pattern below finds has one of these, and few others have.
+ERROR_WORD = re.compile(
+    rb"err|fail|fatal|panic|exception|assert|undefined|traceback|denied|fault|dumped|killed|\*\*\*"
+    rb"|not ok|not found|no such|e   |e: "
+)
+CAUSE = re.compile(
+    r"""(?:^|[\s\])>:|(])(?:[Ff]atal\ error|[Ff]atal|FATAL|[Ee]rror|ERROR|panic)(?:\[\w{1,10}\])?:\s*\S  # gcc, git, nix, go
+    | ^(?:ERROR\b|npm\ ERR!|E:|E\s{3,})\s*\S | \[(?:ERROR|FATAL)\]                                      # npm, apt, pytest
+    | ^[\w.]{0,100}(?:Error|Exception)(?::\s|$) | panicked\ at | [Aa]ssertion\ (?:[`'][^`']+[`']\ )?failed # Python, Rust, C
+    | Segmentation\ fault | core\ dumped | \bKilled$ | undefined\ (?:reference|symbol) | ^\S+\ \*\*\*\ .*\bStop\.$
+    | (?:not\ found|No\ such\ file\ or\ directory|Permission\ denied)$""",
+    re.VERBOSE,
+)
+SIGN = re.compile(r"(?<![\w./-])(?i:errors?|fail|failed|failures?|exception)(?![\w/-]|\.\w)|^not ok\b")
+NO_ERROR = re.compile(
+    r"(?i:\b(?:no|0|zero|without) (?:errors?|failures?|failed)\b|\b(?:errors?|failures?|failed)[:=]? ?0\b)"
+    r"|^\s*(?:(?i:ok|pass)\b|[✓✔])|(?:\.\.\.|:) ok$|\bPASSED\b"
+)
+TRACEBACK = "Traceback (most recent call last):"
+
+
+def outcome(job: Job) -> str:
+    """How a job that did not pass ended, in words."""
+    if job.status == "timeout":
+        return f"timed out after {job.timeout} s"
+    if job.reason and job.reason.startswith("ended by signal "):
+        number = (job.exit_code or 0) - 128
+        what = f"{signal.Signals(number).name}, {(signal.strsignal(number) or '').lower()}"
+        return f"exit code {job.exit_code}: a process was killed by signal {number} ({what})"
+    return job.reason or "it did not pass"
+
+
+def read_ends(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number of its first line, bytes) of the beginning of a log and, when it is longer, of its end."""
+    size = path.stat().st_size if path.exists() else 0
+    yield 1, read_log(path, 0, END_BYTES)
+    if size > END_BYTES:
+        start = max(END_BYTES, size - END_BYTES)
+        yield count_newlines(path, start) + 1, read_log(path, start, END_BYTES)
+
+
+def plain_line(line: bytes) -> str:
+    """The beginning of a line of a log as it stands on a screen in the end, with nothing that is not text."""
+    line = line.rstrip(b"\r")
+    text = ANSI.sub("", line[line.rfind(b"\r") + 1 :][:LINE_BYTES].decode("utf-8", "replace"))
+    return "".join(c if c.isprintable() else " " for c in text).rstrip()
+
+
+def suspects(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str, bool]]:
+    """Lines of a log that speak of an error: (number, text, whether it is likely to name the cause)."""
+    for first, block in blocks:
+        calls_at, tried = -1, 0  # in a traceback: the column it begins in
+        for number, line in enumerate(block.split(b"\n"), first):
+            small = line[line.rfind(b"\r", 0, -1) + 1 :][:LINE_BYTES].lower()
+            if calls_at < 0 and not ERROR_WORD.search(small):
+                continue
+            text, tried = plain_line(line), tried + 1
+            if tried > MOST_SUSPECTS:
+                break
+            if calls_at >= 0:
+                if text[calls_at : calls_at + 1].strip():  # no longer indented, so this is the exception
+                    calls_at = -1
+                    yield number, text.strip(), True
+            elif TRACEBACK in text:
+                calls_at = text.index(TRACEBACK)
+            elif not NO_ERROR.search(text):
+                is_cause = CAUSE.search(text) is not None
+                if is_cause or SIGN.search(text):
+                    yield number, text.strip(), is_cause
+
+
+def fingerprint(text: str) -> str:
+    """A line without what differs from run to run: ids, times, counts."""
+    return re.sub(r"[0-9a-f]{7,}|[0-9]+", "#", text.lower())
+
+
+def usual_lines(blocks: Iterable[tuple[int, bytes]]) -> set[str]:
+    """The suspects of a log that passed, by fingerprint: in another log they are none."""
+    return {fingerprint(text) for _, text, _ in suspects(blocks)}
+
+
+def first_error(blocks: Iterable[tuple[int, bytes]], usual: set[str]) -> tuple[int, str] | None:
+    """(number, text) of the first line that names a cause, else of the first that speaks of an error."""
+    sign = None
+    for number, text, is_cause in suspects(blocks):
+        if fingerprint(text) in usual:
+            continue
+        if is_cause:
+            return number, text
+        sign = sign or (number, text)
+    return sign
+
+
+def last_lines(tail: bytes) -> list[str]:
+    """What a log ends with, for a digest."""
+    lines = [text for text in map(plain_line, tail.split(b"\n")[-200:]) if text][-5:]
+    return ["the log ends with:", *(f"  {fit(text, 160)}" for text in lines)] if lines else []
+
+
+def spell_changes(others: int, subjects: list[str], moved: int, paths: list[str]) -> list[str]:
+    """How what a job tested differs from a run that passed; `others` are the branches it tested beside its own."""
+    more = " or more" if len(subjects) == 100 else ""
+    named = "; ".join([fit(subject, 60) for subject in subjects[:3]] + ["…"] * (len(subjects) > 3))
+    since = [f"{plural(len(subjects), 'commit')}{more} ({named})"] if subjects else []
+    since += [f"base moved by {plural(moved, 'commit')}"] if moved else []
+    since += [f"tested together with {plural(others, 'other')}"] if others else []
+    rest = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    files = f"files: {', '.join(fit(path, 60) for path in paths[:5])}{rest}"
+    return [f"since then: {', '.join(since) or 'no commit'}", files if paths else "the files are the same: it may be a flake"]
+
+
+def fit_digest(lines: Iterable[str]) -> str:
+    """Lines as a digest: short, and nothing but text."""
+    text = "\n".join("".join(c if c.isprintable() else "?" for c in fit(line, 400)) for line in lines)
+    return text.encode()[:DIGEST_BYTES].decode("utf-8", "ignore")
+
+
+def char_widths(text: str) -> list[int]:
+    """How many columns of a terminal each character takes."""
+    return [0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text]
+
+
+def fit(text: str, room: int) -> str:
+    """`text` cut to `room` columns, with … for what is left out."""
+    widths = char_widths(text)
+    return text if sum(widths) <= room else text[: sum(end < room for end in itertools.accumulate(widths))] + "…"
 
 
 ###############################################################################
@@ -5555,7 +5795,8 @@ class Web:
         if not chunk and not live:
             watch, said = outlook(self.engine, job, pushed)
             whole_line = read_log(self.config.log(job.repo, job.id), max(0, offset - 1), 1) in (b"", b"\n")
-            chunk = f"{'' if whole_line else chr(10)}forge: {said}\n".encode("utf-8", "surrogateescape") if said else b""
+            words = "".join(f"forge: {line}\n" for line in [*(job.digest or "").split("\n"), said] if line) if said else ""
+            chunk = f"{'' if whole_line or not said else chr(10)}{words}".encode("utf-8", "surrogateescape")
             after = f"{watch.id}:{offset if watch.id == job.id else 0}:{pushed.id}" if watch else ""
             if watch and watch.id == job.id:
                 time.sleep(0.05)
@@ -5680,11 +5921,9 @@ class Client:
     """Talks to the server of a data directory with its token."""
 
     def __init__(self, config: Config):
-        self.config = config
-        try:
-            self.url = (config.data_dir / "address").read_text().strip()
-        except OSError:
-            self.url = config.listen_url()
+        self.config, self.url = config, ""
+        self.patience = 0.0  # seconds that a server may be away
+        self.missing: Callable[[], None] = lambda: None  # called while it is
         try:
             self.token = (config.data_dir / "token").read_text().strip()
         except FileNotFoundError:
@@ -5692,35 +5931,73 @@ class Client:
         except OSError as error:
             raise Fault(1, f"{error.filename} cannot be read ({error.strerror}); run forge as the user of the server") from None
 
-    def open(self, path: str, body: bytes | None = None, accept: str = "application/json", timeout: float = 60) -> Any:
-        """Ask the server; the answer is a file to read. Raises Fault: 3 when none answers, 1 or 2 with its reason."""
+    def ask(
+        self, path: str, body: bytes | None = None, accept: str = "application/json", timeout: float = 60
+    ) -> tuple[Any, bytes]:
+        """The headers and the body of an answer. Raises Fault: 3 when no server answers, 1 or 2 with its reason."""
+        until = time.monotonic() + self.patience
+        while True:
+            try:  # a server that comes back may listen elsewhere
+                self.url = (self.config.data_dir / "address").read_text().strip()
+            except OSError:
+                self.url = self.config.listen_url()
+            try:
+                return self._ask(path, body, accept, timeout)
+            except Fault as fault:
+                if fault.code != 3 or time.monotonic() >= until:
+                    raise
+            self.missing()
+            time.sleep(0.2)
+
+    def _ask(self, path: str, body: bytes | None, accept: str, timeout: float) -> tuple[Any, bytes]:
         from http.client import HTTPException
         from urllib.error import HTTPError
         from urllib.request import ProxyHandler, Request, build_opener
 
         headers = {"Authorization": f"Bearer {self.token}", "Accept": accept}
         try:
-            return build_opener(ProxyHandler({})).open(Request(self.url + path, body, headers), timeout=timeout)
+            with build_opener(ProxyHandler({})).open(Request(self.url + path, body, headers), timeout=timeout) as answer:
+                return answer.headers, answer.read()
         except HTTPError as error:
             said = error.read()
             try:
                 text = json.loads(said)["error"]
             except (ValueError, KeyError, TypeError):
                 text = said.decode("utf-8", "replace").strip()[:200] or str(error)
-            raise Fault(2 if error.code in (400, 404) else 1, text, said) from None
+            hint = self._hint(path, text) if error.code == 404 else ""
+            raise Fault(2 if error.code in (400, 404) else 1, text + hint, said) from None
         except (OSError, HTTPException):
             raise Fault(3, f"no server answers at {self.url}; start it with: forge serve") from None
+
+    def _hint(self, path: str, text: str) -> str:
+        """What to do about a name that is not there, for the end of the sentence that says so."""
+        repo, _, branch = unquote(path.removeprefix("/r/")).partition("/mr/")
+        with contextlib.suppress(Fault):
+            if text.startswith("there is no job"):
+                return "; forge jobs lists them"
+            if text.startswith("there is no repo"):
+                return did_you_mean(repo, [known["repo"] for known in self.get("/")["repos"]])
+            if " has no branch " in text:
+                return did_you_mean(branch, [known["branch"] for known in self.get(f"/r/{repo}")["merge_requests"]])
+        return ""
 
     def get(self, path: str, **query: Any) -> Any:
         """The JSON at `path`. Raises Fault."""
         given = {key: value for key, value in query.items() if value is not None}
-        with self.open(path + (f"?{urlencode(given)}" if given else "")) as answer:
-            return json.load(answer)
+        return json.loads(self.ask(path + (f"?{urlencode(given)}" if given else ""))[1])
 
     def post(self, path: str, **form: str) -> Any:
         """Do an action. Raises Fault."""
-        with self.open(path, urlencode(form).encode()) as answer:
-            return json.load(answer)
+        return json.loads(self.ask(path, urlencode(form).encode())[1])
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The names that are like one that is not there, for the end of a sentence; else the first of all."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known := list(known), 3)
+    few = f"{', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
+    return f"; did you mean {' or '.join(near)}?" if near else f"; there is {few or 'none yet'}"
 
 
 def check_repo(name: str) -> str:
@@ -5737,29 +6014,133 @@ def mr_path(repo: str, branch: str) -> str:
     return mr_url("", check_repo(repo), branch)
 
 
-def show(args: argparse.Namespace, program: Any, text: str) -> None:
-    """Print JSON when asked for, else text. What a terminal would obey is not printed there."""
-    if getattr(args, "json", False):
-        text = json.dumps(program, indent=2)
-    elif text:
-        text = "\n".join(
-            "".join(c if c.isprintable() or (c == "\x1b" and sys.stdout.isatty()) else "?" for c in line)
-            for line in text.split("\n")
-        )
+def printable(value: Any) -> Any:
+    """JSON with nothing in its texts that a terminal would obey."""
+    if isinstance(value, dict):
+        return {key: printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [printable(item) for item in value]
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in value) if isinstance(value, str) else value
+
+
+def show(args: argparse.Namespace, program: Any, write: Callable[[Any], str]) -> None:
+    """Print JSON when asked for, else what `write` makes of it, once it is printable."""
+    text = json.dumps(program, indent=2) if getattr(args, "json", False) else write(printable(program))
     if text:
         print(text)
 
 
-def table(rows: list[list[str]]) -> str:
-    """Rows as aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+# As SGR parameters, by what stands in a cell.
+STYLES = (
+    dict.fromkeys(("passed", "ok"), "32") | dict.fromkeys(("failed", "timeout", "!!"), "31") | {"running": "36", "pending": "33"}
+)
+
+
+def paint(text: str, style: str = "") -> str:
+    """A status in its colour, other text in `style`, where standard output wants colours."""
+    environ, style = os.environ, STYLES.get(text, style)
+    forced = environ.get("CLICOLOR_FORCE", "0") not in ("", "0")
+    wanted = not environ.get("NO_COLOR") and (forced or (sys.stdout.isatty() and environ.get("TERM") != "dumb"))
+    return f"\x1b[{style}m{text}\x1b[0m" if wanted and style else text
+
+
+def table(rows: list[list[str]], cut: bool = True) -> str:
+    """Rows as aligned columns, the first bold; on a terminal the widest are cut until all fit."""
+    widths = [max(sum(char_widths(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    fits = not (cut and sys.stdout.isatty())
+    room = sum(widths) if fits else shutil.get_terminal_size().columns - 2 * (len(widths) - 1)
+    while sum(widths) > room and max(widths) > 8:
+        widths[widths.index(max(widths))] -= 1
+
+    def padded(cell: str, width: int, style: str) -> str:
+        return paint(fit(cell, width), style) + " " * (width - sum(char_widths(fit(cell, width))))
+
+    styles = ["1", *[""] * len(widths)]
+    return "\n".join("  ".join(map(padded, row, widths, styles)).rstrip() for row in rows)
 
 
 def job_line(job: Mapping[str, Any]) -> list[str]:
     took = spell_duration(job["duration"]) if job["duration"] is not None else ""
     about = [str(job["id"]), job["status"], job["kind"], f"{job['repo']}/{job['branch']}", job["commit"][:10]]
     return [*about, took, ago(job["created_at"])]
+
+
+def job_block(job: Mapping[str, Any]) -> str:
+    """A job as people read it, with its digest or else its reason at the end."""
+    on_base = f" on {job['base'][:12]}" if job["base"] else ""
+    figures = f"{job['cpu_percent'] or 0:.0f} % CPU, {spell_bytes(job['rss_bytes'])}" if job.get("rss_bytes") else ""
+    rows = {
+        "commit": f"{job['commit'][:12]}{on_base}",
+        "command": job["command"],
+        "begun": ago(job["started_at"]),
+        "took" if job["finished_at"] else "runs for": spell_duration(job["duration"]),
+        "uses": figures,
+        "tests": ", ".join(head["branch"] for head in job["heads"]) if len(job["heads"]) > 1 else "",
+        "retry of job": job["retry_of"],
+        "verdict of job": job["reused_from"],
+        "flake, see job": job.get("flake"),
+        "log": f"{job['log_url']} ({spell_bytes(job['log_size'])})" if job["log_size"] is not None else "",
+    }
+    title = f"job {paint(str(job['id']), '1')} {paint(job['status'])}: {job['kind']} of {job['repo']}/{job['branch']}"
+    why = job["digest"] or job["reason"]
+    return "\n".join([title, *(f"  {name:16}{value}" for name, value in rows.items() if value), *(["", why] if why else [])])
+
+
+def progress(job: Mapping[str, Any], usual: float | None) -> str:
+    """How far a job is; `usual` are the seconds that such jobs take."""
+    said, spent = f"job {job['id']} {job['status']}", job["duration"] or 0.0
+    if job["status"] != "running":
+        return said
+    said += f", {int(spent) // 60}:{int(spent) % 60:02}"
+    left = usual - spent if usual is not None else None
+    if left is None or left < 0.5:
+        return said if left is None else f"{said}, longer than usual"
+    return f"{said}, about {left:.0f} s left" if left < 90 else f"{said}, about {left / 60:.0f} min left"
+
+
+RESTART_SECONDS = 30.0  # that who waits gives a server to come back
+
+
+class Watch:
+    """What a command that waits for a job says on a terminal: one line of standard error, redrawn in place, gone in the end."""
+
+    def __init__(self, client: Client):
+        self.client, self.terminal = client, sys.stderr.isatty()
+        self.midline = False  # standard output, the same terminal, is within a line
+        self.job_id: int | None = None
+        self.usual: dict[int, float | None] = {}  # by job: the median of the last durations of such jobs
+        self.due = 0.0
+        client.missing = lambda: self.draw("the server does not answer; waiting for it")
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.draw("")
+        if kind is KeyboardInterrupt:
+            goes_on = f"; job {self.job_id} goes on: forge log {self.job_id} -f" if self.job_id else ""
+            print(f"{chr(10) if self.midline else ''}detached{goes_on}", file=sys.stderr)
+
+    def tell(self, job_id: int | None, otherwise: str = "") -> None:
+        """Draw how far a job is, or `otherwise` when there is none to wait for; once a second. The server has answered by now."""
+        self.job_id, self.client.patience = job_id, RESTART_SECONDS
+        if not self.terminal or time.monotonic() < self.due:
+            return
+        self.due = time.monotonic() + 1
+        if job_id is None:
+            self.draw(otherwise)
+            return
+        job = self.client.get(f"/jobs/{job_id}")
+        if job_id not in self.usual:
+            passed = self.client.get("/jobs", repo=job["repo"], kind=job["kind"], status="passed", limit=20)["jobs"]
+            took = sorted([one["duration"] for one in passed if one["duration"] and not one["reused_from"]][:5])
+            self.usual[job_id] = took[len(took) // 2] if took else None
+        self.draw(progress(job, self.usual[job_id]))
+
+    def draw(self, text: str) -> None:
+        if self.terminal and not self.midline:
+            sys.stderr.write(f"\r{fit(printable(text), shutil.get_terminal_size().columns - 1)}\x1b[K")
+            sys.stderr.flush()
 
 
 def own_data_dir(config: Config) -> None:
@@ -5772,7 +6153,12 @@ def own_data_dir(config: Config) -> None:
 def tell_server(config: Config, repo: str) -> None:
     """Let a running server look at a repo now; without one it looks when it starts."""
     with contextlib.suppress(Fault):
-        Client(config).open("/hooks/post-receive", json.dumps({"repo": repo, "updates": []}).encode(), timeout=5).close()
+        Client(config).ask("/hooks/post-receive", json.dumps({"repo": repo, "updates": []}).encode(), timeout=5)
+
+
+def repos_here(config: Config) -> list[str]:
+    """The repos of the data directory, by name, without a server."""
+    return sorted(path.stem for path in config.repos.glob("*.git") if is_repo_name(path.stem) and path.is_dir())
 
 
 def cmd_create(config: Config, args: argparse.Namespace) -> int:
@@ -5791,7 +6177,7 @@ def cmd_create(config: Config, args: argparse.Namespace) -> int:
 def cmd_delete(config: Config, args: argparse.Namespace) -> int:
     path = config.repo(args.repo)
     if not is_repo_name(args.repo) or not path.is_dir():
-        raise Fault(2, f"there is no repo {args.repo!r}")
+        raise Fault(2, f"there is no repo {args.repo!r}{did_you_mean(args.repo, repos_here(config))}")
     if not args.yes:
         raise Fault(2, f"this removes {path} with all its branches for good; say --yes")
     own_data_dir(config)
@@ -5802,46 +6188,55 @@ def cmd_delete(config: Config, args: argparse.Namespace) -> int:
     return 0
 
 
+def repo_line(repo: Mapping[str, Any]) -> list[str]:
+    job = repo["job"] or {"status": "", "created_at": None}
+    base = f"{repo['base'] or 'no base'} {(repo['head'] or 'empty')[:10]}"
+    return [repo["repo"], job["status"], base, f"{repo['open']} open", ago(job["created_at"])]
+
+
 def cmd_repos(config: Config, args: argparse.Namespace) -> int:
-    found = Client(config).get("/")
-    rows = [
-        [r["repo"], r["base"] or "-", (r["head"] or "empty")[:10], f"{r['open']} open", r["trouble"] or ""]
-        for r in found["repos"]
-    ]
-    show(args, found, table(rows) or "no repo yet; make one with: forge create NAME")
+    def text(found: Any) -> str:
+        troubles = [f"{repo['repo']}: {repo['trouble']}" for repo in found["repos"] if repo["trouble"]]
+        return "\n".join([table([repo_line(repo) for repo in found["repos"]]), *troubles])
+
+    show(args, Client(config).get("/"), lambda found: text(found) or "no repo yet; make one with: forge create NAME")
     return 0
 
 
 def cmd_jobs(config: Config, args: argparse.Namespace) -> int:
     client = Client(config)
-    found = client.get("/jobs", repo=args.repo and check_repo(args.repo), limit=args.limit)
+    wanted = {name: getattr(args, name) for name in ("branch", "status", "kind", "limit")}
+    found = client.get("/jobs", repo=args.repo and check_repo(args.repo), **wanted)
     if args.repo and not found["jobs"]:
         client.get(f"/r/{args.repo}")  # says so when there is no such repo
-    show(args, found, table([job_line(job) for job in found["jobs"]]) or "no job yet")
+    show(args, found, lambda found: table([job_line(job) for job in found["jobs"]]) or "there is no such job yet")
     return 0
 
 
 def cmd_job(config: Config, args: argparse.Namespace) -> int:
-    job = Client(config).get(f"/jobs/{args.id}")
-    job_lines = (f"{name + ':':14}{value}" for name, value in job.items() if value is not None and name != "heads")
-    show(args, job, "\n".join(job_lines))
+    show(args, Client(config).get(f"/jobs/{args.id}"), job_block)
     return 0
 
 
 def cmd_log(config: Config, args: argparse.Namespace) -> int:
     """Copy a log to standard output byte for byte, and go on until the job ends when asked to follow."""
-    client, offset = Client(config), 0
-    out = sys.stdout.buffer
-    while True:
-        with client.open(f"/jobs/{args.id}/log?offset={offset}&wait={int(args.follow)}", accept="text/plain") as answer:
-            status, chunk = answer.headers["X-Job-Status"], answer.read()
-        out.write(chunk)
-        out.flush()
-        offset += len(chunk)
-        if not chunk and (status not in LIVE or not args.follow):
-            return 0
-        if not chunk:
-            time.sleep(0.2)
+    client, offset, out = Client(config), 0, sys.stdout.buffer
+    with Watch(client) if args.follow else contextlib.nullcontext() as watch:
+        while True:
+            headers, chunk = client.ask(f"/jobs/{args.id}/log?offset={offset}&wait={int(args.follow)}", accept="text/plain")
+            live = headers["X-Job-Status"] in LIVE
+            if watch and chunk:
+                watch.draw("")
+                watch.midline = sys.stdout.isatty() and not chunk.endswith(b"\n")
+            out.write(chunk)
+            out.flush()
+            offset += len(chunk)
+            if not chunk and not (live and watch):
+                return 0
+            if watch:
+                watch.tell(args.id if live else None)
+            if not chunk:
+                time.sleep(0.2)
 
 
 def find_mr(client: Client, repo: str, branch: str) -> dict[str, Any]:
@@ -5858,55 +6253,64 @@ def find_mr(client: Client, repo: str, branch: str) -> dict[str, Any]:
 
 
 def cmd_status(config: Config, args: argparse.Namespace) -> int:
-    view = find_mr(Client(config), args.repo, args.branch)
-    job = view.get("job")
-    stands = "" if "merge" in view else f"{job['status'] if job else 'no job'}: "
-    show(args, view, f"{stands}{view['why']}" + (f"\n{job['url']}" if job else ""))
+    client = Client(config)
+
+    def text(view: Any) -> str:
+        job = view.get("job")
+        stands = "" if "merge" in view else f"{paint(job['status']) if job else 'no job'}: "
+        checks = printable(client.get("/jobs", repo=args.repo, branch=args.branch, limit=5))["jobs"]
+        return "\n".join([f"{stands}{view['why']}", *([job["url"]] if job else []), table([job_line(check) for check in checks])])
+
+    show(args, find_mr(client, args.repo, args.branch), text)
     return 0
 
 
 def cmd_why(config: Config, args: argparse.Namespace) -> int:
     view = find_mr(Client(config), args.repo, args.branch)
-    show(args, {"blockers": view.get("blockers", []), "why": view["why"]}, view["why"])
+    show(args, {"blockers": view.get("blockers", []), "why": view["why"]}, lambda said: str(said["why"]))
     return 0
 
 
 def cmd_wait(config: Config, args: argparse.Namespace) -> int:
     """Wait for the verdict and, with auto-merge, the merge. Raises Fault(1) with what keeps it."""
     client = Client(config)
-    while True:
-        view = find_mr(client, args.repo, args.branch)
-        if "merge" in view or view["settled"]:
-            break
-        time.sleep(0.2)
+    with Watch(client) as watch:
+        while True:
+            view = find_mr(client, args.repo, args.branch)
+            if "merge" in view or view["settled"]:
+                break
+            job = view["job"]
+            watch.tell(job["id"] if job and job["status"] in LIVE else None, view["why"])
+            time.sleep(0.2)
     passed = view.get("job") and view["job"]["status"] == "passed" and not view["auto_merge"]
     good = "merge" in view or passed or view["ahead"] == 0
-    show(args, view, view["why"] if good else "")
+    show(args, view, lambda view: view["why"] if good else "")
     if not good:
         raise Fault(1, view["why"])
     return 0
 
 
 def cmd_merge(config: Config, args: argparse.Namespace) -> int:
-    result = Client(config).post(f"{mr_path(args.repo, args.branch)}/merge")
-    if result.get("status") == "queued":
+    def text(result: Any) -> str:
+        if result.get("status") != "queued":
+            return f"merged as {result['merge_commit']}"
         job = result["job"]
         tests = f"job {job['id']} tests it" if job["status"] in LIVE else "it is tested with what else is ready"
-        show(args, result, f"queued: {tests}, then it merges; forge wait {args.repo} {args.branch}")
-    else:
-        show(args, result, f"merged as {result['merge_commit']}")
+        return f"queued: {tests}, then it merges; forge wait {args.repo} {args.branch}"
+
+    show(args, Client(config).post(f"{mr_path(args.repo, args.branch)}/merge"), text)
     return 0
 
 
 def cmd_cancel(config: Config, args: argparse.Namespace) -> int:
     job = Client(config).post(f"/jobs/{args.id}/cancel")
-    show(args, job, f"job {args.id} is {job['status'] if job['status'] not in LIVE else 'being stopped'}")
+    stands = "being stopped" if job["status"] in LIVE else job["status"]
+    show(args, job, lambda job: f"job {args.id} is {stands}")
     return 0
 
 
 def cmd_retry(config: Config, args: argparse.Namespace) -> int:
-    job = Client(config).post(f"/jobs/{args.id}/retry")
-    show(args, job, f"job {job['id']} {job['url']}")
+    show(args, Client(config).post(f"/jobs/{args.id}/retry"), lambda job: f"job {job['id']} {job['url']}")
     return 0
 
 
@@ -6104,9 +6508,9 @@ def audit_repos(config: Config, names: list[str]) -> dict[str, Any]:
 
 def cmd_audit(config: Config, args: argparse.Namespace) -> int:
     """Say what was proved, and name what came another way; 1 when a promise was broken."""
-    if args.repo is not None and not config.repo(check_repo(args.repo)).is_dir():
-        raise Fault(2, f"there is no repo {args.repo}")
-    there = sorted(path.stem for path in config.repos.glob("*.git") if is_repo_name(path.stem) and path.is_dir())
+    there = repos_here(config)
+    if args.repo is not None and check_repo(args.repo) not in there:
+        raise Fault(2, f"there is no repo {args.repo}{did_you_mean(args.repo, there)}")
     for patience in (0.2, 1.0, 0.0):  # a server may be between moving base and writing that down
         try:
             found = audit_repos(config, there if args.repo is None else [args.repo])
@@ -6116,15 +6520,15 @@ def cmd_audit(config: Config, args: argparse.Namespace) -> int:
             break
         time.sleep(patience)
     text = []
-    for repo in found["repos"]:
+    for repo in printable(found["repos"]):
         counts = f"{repo['merges']} merges proved, {len(repo['direct'])} commits pushed directly, {repo['copied']} copied in"
         text.append(f"{repo['repo']} ({repo['base'] or 'no base'}): {'ok' if repo['ok'] else 'BROKEN'}; {counts}")
         text += [f"  broken  {(b['commit'] or '-')[:12]}  {b['text']}" for b in repo["broken"]]
         text += [f"  forced  {m['old'][:12]} to {(m['new'] or 'nothing')[:12]}  {m['at']}" for m in repo["forced"]]
         text += [f"  direct  {c['commit'][:12]}  {c['authored_at'][:10]}  {c['subject']}" for c in repo["direct"][:50]]
         text += [f"  direct  and {len(repo['direct']) - 50} older ones; --json names them"] if len(repo["direct"]) > 50 else []
-    text += [f"journal: {line}" for line in found["journal"]]
-    show(args, found, "\n".join(text) or "no repo yet")
+    text += [f"journal: {line}" for line in printable(found["journal"])]
+    show(args, found, lambda _: "\n".join(text) or "no repo yet")
     return 0 if found["ok"] else 1
 
 
@@ -6159,7 +6563,7 @@ def examine(config: Config) -> Iterator[Check]:
         yield "bwrap", reason is None, reason or f"{first_line('bwrap', '--version')}; jobs run under it"
     yield from examine_data_dir(config)
     try:
-        Client(config).open("/healthz").close()
+        Client(config).ask("/healthz")
         yield "server", True, "answers"
     except Fault as fault:
         yield "server", False, str(fault)
@@ -6196,8 +6600,9 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
 
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
     found = list(examine(config))
-    rows = [["ok" if well else "!!", what, said] for what, well, said in found]
-    show(args, {"checks": [{"what": w, "ok": ok, "text": t} for w, ok, t in found]}, table(rows))
+    checks = [{"what": what, "ok": well, "text": said} for what, well, said in found]
+    lines = [["ok" if well else "!!", *printable([what, said])] for what, well, said in found]
+    show(args, {"checks": checks}, lambda _: table(lines, cut=False))
     return 0 if all(well for what, well, _ in found if what not in ("nix", "bwrap", "server")) else 1
 
 
@@ -6398,18 +6803,28 @@ def cmd_demo(config: Config, args: argparse.Namespace) -> int:
         shutil.rmtree(root, ignore_errors=True)
 
 
+EXAMPLES = """examples:
+  forge create app --base main     make a repo; prints the path to push to
+  forge jobs --status failed       what failed lately
+  forge job 41                     why job 41 failed
+  forge log 41 -f                  its log, as it grows
+  forge status app topic           how the branch topic of app stands
+  forge wait app topic && echo ok  wait for its verdict
+"""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    parser = argparse.ArgumentParser(
-        prog="forge", description="A git forge in one file, for a small server and people who love Nix."
-    )
+    what = "A git forge in one file, for a small server and people who love Nix."
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="forge", description=what, epilog=EXAMPLES, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"forge {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
     def verb(
         name: str, what: str, run: Callable[[Config, argparse.Namespace], int], *words: str, as_json: bool = True
     ) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=what, description=what)
+        sub = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
         for word in words:
             sub.add_argument(word.lower(), metavar=word, type=job_number if word == "ID" else str)
         if as_json:
@@ -6425,6 +6840,9 @@ def build_parser() -> argparse.ArgumentParser:
     verb("repos", "list the repos", cmd_repos)
     jobs = verb("jobs", "list the newest jobs", cmd_jobs)
     jobs.add_argument("--repo", metavar="R", help="only of this repo")
+    jobs.add_argument("--branch", metavar="B", help="only of this branch")
+    jobs.add_argument("--status", metavar="S", choices=(*LIVE, *FINAL), help=f"only these: {', '.join((*LIVE, *FINAL))}")
+    jobs.add_argument("--kind", metavar="K", choices=(PRE, POST), help=f"only {PRE} or {POST}")
     jobs.add_argument("--limit", type=job_number, default=20, metavar="N", help="at most so many (default: 20)")
     verb("job", "show a job", cmd_job, "ID")
     log_verb = verb("log", "print a job's log", cmd_log, "ID", as_json=False)
@@ -6455,15 +6873,16 @@ def job_number(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code that README.md names."""
-    args = build_parser().parse_args(argv)
     try:
+        args = build_parser().parse_args(argv)
         code: int = args.run(load_config(os.environ), args)
+        sys.stdout.flush()  # while a reader that is gone can be told from a fault
         return code
     except WrongSetting as error:
         print(f"forge: {error}", file=sys.stderr)
         return 2
     except Fault as fault:
-        print(f"forge: {fault}", file=sys.stderr)
+        print(f"forge: {printable(str(fault))}", file=sys.stderr)
         return fault.code
     except KeyboardInterrupt:
         return 130

@@ -33,8 +33,9 @@ NIX_CONFIG = "experimental-features = nix-command flakes\nsandbox = false\nbuild
 
 
 def clean_environ() -> dict[str, str]:
-    """The environment without what would steer forge or git, with an identity for commits."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("FORGE_", "GIT_"))}
+    """The environment without what would steer forge or git or colour what they say, with an identity for commits."""
+    steering = ("FORGE_", "GIT_", "NO_COLOR", "CLICOLOR")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
     for role in ("AUTHOR", "COMMITTER"):
         environ |= {f"GIT_{role}_NAME": "Ada", f"GIT_{role}_EMAIL": "ada@localhost"}
     return environ | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "NIX_CONFIG": NIX_CONFIG, "TZ": "UTC"}

@@ -134,6 +134,76 @@ def test_what_is_not_there_and_who_does_not_answer(shared: Server, make_server: 
     assert never.cli("jobs", check=False).returncode == 3
 
 
+def test_errors_say_what_to_do_next(work: Work) -> None:
+    cli = work.server.cli
+    work.branch("topic-one")
+    work.push("topic-one")
+    near = work.name[:-1] + ("x" if work.name[-1] != "x" else "y")
+    for words, hint in (
+        (("job", "999999"), "there is no job '999999'; forge jobs lists them"),
+        (("log", "999999"), "forge jobs lists them"),
+        (("why", work.name, "topik-one"), "did you mean topic-one?"),
+        (("merge", work.name, "topik-one"), "did you mean topic-one?"),
+        (("status", work.name, "zzz"), "; there is topic-one"),
+        (("why", near, "topic-one"), work.name),
+        (("jobs", "--repo", near), work.name),
+        (("delete", near, "--yes"), work.name),
+        (("audit", near), work.name),
+    ):
+        done = cli(*words, check=False)
+        assert done.returncode == 2 and hint in done.stderr and done.stderr.count("\n") == 1, (words, done.stderr)
+
+
+def test_jobs_are_filtered(work: Work) -> None:
+    cli = work.server.cli
+    for name, run in (("good", "true\n"), ("bad", "exit 1\n")):
+        work.branch(name, run=run)
+        work.server.ended(work.push_job(name))
+
+    def found(*words: str) -> list[tuple[str, str]]:
+        jobs = json.loads(cli("jobs", "--repo", work.name, "--json", *words).stdout)["jobs"]
+        return [(job["branch"], job["status"]) for job in jobs]
+
+    assert found("--status", "failed") == [("bad", "failed")]
+    assert found("--branch", "good") == [("good", "passed")]
+    assert found("--kind", "post-merge") == [("main", "passed")]
+    assert cli("jobs", "--branch", "nope").stdout == "there is no such job yet\n"
+    assert cli("jobs", "--status", "green", check=False).returncode == 2
+
+
+def test_what_the_verbs_print_is_for_people(work: Work) -> None:
+    cli = work.server.cli
+    work.branch("topic", run="echo; exit 1\n")
+    number = work.push_job("topic")
+    job = work.server.ended(number)
+    lines = cli("job", str(number)).stdout.split("\n")
+    assert lines[0] == f"job {number} failed: pre-merge of {work.name}/topic" and lines[1].split()[:2] == [
+        "commit",
+        job["commit"][:12],
+    ]
+    assert "exit code 1" in lines and "None" not in "".join(lines)
+    assert [line.split()[:3] for line in cli("repos").stdout.split("\n") if line.startswith(f"{work.name} ")] == [
+        [work.name, "passed", "main"]
+    ]
+    status = cli("status", work.name, "topic").stdout.split("\n")
+    assert (
+        status[0].startswith("failed: ")
+        and status[1] == job["url"]
+        and status[2].split()[:3] == [str(number), "failed", "pre-merge"]
+    )
+    listed = subprocess.run([*FORGE, "--help"], capture_output=True, text=True).stdout
+    assert "forge log 41 -f" in listed
+
+
+def test_nothing_foreign_reaches_the_terminal(work: Work) -> None:
+    odd = "a\x1b[2Jb\u202ec\udc80"
+    assert forge.printable({"x": [odd, 1, None], "y": "two\nlines"}) == {"x": ["a?[2Jb?c?", 1, None], "y": "two\nlines"}
+    work.branch("topic", run="printf 'error: \\033[2J\\033]0;title\\007\\302\\233x\\n'; exit 1\n")
+    number = work.push_job("topic")
+    assert "error:" in work.server.ended(number)["digest"]
+    assert work.server.cli("job", str(number)).stdout.replace("\n", "").isprintable()
+
+
 def test_serve_stops_cleanly(make_server: Callable[..., Server]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         server = make_server(f"data-{number}")
