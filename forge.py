@@ -89,7 +89,7 @@ import unicodedata
 import zlib
 from array import array
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
@@ -229,13 +229,13 @@ class Refused(Exception):
 
 
 class GitError(Exception):
-    """Git's fault (or its repo's): what was run and the last thing git said."""
+    """Git's fault (or its repo's): what was run and the last thing git said; `out` is what it had printed until then."""
 
-    def __init__(self, args: tuple[str, ...], code: int, stderr: str):
+    def __init__(self, args: tuple[str, ...], code: int, stderr: str, out: str = ""):
         lines = [line for line in stderr.splitlines() if line.strip()]
         said = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1] if lines else "nothing")
         super().__init__(f"git {args[0]} ended with {code}: {said}")
-        self.code, self.stderr = code, stderr
+        self.code, self.stderr, self.out = code, stderr, out
 
     @property
     def passing(self) -> bool:
@@ -1226,10 +1226,11 @@ def git(repo: Path, *args: str, text: str = "", ok: tuple[int, ...] = (0,), **en
 
 def git_output(process: subprocess.Popen[bytes], args: tuple[str, ...], text: str = "", ok: tuple[int, ...] = (0,)) -> str:
     """What a started git prints. Raises GitError as `git` does."""
-    out, err = process.communicate(text.encode("utf-8", "surrogateescape"))
+    printed, err = process.communicate(text.encode("utf-8", "surrogateescape"))
+    out = printed.decode("utf-8", "surrogateescape")
     if process.returncode not in ok:
-        raise GitError(args, process.returncode, err.decode("utf-8", "replace"))
-    return out.decode("utf-8", "surrogateescape")
+        raise GitError(args, process.returncode, err.decode("utf-8", "replace"), out)
+    return out
 
 
 def why_unusable(repo: Path, name: str) -> str | None:
@@ -1284,32 +1285,78 @@ def _parse_heads(text: str) -> tuple[dict[str, str], str | None]:
     return heads, base
 
 
+TICK_NS = 20_000_000  # the clock by which files are marked stands still for less than that
+
+
+def refs_mark(repo: Path) -> tuple[object, ...] | None:
+    """What differs once a branch or HEAD has moved, from the file system alone; None while that cannot be relied on.
+
+    A file may change twice within one tick of the clock by which the file system marks it, and look the same: as in git's
+    index, what has changed a moment ago is not trusted. Raises OSError.
+    """
+    began, newest = time.time_ns(), 0
+    mark: list[object] = []
+    folders = [str(repo / "refs/heads")]
+    for name in ("HEAD", "packed-refs"):
+        with contextlib.suppress(FileNotFoundError):
+            facts = os.lstat(repo / name)
+            mark.append((name, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+            newest = max(newest, facts.st_ctime_ns)
+    while folders:
+        with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                facts = entry.stat(follow_symlinks=False)
+                mark.append((entry.path, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+                newest = max(newest, facts.st_ctime_ns)
+                if stat.S_ISDIR(facts.st_mode):
+                    folders.append(entry.path)
+    tick = TICK_NS if newest % 1_000_000_000 else 2_000_000_000  # there are file systems that count whole seconds
+    return tuple(mark) if newest + tick < began else None
+
+
 def merge_tree(repo: Path, base: str, head: str) -> Merged:
     """Merge two commits without a checkout. Raises GitError when git cannot read one of them."""
-    args = ("merge-tree", "--write-tree", "-z", "--name-only", base, head)
-    process = git_process(repo, args)
-    try:
-        tree, _, rest = git_output(process, args, ok=(0, 1)).partition("\0")
-    except GitError as error:
-        if "unrelated histories" in error.stderr:
-            return Merged(None, unrelated=True)
-        raise
-    if process.returncode == 0:
-        return Merged(tree)
-    # the exit code tells of a conflict, not the list of paths: of some kinds only the messages name the paths (git-merge-tree(1))
-    listed, _, messages = rest.partition("\0\0") if not rest.startswith("\0") else ("", "", rest[1:])
-    paths = [path for path in listed.split("\0") if path] or list(_paths_in_messages(messages.split("\0")))
-    return Merged(None, tuple(dict.fromkeys(paths)) or ("(git names no file)",))
+    return dict(merge_trees(repo, base, [head]))[head]
 
 
-def _paths_in_messages(items: list[str]) -> Iterator[str]:
-    """The paths of conflicts in merge-tree's messages: each a count, so many paths, a type and a text."""
-    at = 0
-    while at < len(items) and items[at].isdigit():
-        kind = at + int(items[at]) + 1
-        if "".join(items[kind : kind + 1]).startswith("CONFLICT"):
-            yield from items[at + 1 : kind]
-        at = kind + 2
+def merge_trees(repo: Path, base: str, heads: Sequence[str]) -> Iterator[tuple[str, Merged]]:
+    """Yield each head with what git makes of it and `base`. Raises GitError at one that git cannot merge with it."""
+    args = ("merge-tree", "--write-tree", "--stdin", "-z", "--name-only")
+    while heads:
+        failure = None
+        try:
+            out = git_output(git_process(repo, args), args, "".join(f"{base} {head}\n" for head in heads))
+        except GitError as error:
+            if error.code < 0:
+                raise
+            failure, out = error, error.out
+        found = list(_parse_merges(out))
+        yield from zip(heads, found)
+        heads = heads[len(found) :]
+        if failure and not (heads and "unrelated histories" in failure.stderr):
+            raise failure
+        if heads:  # git gives up at the first without common history; the others come after it
+            yield heads[0], Merged(None, unrelated=True)
+            heads = heads[1:]
+
+
+def _parse_merges(text: str) -> Iterator[Merged]:
+    """What merge-tree prints of several merges, one after another (git-merge-tree(1))."""
+    words = iter(text.split("\0"))
+    while status := next(words, ""):
+        tree = next(words)
+        if status == "1":
+            next(words)
+            yield Merged(tree)
+            continue
+        # of some kinds of conflict only the messages name the paths: each a count, so many paths, a type and a text
+        listed = list(iter(partial(next, words), ""))
+        named: list[str] = []
+        while count := next(words):
+            paths = [next(words) for _ in range(int(count))]
+            named += paths if next(words).startswith("CONFLICT") else []
+            next(words)
+        yield Merged(None, tuple(dict.fromkeys(listed or named)) or ("(git names no file)",))
 
 
 def commit_tree(repo: Path, tree: str, parents: Iterable[str], message: str) -> str:
@@ -1426,11 +1473,20 @@ def _lock_stays(lock: Path, began: int) -> bool:
 
 
 def read_commit(repo: Path, commit: str) -> CommitFacts:
-    """What a commit says; a merge trailer counts where git's own %(trailers) sees it: in the last paragraph only."""
-    form = "%an%x00%aI%x00%s%x00%B%x00%(trailers:only=true,unfold=true)"
-    out = git(repo, "log", "-1", "--no-show-signature", f"--format={form}", "--end-of-options", commit)
-    author, authored_at, subject, body, trailers = (out.rstrip("\n").split("\0") + [""] * 5)[:5]
-    return CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers))
+    """What a commit says."""
+    return read_commits(repo, [commit])[commit]
+
+
+def read_commits(repo: Path, commits: Iterable[str]) -> dict[str, CommitFacts]:
+    """What commits say; a merge trailer counts where git's own %(trailers) sees it: in the last paragraph only."""
+    form = "%H%x00%an%x00%aI%x00%s%x00%B%x00%(trailers:only=true,unfold=true)"
+    how = ("--no-walk=unsorted", "--stdin", "-z", "--no-show-signature", f"--format={form}")
+    words = git(repo, "log", *how, text="".join(f"{commit}\n" for commit in commits)).split("\0")
+    found = {}
+    for at in range(0, len(words) - 5, 6):
+        commit, author, authored_at, subject, body, trailers = words[at : at + 6]
+        found[commit] = CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers))
+    return found
 
 
 class Landed(NamedTuple):
@@ -1478,6 +1534,50 @@ def count_commits(repo: Path, base: str, head: str) -> tuple[str | None, int, in
     merge_base = git(repo, "merge-base", base, head, ok=(0, 1)).strip() or None
     behind, ahead = git(repo, "rev-list", "--count", "--left-right", f"{base}...{head}").split()
     return merge_base, int(ahead), int(behind)
+
+
+def count_many(repo: Path, base: str, heads: Sequence[str]) -> dict[str, tuple[str | None, int, int]]:
+    """What `count_commits` says of heads, with one walk over the commits since the ancestor that all have in common.
+
+    One that has several merge bases with `base` is left out: which of them git names is its own affair. The newest are
+    to come first, since git looks for the ancestor from each to that of those before it.
+    """
+    ancestor = git(repo, "merge-base", "--octopus", base, *heads, ok=(0, 1)).split()
+    text = "".join(f"{commit}\n" for commit in (base, *heads, *(f"^{commit}" for commit in ancestor)))
+    walk = git(repo, "rev-list", "--topo-order", "--parents", "--stdin", text=text).split("\n")[:-1]
+    everyone = (2 << len(heads)) - 1  # a bit for each: 1 is base
+    reached, shared = {base: 1}, dict[str, int]()  # by whom a commit is reached; for whom base and they share a child of it
+    for number, head in enumerate(heads, 1):
+        reached[head] = reached.get(head, 0) | 1 << number
+    tally, best = Counter[int](), [list[str]() for _ in range(len(heads) + 1)]
+    for line in walk + ancestor:  # children come before their parents
+        commit, *parents = line.split(" ")
+        mask = reached.pop(commit, 0)
+        tally[mask] += 1
+        common = mask & ~1 if mask & 1 else 0
+        for number in bits(common & ~shared.pop(commit, 0)):
+            best[number].append(commit)
+        for parent in parents:
+            reached[parent] = reached.get(parent, 0) | mask
+            shared[parent] = shared.get(parent, 0) | common
+    ahead, behind = [0] * len(best), [0] * len(best)
+    for mask, commits in tally.items():
+        lacking, column = (everyone & ~mask, behind) if mask & 1 else (mask, ahead)
+        for number in bits(lacking):
+            column[number] += commits
+    return {
+        head: (best[number][0] if best[number] else None, ahead[number], behind[number])
+        for number, head in enumerate(heads, 1)
+        if len(best[number]) < 2
+    }
+
+
+def bits(mask: int) -> Iterator[int]:
+    """The numbers of the bits that are set."""
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest
 
 
 def read_diff(repo: Path, base: str, head: str, limit: int) -> tuple[str, bool]:
@@ -2611,6 +2711,7 @@ TICK_SECONDS = 1.0
 SNAPSHOT_RECORDS = 5000  # that a start may have to read from the journal
 LEAVE_SECONDS = 4.5  # from SIGTERM to our end
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
+BATCH = 1000  # commits that one git is asked about: their ids are arguments
 
 
 Value = TypeVar("Value")
@@ -2653,6 +2754,8 @@ class Engine:
         self.wake_out, self.wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.littered = threading.Event()
         self._cache: OrderedDict[tuple[str, ...], Any] = OrderedDict()
+        self._seen: dict[str, tuple[object, Refs]] = {}  # by repo: its branches for pages, and by what they are known again
+        self._looks: dict[str, threading.Lock] = {}  # by repo: of several pages that need git, one asks it
 
     @property
     def state(self) -> State:
@@ -2954,6 +3057,29 @@ class Engine:
             self.record(*events, ("repo.gone", {"repo": name}))
             log(f"{name} is gone")
 
+    def overview(self, name: str) -> Refs:
+        """A repo's branches for a page, with all that `mr_view` asks of them known: no git runs while nothing has changed.
+
+        What is decided or done is not decided by this, but by what git says then. Raises Refused, GitError.
+        """
+        path = self.usable(name)
+        with self._looks.setdefault(name, threading.Lock()):
+            mark = refs_mark(path)
+            known, refs = self._seen.get(name, (None, Refs(None, {})))
+            if mark is None or mark != known:
+                refs = read_refs(path)
+                self._seen[name] = mark, refs
+            others = [head for branch, head in refs.heads.items() if branch != refs.base]
+            ahead = [head for branch, head in refs.heads.items() if branch in refs.ahead]
+            self.learn(name, refs.tip, ahead)
+            self._learn(("commit", name), others, partial(read_commits, path))
+            if refs.tip:
+                with self.lock:
+                    age = {head: self._cache[key].authored_at for head in others if (key := ("commit", name, head)) in self._cache}
+                others.sort(key=lambda head: age.get(head, ""), reverse=True)
+                self._learn(("count", name, refs.tip), others, partial(count_many, path, refs.tip))
+        return refs
+
     # -- what a commit says; never changes, so it is kept -----------------------
 
     def commit(self, name: str, commit: str) -> CommitFacts:
@@ -2968,6 +3094,23 @@ class Engine:
         """What `count_commits` says of two commits of a repo."""
         return self._kept(("count", name, base, head), lambda: count_commits(self.config.repo(name), base, head))
 
+    def learn(self, name: str, base: str | None, heads: Iterable[str]) -> None:
+        """Ask git at once what `commit` and `merged` would ask it for each head."""
+        path, heads = self.config.repo(name), list(heads)
+        self._learn(("commit", name), heads, partial(read_commits, path))
+        if base:
+            self._learn(("merge", name, base), heads, partial(merge_trees, path, base))
+
+    def _learn(self, about: tuple[str, ...], heads: Iterable[str], read: Callable[[list[str]], Any]) -> None:
+        """Keep what `read` says of heads of which it is not known yet; what git cannot tell is left to who asks for one."""
+        with self.lock:
+            unknown = [head for head in dict.fromkeys(heads) if (*about, head) not in self._cache]
+        for at in range(0, len(unknown), BATCH) if len(unknown) > 1 else ():
+            with contextlib.suppress(GitError):
+                found = read(unknown[at : at + BATCH])
+                for head, value in found.items() if isinstance(found, dict) else found:
+                    self._keep((*about, head), value)
+
     def settings(self, name: str) -> dict[str, str]:
         """The ``forge.*`` settings of a repo's config, read again when the file has changed."""
         facts = (self.config.repo(name) / "config").stat()
@@ -2977,14 +3120,19 @@ class Engine:
     def _kept(self, key: tuple[str, ...], make: Callable[[], Value]) -> Value:
         with self.lock:
             if key in self._cache:
+                self._cache.move_to_end(key)
                 found: Value = self._cache[key]
                 return found
         value = make()
+        self._keep(key, value)
+        return value
+
+    def _keep(self, key: tuple[str, ...], value: Any) -> None:
         with self.lock:
             self._cache[key] = value
-            if len(self._cache) > 10_000:
+            # a page of a repo asks for three facts of each open branch; none may push out another
+            if len(self._cache) > 10_000 + 4 * sum(len(repo.branches) for repo in self.state.repos.values()):
                 self._cache.popitem(last=False)
-        return value
 
     # -- jobs ---------------------------------------------------------------
 
@@ -3441,6 +3589,7 @@ class Engine:
             heads = [branch.head for name, branch in passed if name in refs.ahead and refs.heads[name] == branch.head]
         if refs.tip is None:
             return {}
+        self.learn(name, refs.tip, heads)
         facts = {}
         for head in heads:
             try:
