@@ -4791,7 +4791,8 @@ class Web:
         self.engine.usable(repo)
         limit, before = page_size(), query_number("before")
         with self.engine.lock:
-            count = min(before or 1 << 60, len(self.engine.ledger.merges.places.get(repo, ())))
+            count = len(self.engine.ledger.merges.places.get(repo, ()))
+            count = count if before is None else min(before, count)
             merges = [merge_view(record) for record in self.engine.ledger.merges_of(repo, limit=limit, before=count)]
         older = count - limit if count > limit else None
         view = {"merges": merges, "before": older}
