@@ -691,8 +691,10 @@ class JobIndex:
             for (its_repo, its_kind, its_status), number in self.numbers.items()
             if repo in (None, its_repo) and kind in (None, its_kind) and status in (None, its_status)
         }
-        ids: Iterable[int] = range(min(before, len(self.places)) - 1, 0, -1) if wanted else ()
-        if branch is not None:
+        ids: Iterable[int] = range(min(before, len(self.places)) - 1, 0, -1)
+        if len(wanted) <= 16:  # they may be few among many
+            ids = merge_sorted(*(find_last(self.kinds, number, before) for number in wanted), reverse=True)
+        if branch is not None and wanted:
             hashes = {branch_hash(key[0], branch) for key in self.numbers if repo in (None, key[0])}
             found = ((job_id, others) for job_id, others in self.together.items() if job_id < before)
             together = sorted((job_id for job_id, others in found if not hashes.isdisjoint(others)), reverse=True)
@@ -4485,6 +4487,7 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "same-origin",
 }
 MAX_BODY = 1 << 20
+KEPT_BYTES = 8 << 20  # of pages that are not made anew for each reader
 WEB_THREADS = 16
 FOLLOW_SECONDS = 30.0
 COOKIE = "forge_session"
@@ -4682,7 +4685,7 @@ class Web:
         if known != mark:
             made = program()
             body = json_body(made) if kind == "json" else self._render(view, {**made, **values(made)})
-            if len(self.kept) > 100:
+            if sum(len(page) for _, page in [*self.kept.values()]) > KEPT_BYTES:
                 self.kept.clear()
             self.kept[asked] = mark, body
         return bottle.HTTPResponse(body, 200, JSON_HEADERS) if kind == "json" else page_response(body)
@@ -4737,7 +4740,7 @@ class Web:
             tally = Counter(request["standing"] for request in requests)
             fitting = [request for request in requests if shown in ("", request["standing"])]
             fitting.sort(key=lambda request: order.index(request["standing"]))
-            about = {"heads": len(refs.heads), "path": str(self.config.repo(repo)), "site": engine.url}
+            about = {"heads": len(refs.heads), "path": str(self.config.repo(repo))}
             about |= {"trouble": engine.troubles.get(repo), "standings": STANDINGS, "tally": tally, "shown": shown}
             return {"merge_requests": fitting, **about, **self._pulse(repo)}
 

@@ -124,6 +124,20 @@ def test_a_mark_is_not_trusted_when_something_changed_a_moment_ago(tmp_path: Pat
     assert wait_for(lambda: forge.refs_mark(repo), "a mark", 5) not in (mark, second)
 
 
+def test_what_is_known_of_open_branches_is_not_pushed_out(tmp_path: Path) -> None:
+    engine = forge.Engine(forge.load_config({"FORGE_DATA_DIR": str(tmp_path / "data"), "FORGE_SANDBOX": "none"}))
+    engine.state.repos["r"] = forge.Repo(branches={str(number): forge.Branch("") for number in range(4000)})
+    known = [(kind, str(number)) for kind in ("commit", "merge", "count") for number in range(4000)]
+    for key in known:
+        engine._keep(key, key)
+    assert [engine._kept(key, lambda: None) for key in known] == known
+    for number in range(20_000):  # what was asked for lately stays, the others go
+        engine._keep(("old", str(number)), number)
+        assert engine._kept(known[0], lambda: None) == known[0]
+    assert len(engine._cache) == 26_000 and known[1] not in engine._cache
+    engine.stop()
+
+
 def job_at(job_id: int, seconds: float, kind: str = forge.PRE, branch: str = "topic", **values: Any) -> forge.Job:
     """A job that was made so many seconds after the beginning."""
     commit = values.pop("commit", branch)

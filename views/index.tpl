@@ -29,7 +29,7 @@
 <span class="dim">empty: push a first branch</span>
 % end
 </td>
-<td>
+<td data-label="Deployment">
 % if r['job']:
 <a href="/r/{{r['repo']}}/deployments">
 %   badge(r['job']['status'])
@@ -40,7 +40,7 @@
 <span class="dim">none</span>
 % end
 </td>
-<td>
+<td data-label="Merge requests">
 % if r['open']:
 <a href="/r/{{r['repo']}}">{{r['open']}} open</a>
 %   for word in ('ready', 'failed', 'testing'):

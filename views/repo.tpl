@@ -65,7 +65,7 @@ git push origin HEAD:{{base or 'master'}}</pre>
 <a class="dim" href="/jobs/{{job['id']}}">job {{job['id']}} {{job['status']}}</a>
 %   end
 </td>
-<td class="main"><a href="{{mr['url'][len(site):]}}"><strong>{{mr['branch']}}</strong></a>{{!' <span class="tag">auto-merge</span>' if mr['auto_merge'] else ''}}
+<td class="main"><a href="{{mr_path(repo, mr['branch'])}}"><strong>{{mr['branch']}}</strong></a>{{!' <span class="tag">auto-merge</span>' if mr['auto_merge'] else ''}}
 <div class="dim">{{mr['subject']}} <span class="by">{{mr['author']}}, {{ago(mr['authored_at'])}}</span></div></td>
 <td class="counts">{{mr['ahead'] if mr['ahead'] is not None else '?'}} ahead <br>{{mr['behind'] if mr['behind'] is not None else '?'}} behind</td>
 <td class="why">{{mr['why']}}</td>
