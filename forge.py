@@ -1304,24 +1304,27 @@ def refs_mark(repo: Path) -> tuple[object, ...] | None:
     """What differs once a branch or HEAD has moved, from the file system alone; None while that cannot be relied on.
 
     A file may change twice within one tick of the clock by which the file system marks it, and look the same: as in git's
-    index, what has changed a moment ago is not trusted. Raises OSError.
+    index, what has changed a moment ago is not trusted. What cannot be read is left to git, which has words for it.
     """
     began, newest = time.time_ns(), 0
     mark: list[object] = []
     folders = [str(repo / "refs/heads")]
     for name in ("HEAD", "packed-refs"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             facts = os.lstat(repo / name)
             mark.append((name, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
             newest = max(newest, facts.st_ctime_ns)
-    while folders:
-        with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                facts = entry.stat(follow_symlinks=False)
-                mark.append((entry.path, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
-                newest = max(newest, facts.st_ctime_ns)
-                if stat.S_ISDIR(facts.st_mode):
-                    folders.append(entry.path)
+    try:
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    facts = entry.stat(follow_symlinks=False)
+                    mark.append((entry.path, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+                    newest = max(newest, facts.st_ctime_ns)
+                    if stat.S_ISDIR(facts.st_mode):
+                        folders.append(entry.path)
+    except OSError:
+        return None
     tick = TICK_NS if newest % 1_000_000_000 else 2_000_000_000  # there are file systems that count whole seconds
     return tuple(mark) if newest + tick < began else None
 
