@@ -84,6 +84,7 @@ import shutil
 import signal
 import socket
 import stat
+import statistics
 import subprocess
 import sys
 import threading
@@ -95,12 +96,13 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from functools import partial
 from heapq import merge as merge_sorted
+from html import escape
 from ipaddress import ip_address
 from pathlib import Path
 from types import UnionType
@@ -238,13 +240,13 @@ class Refused(Exception):
 
 
 class GitError(Exception):
-    """Git's fault (or its repo's): what was run and the last thing git said."""
+    """Git's fault (or its repo's): what was run and the last thing git said; `out` is what it had printed until then."""
 
-    def __init__(self, args: tuple[str, ...], code: int, stderr: str):
+    def __init__(self, args: tuple[str, ...], code: int, stderr: str, out: str = ""):
         lines = [line for line in stderr.splitlines() if line.strip()]
         said = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1] if lines else "nothing")
         super().__init__(f"git {args[0]} ended with {code}: {said}")
-        self.code, self.stderr = code, stderr
+        self.code, self.stderr, self.out = code, stderr, out
 
     @property
     def passing(self) -> bool:
@@ -698,8 +700,10 @@ class JobIndex:
             for (its_repo, its_kind, its_status), number in self.numbers.items()
             if repo in (None, its_repo) and kind in (None, its_kind) and status in (None, its_status)
         }
-        ids: Iterable[int] = range(min(before, len(self.places)) - 1, 0, -1) if wanted else ()
-        if branch is not None:
+        ids: Iterable[int] = range(min(before, len(self.places)) - 1, 0, -1)
+        if len(wanted) <= 16:  # they may be few among many
+            ids = merge_sorted(*(find_last(self.kinds, number, before) for number in wanted), reverse=True)
+        if branch is not None and wanted:
             hashes = {branch_hash(key[0], branch) for key in self.numbers if repo in (None, key[0])}
             found = ((job_id, others) for job_id, others in self.together.items() if job_id < before)
             together = sorted((job_id for job_id, others in found if not hashes.isdisjoint(others)), reverse=True)
@@ -720,11 +724,12 @@ class MergeIndex:
         self.places.setdefault(record["repo"], array("q")).append(place)
         self.branches.setdefault(record["repo"], array("I")).append(branch_hash(record["repo"], record["branch"]))
 
-    def newest(self, repo: str, branch: str | None = None) -> Iterator[int]:
-        """Places of the merges of a repo (of a branch), newest first."""
+    def newest(self, repo: str, branch: str | None = None, before: int | None = None) -> Iterator[int]:
+        """Places of the merges of a repo (of a branch), newest first; of the first `before` of them."""
         places = self.places.get(repo, array("q"))
         if branch is None:
-            return reversed(places)
+            end = len(places) if before is None else min(before, len(places))
+            return map(places.__getitem__, range(end - 1, -1, -1))
         return map(places.__getitem__, find_last(self.branches.get(repo, array("I")), branch_hash(repo, branch), len(places)))
 
 
@@ -1228,13 +1233,20 @@ class Ledger:
         merges, jobs = self.merges_of(repo, branch, 1), self.search(1, repo=repo, branch=branch, kind=PRE)
         return merges[0] if merges and not (jobs and jobs[0].id > merges[0]["job"]) else None
 
-    def merges_of(self, repo: str, branch: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
-        """The newest merges of a repo (of one branch of it), newest first, as the journal has them."""
+    def merges_of(
+        self, repo: str, branch: str | None = None, limit: int = 100, before: int | None = None, since: str = ""
+    ) -> list[dict[str, Any]]:
+        """The newest merges of a repo (of one branch of it), newest first, as the journal has them.
+
+        Only those among its first `before` merges, and none that is as old as `since`.
+        """
         found: list[dict[str, Any]] = []
-        for place in self.merges.newest(repo, branch):
+        for place in self.merges.newest(repo, branch, before):
             if len(found) >= limit:
                 break
             record = self._read("merges", place)
+            if record and since and record["at"] <= since:
+                break
             if record and branch in (None, record["branch"]):
                 found.append(record)
         return found
@@ -1292,10 +1304,11 @@ def git(repo: Path, *args: str, text: str = "", ok: tuple[int, ...] = (0,), **en
 
 def git_output(process: subprocess.Popen[bytes], args: tuple[str, ...], text: str = "", ok: tuple[int, ...] = (0,)) -> str:
     """What a started git prints. Raises GitError as `git` does."""
-    out, err = process.communicate(text.encode("utf-8", "surrogateescape"))
+    printed, err = process.communicate(text.encode("utf-8", "surrogateescape"))
+    out = printed.decode("utf-8", "surrogateescape")
     if process.returncode not in ok:
-        raise GitError(args, process.returncode, err.decode("utf-8", "replace"))
-    return out.decode("utf-8", "surrogateescape")
+        raise GitError(args, process.returncode, err.decode("utf-8", "replace"), out)
+    return out
 
 
 def why_unusable(repo: Path, name: str) -> str | None:
@@ -1350,32 +1363,81 @@ def _parse_heads(text: str) -> tuple[dict[str, str], str | None]:
     return heads, base
 
 
+TICK_NS = 20_000_000  # the clock by which files are marked stands still for less than that
+
+
+def refs_mark(repo: Path) -> tuple[object, ...] | None:
+    """What differs once a branch or HEAD has moved, from the file system alone; None while that cannot be relied on.
+
+    A file may change twice within one tick of the clock by which the file system marks it, and look the same: as in git's
+    index, what has changed a moment ago is not trusted. What cannot be read is left to git, which has words for it.
+    """
+    began, newest = time.time_ns(), 0
+    mark: list[object] = []
+    folders = [str(repo / "refs/heads")]
+    for name in ("HEAD", "packed-refs"):
+        with contextlib.suppress(OSError):
+            facts = os.lstat(repo / name)
+            mark.append((name, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+            newest = max(newest, facts.st_ctime_ns)
+    try:
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    facts = entry.stat(follow_symlinks=False)
+                    mark.append((entry.path, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+                    newest = max(newest, facts.st_ctime_ns)
+                    if stat.S_ISDIR(facts.st_mode):
+                        folders.append(entry.path)
+    except OSError:
+        return None
+    tick = TICK_NS if newest % 1_000_000_000 else 2_000_000_000  # there are file systems that count whole seconds
+    return tuple(mark) if newest + tick < began else None
+
+
 def merge_tree(repo: Path, base: str, head: str) -> Merged:
     """Merge two commits without a checkout. Raises GitError when git cannot read one of them."""
-    args = ("merge-tree", "--write-tree", "-z", "--name-only", base, head)
-    process = git_process(repo, args)
-    try:
-        tree, _, rest = git_output(process, args, ok=(0, 1)).partition("\0")
-    except GitError as error:
-        if "unrelated histories" in error.stderr:
-            return Merged(None, unrelated=True)
-        raise
-    if process.returncode == 0:
-        return Merged(tree)
-    # the exit code tells of a conflict, not the list of paths: of some kinds only the messages name the paths (git-merge-tree(1))
-    listed, _, messages = rest.partition("\0\0") if not rest.startswith("\0") else ("", "", rest[1:])
-    paths = [path for path in listed.split("\0") if path] or list(_paths_in_messages(messages.split("\0")))
-    return Merged(None, tuple(dict.fromkeys(paths)) or ("(git names no file)",))
+    return dict(merge_trees(repo, base, [head]))[head]
 
 
-def _paths_in_messages(items: list[str]) -> Iterator[str]:
-    """The paths of conflicts in merge-tree's messages: each a count, so many paths, a type and a text."""
-    at = 0
-    while at < len(items) and items[at].isdigit():
-        kind = at + int(items[at]) + 1
-        if "".join(items[kind : kind + 1]).startswith("CONFLICT"):
-            yield from items[at + 1 : kind]
-        at = kind + 2
+def merge_trees(repo: Path, base: str, heads: Sequence[str]) -> Iterator[tuple[str, Merged]]:
+    """Yield each head with what git makes of it and `base`. Raises GitError at one that git cannot merge with it."""
+    args = ("merge-tree", "--write-tree", "--stdin", "-z", "--name-only")
+    while heads:
+        failure = None
+        try:
+            out = git_output(git_process(repo, args), args, "".join(f"{base} {head}\n" for head in heads))
+        except GitError as error:
+            if error.code < 0:
+                raise
+            failure, out = error, error.out
+        found = list(_parse_merges(out))
+        yield from zip(heads, found, strict=False)
+        heads = heads[len(found) :]
+        if failure and not (heads and "unrelated histories" in failure.stderr):
+            raise failure
+        if heads:  # git gives up at the first without common history; the others come after it
+            yield heads[0], Merged(None, unrelated=True)
+            heads = heads[1:]
+
+
+def _parse_merges(text: str) -> Iterator[Merged]:
+    """What merge-tree prints of several merges, one after another (git-merge-tree(1))."""
+    words = iter(text.split("\0"))
+    while status := next(words, ""):
+        tree = next(words)
+        if status == "1":
+            next(words)
+            yield Merged(tree)
+            continue
+        # of some kinds of conflict only the messages name the paths: each a count, so many paths, a type and a text
+        listed = list(iter(partial(next, words), ""))
+        named: list[str] = []
+        while count := next(words):
+            paths = [next(words) for _ in range(int(count))]
+            named += paths if next(words).startswith("CONFLICT") else []
+            next(words)
+        yield Merged(None, tuple(dict.fromkeys(listed or named)) or ("(git names no file)",))
 
 
 def commit_tree(repo: Path, tree: str, parents: Iterable[str], message: str) -> str:
@@ -1492,11 +1554,20 @@ def _lock_stays(lock: Path, began: int) -> bool:
 
 
 def read_commit(repo: Path, commit: str) -> CommitFacts:
-    """What a commit says; a merge trailer counts where git's own %(trailers) sees it: in the last paragraph only."""
-    form = "%an%x00%aI%x00%s%x00%B%x00%(trailers:only=true,unfold=true)"
-    out = git(repo, "log", "-1", "--no-show-signature", f"--format={form}", "--end-of-options", commit)
-    author, authored_at, subject, body, trailers = (out.rstrip("\n").split("\0") + [""] * 5)[:5]
-    return CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers))
+    """What a commit says."""
+    return read_commits(repo, [commit])[commit]
+
+
+def read_commits(repo: Path, commits: Iterable[str]) -> dict[str, CommitFacts]:
+    """What commits say; a merge trailer counts where git's own %(trailers) sees it: in the last paragraph only."""
+    form = "%H%x00%an%x00%aI%x00%s%x00%B%x00%(trailers:only=true,unfold=true)"
+    how = ("--no-walk=unsorted", "--stdin", "-z", "--no-show-signature", f"--format={form}")
+    words = git(repo, "log", *how, text="".join(f"{commit}\n" for commit in commits)).split("\0")
+    found = {}
+    for at in range(0, len(words) - 5, 6):
+        commit, author, authored_at, subject, body, trailers = words[at : at + 6]
+        found[commit] = CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers))
+    return found
 
 
 class Landed(NamedTuple):
@@ -1544,6 +1615,50 @@ def count_commits(repo: Path, base: str, head: str) -> tuple[str | None, int, in
     merge_base = git(repo, "merge-base", base, head, ok=(0, 1)).strip() or None
     behind, ahead = git(repo, "rev-list", "--count", "--left-right", f"{base}...{head}").split()
     return merge_base, int(ahead), int(behind)
+
+
+def count_many(repo: Path, base: str, heads: Sequence[str]) -> dict[str, tuple[str | None, int, int]]:
+    """What `count_commits` says of heads, with one walk over the commits since the ancestor that all have in common.
+
+    One that has several merge bases with `base` is left out: which of them git names is its own affair. The newest are
+    to come first, since git looks for the ancestor from each to that of those before it.
+    """
+    ancestor = git(repo, "merge-base", "--octopus", base, *heads, ok=(0, 1)).split()
+    text = "".join(f"{commit}\n" for commit in (base, *heads, *(f"^{commit}" for commit in ancestor)))
+    walk = git(repo, "rev-list", "--topo-order", "--parents", "--stdin", text=text).split("\n")[:-1]
+    everyone = (2 << len(heads)) - 1  # a bit for each: 1 is base
+    reached, shared = {base: 1}, dict[str, int]()  # by whom a commit is reached; for whom base and they share a child of it
+    for number, head in enumerate(heads, 1):
+        reached[head] = reached.get(head, 0) | 1 << number
+    tally, best = Counter[int](), [list[str]() for _ in range(len(heads) + 1)]
+    for line in walk + ancestor:  # children come before their parents
+        commit, *parents = line.split(" ")
+        mask = reached.pop(commit, 0)
+        tally[mask] += 1
+        common = mask & ~1 if mask & 1 else 0
+        for number in bits(common & ~shared.pop(commit, 0)):
+            best[number].append(commit)
+        for parent in parents:
+            reached[parent] = reached.get(parent, 0) | mask
+            shared[parent] = shared.get(parent, 0) | common
+    ahead, behind = [0] * len(best), [0] * len(best)
+    for mask, commits in tally.items():
+        lacking, column = (everyone & ~mask, behind) if mask & 1 else (mask, ahead)
+        for number in bits(lacking):
+            column[number] += commits
+    return {
+        head: (best[number][0] if best[number] else None, ahead[number], behind[number])
+        for number, head in enumerate(heads, 1)
+        if len(best[number]) < 2
+    }
+
+
+def bits(mask: int) -> Iterator[int]:
+    """The numbers of the bits that are set."""
+    while mask:
+        lowest = mask & -mask
+        yield lowest.bit_length() - 1
+        mask ^= lowest
 
 
 def read_subjects(repo: Path, commit: str, *without: str) -> list[str]:
@@ -2812,6 +2927,7 @@ SNAPSHOT_RECORDS = 5000  # that a start may have to read from the journal
 KEPT_BYTES = 4096  # of what git printed and never changes; there may be 10,000 of these
 LEAVE_SECONDS = 4.5  # from SIGTERM to our end
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
+BATCH = 1000  # commits that one git is asked about: their ids are arguments
 
 
 Value = TypeVar("Value")
@@ -2858,6 +2974,8 @@ class Engine:
         self.line_counts = LineCounts()
         self.uncounted: deque[Path] = deque()  # large logs of jobs that have ended
         self._cache: OrderedDict[tuple[str, ...], Any] = OrderedDict()
+        self._seen: dict[str, tuple[object, Refs]] = {}  # by repo: its branches for pages, and by what they are known again
+        self._looks: dict[str, threading.Lock] = {}  # by repo: of several pages that need git, one asks it
 
     @property
     def state(self) -> State:
@@ -3175,6 +3293,31 @@ class Engine:
             self.record(*events, ("repo.gone", {"repo": name}))
             log(f"{name} is gone")
 
+    def overview(self, name: str) -> Refs:
+        """A repo's branches for a page, with all that `mr_view` asks of them known: no git runs while nothing has changed.
+
+        What is decided or done is not decided by this, but by what git says then. Raises Refused, GitError.
+        """
+        path = self.usable(name)
+        with self._looks.setdefault(name, threading.Lock()):
+            mark = refs_mark(path)
+            known, refs = self._seen.get(name, (None, Refs(None, {})))
+            if mark is None or mark != known:
+                refs = read_refs(path)
+                self._seen[name] = mark, refs
+            others = [head for branch, head in refs.heads.items() if branch != refs.base]
+            ahead = [head for branch, head in refs.heads.items() if branch in refs.ahead]
+            self.learn(name, refs.tip, ahead)
+            self._learn(("commit", name), others, partial(read_commits, path))
+            if refs.tip:
+                with self.lock:
+                    age = {
+                        head: self._cache[key].authored_at for head in others if (key := ("commit", name, head)) in self._cache
+                    }
+                others.sort(key=lambda head: age.get(head, ""), reverse=True)
+                self._learn(("count", name, refs.tip), others, partial(count_many, path, refs.tip))
+        return refs
+
     # -- what a commit says; never changes, so it is kept -----------------------
 
     def commit(self, name: str, commit: str) -> CommitFacts:
@@ -3201,6 +3344,23 @@ class Engine:
             lambda found: size + len(found[0]) <= KEPT_BYTES,
         )
 
+    def learn(self, name: str, base: str | None, heads: Iterable[str]) -> None:
+        """Ask git at once what `commit` and `merged` would ask it for each head."""
+        path, heads = self.config.repo(name), list(heads)
+        self._learn(("commit", name), heads, partial(read_commits, path))
+        if base:
+            self._learn(("merge", name, base), heads, partial(merge_trees, path, base))
+
+    def _learn(self, about: tuple[str, ...], heads: Iterable[str], read: Callable[[list[str]], Any]) -> None:
+        """Keep what `read` says of heads of which it is not known yet; what git cannot tell is left to who asks for one."""
+        with self.lock:
+            unknown = [head for head in dict.fromkeys(heads) if (*about, head) not in self._cache]
+        for at in range(0, len(unknown), BATCH) if len(unknown) > 1 else ():
+            with contextlib.suppress(GitError):
+                found = read(unknown[at : at + BATCH])
+                for head, value in found.items() if isinstance(found, dict) else found:
+                    self._keep((*about, head), value)
+
     def settings(self, name: str) -> dict[str, str]:
         """The ``forge.*`` settings of a repo's config, read again when the file has changed."""
         facts = (self.config.repo(name) / "config").stat()
@@ -3210,16 +3370,20 @@ class Engine:
     def _kept(self, key: tuple[str, ...], make: Callable[[], Value], fits: Callable[[Value], bool] = lambda _: True) -> Value:
         with self.lock:
             if key in self._cache:
+                self._cache.move_to_end(key)
                 found: Value = self._cache[key]
                 return found
         value = make()
-        if not fits(value):
-            return value
+        if fits(value):
+            self._keep(key, value)
+        return value
+
+    def _keep(self, key: tuple[str, ...], value: Any) -> None:
         with self.lock:
             self._cache[key] = value
-            if len(self._cache) > 10_000:
+            # a page of a repo asks for three facts of each open branch; none may push out another
+            if len(self._cache) > 10_000 + 4 * sum(len(repo.branches) for repo in self.state.repos.values()):
                 self._cache.popitem(last=False)
-        return value
 
     # -- jobs ---------------------------------------------------------------
 
@@ -3752,6 +3916,7 @@ class Engine:
             heads = [branch.head for name, branch in passed if name in refs.ahead and refs.heads[name] == branch.head]
         if refs.tip is None:
             return {}
+        self.learn(name, refs.tip, heads)
         facts = {}
         for head in heads:
             try:
@@ -4173,6 +4338,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
             "url": mr_url(engine.url, name, branch),
             "subject": about.subject,
             "author": about.author,
+            "authored_at": about.authored_at,
             "why": explain(blockers, how, bool(job and job.base != refs.tip)),
         }
         waits = job.live or (job.interrupted and job.cause != "rerun") if job else open_for_merge
@@ -4191,6 +4357,217 @@ def spell_wait(job: Mapping[str, Any]) -> str:
     """How long a job waited before it began, or has waited by now, as people say it."""
     until = job["started_at"] or (now() if job["status"] == "pending" else None)
     return spell_duration(max(0.0, seconds_of(until) - seconds_of(job["created_at"]))) if until else ""
+
+
+STANDINGS = {"failed": "needs a fix", "conflict": "in conflict", "ready": "ready", "testing": "in test", "idle": "other"}
+
+
+def standing_of(view: Mapping[str, Any]) -> str:
+    """How a merge request stands, in one word, from its values; those that need somebody come first in STANDINGS."""
+    status = view["job"]["status"] if view["job"] else ""
+    if status in LIVE or not view["settled"]:
+        return "testing"
+    if view["mergeable"]:
+        return "ready"
+    if view["conflicts"]:
+        return "conflict"
+    return "failed" if status in ("failed", "timeout", "passed") else "idle"
+
+
+def tally_of(repo: Repo, jobs: Mapping[int, Job]) -> dict[str, int]:
+    """How many branches of a repo are ready, failed and being tested, by what the journal knows."""
+    words = Counter[str]()
+    for branch in repo.branches.values():
+        job = jobs.get(branch.job or 0)
+        if job:
+            bad = branch.fault is not None or job.status in ("failed", "timeout")
+            words["testing" if job.live else "failed" if bad else "ready" if branch.passed is not None else ""] += 1
+    return {word: words[word] for word in ("ready", "failed", "testing")}
+
+
+def base_verdict(tip: str | None, deployment: Job | None, tested: Job | None) -> Job | None:
+    """The job that says whether base is good: its deployment once that has ended, before that the test of its tree, if any."""
+    over = deployment and deployment.commit == tip and deployment.status in ("passed", "failed", "timeout")
+    return deployment if over else tested or deployment
+
+
+def repo_summary(engine: Engine, name: str) -> dict[str, Any]:
+    """How a repo stands, from what the journal knows: no git runs. The engine's lock is held."""
+    known = engine.state.repos.get(name, Repo())
+    last = engine.ledger.search(1, repo=name, branch=known.base, kind=POST) if known.base else []
+    landed = engine.ledger.merges_of(name, limit=1)
+    tested = engine.ledger.job(landed[0]["job"]) if landed and landed[0]["merge_commit"] == known.tip else None
+    verdict = base_verdict(known.tip, last[0] if last else None, tested)
+    return {
+        "repo": name,
+        "base": known.base,
+        "head": known.tip,
+        "open": len(known.branches),
+        "job": job_view(engine, last[0]) if last else None,
+        "trouble": engine.troubles.get(name),
+        "url": f"{engine.url}/r/{name}",
+        "verdict": job_view(engine, verdict) if verdict else None,
+        **tally_of(known, engine.state.jobs),
+    }
+
+
+def tab_of(running: int, verdicts: Iterable[Mapping[str, Any] | None]) -> tuple[str, str]:
+    """(icon, words) by which a page in the background tells how all stands."""
+    words = {verdict["status"] for verdict in verdicts if verdict}
+    if running:
+        return "running", f"{running} running · "
+    if words & {"failed", "timeout"}:
+        return "failed", "failed · "
+    return ("passed", "passed · ") if "passed" in words else ("forge", "")
+
+
+def what_each_brought(deployments: Iterable[Job], merges: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """For each deployment the merges it brought, both newest first: what had landed by then and none before it deployed.
+
+    One that was superseded deployed nothing: what it would have brought is named for the next as well.
+    """
+    merges, deployments = list(merges), list(deployments)
+    for number, job in enumerate(deployments):
+        earlier = (other.created_at for other in deployments[number + 1 :] if other.status not in ("superseded", "canceled"))
+        since = next(earlier, "")
+        yield [merge for merge in merges if since < merge["at"] <= job.created_at]
+
+
+class PushRow(NamedTuple):
+    """Where the time of a push to a branch went: (what, from, to) in seconds since the push."""
+
+    branch: str
+    job: int
+    outcome: str
+    stretches: tuple[tuple[str, float, float], ...]
+
+    @property
+    def total(self) -> float:
+        return self.stretches[-1][2] if self.stretches else 0.0
+
+    def spent(self, what: str) -> float:
+        """Seconds of one kind."""
+        return sum(end - begin for kind, begin, end in self.stretches if kind == what)
+
+
+STRETCHES = ("waiting", "testing", "merging", "deploying")
+
+
+def push_rows(
+    jobs: Iterable[Job], merges: Iterable[Mapping[str, Any]], deployments: Iterable[Job], moment: float, most: int = 12
+) -> list[PushRow]:
+    """The last pushes of which `jobs` (newest first, as all these) tell, newest first. `moment` is the present time."""
+    pushes: dict[tuple[str, str], list[Job]] = {}
+    for job in jobs:
+        for pair in pairs(job.heads):
+            pushes.setdefault(pair, []).insert(0, job)
+    landed = {(merge["branch"], merge["head"]): merge for merge in reversed(list(merges))}
+    ran = [job for job in deployments if job.status not in ("superseded", "canceled")][::-1]
+    rows = []
+    for pair, tests in itertools.islice(pushes.items(), most):
+        with contextlib.suppress(ValueError, KeyError):  # a record of another version
+            merge = landed.get(pair)
+            deployment = next((job for job in ran if merge and job.created_at >= merge["at"]), None)
+            rows.append(push_row(pair[0], tests, merge, deployment, moment))
+    return rows
+
+
+def push_row(branch: str, tests: list[Job], merge: Mapping[str, Any] | None, deployment: Job | None, moment: float) -> PushRow:
+    """The row of one push: its tests (oldest first), its merge and the deployment of that, as far as they have come."""
+    begin = at = seconds_of(tests[0].created_at)
+    stretches: list[tuple[str, float, float]] = []
+
+    def go_on(what: str, until: float) -> None:
+        nonlocal at
+        if until > at:
+            stretches.append((what, at - begin, until - begin))
+            at = until
+
+    for job in [*tests, *([deployment] if deployment else [])]:
+        if job is deployment and merge:
+            go_on("waiting" if merge["how"] == "manual" else "merging", seconds_of(merge["at"]))
+        go_on("waiting", seconds_of(job.started_at or job.finished_at or at_time(moment)))
+        if job.started_at:
+            ended = seconds_of(job.finished_at) if job.finished_at else moment
+            go_on("deploying" if job is deployment else "testing", ended)
+    if merge and not deployment:
+        go_on("waiting" if merge["how"] == "manual" else "merging", seconds_of(merge["at"]))
+    outcome = tests[-1].status if not merge else "merged"
+    if deployment and deployment.status != "skipped":
+        outcome = {"passed": "deployed", "pending": "merged"}.get(deployment.status, f"deployment {deployment.status}")
+    return PushRow(branch, tests[-1].id, outcome, tuple(stretches))
+
+
+ROW_HEIGHT = 40
+SHAPES = {"waiting": (27, 3), "testing": (22, 13), "merging": (25, 7), "deploying": (22, 13)}  # top and height, in pixels
+
+
+def timeline_svg(rows: list[PushRow]) -> str:
+    """A drawing of rows, a bar each, in percents of the width: texts keep their size on a phone. Kinds differ in shape, too.
+
+    A row that took much longer than the others is cut off, and marked so.
+    """
+    totals = [row.total for row in rows]
+    width = min(max(totals), 4 * statistics.median(totals)) or max(totals) or 1.0
+    parts = []
+    for number, row in enumerate(rows):
+        name = row.branch if len(row.branch) <= 28 else row.branch[:27] + "…"
+        parts.append(f'<svg y="{number * ROW_HEIGHT}" width="100%" height="{ROW_HEIGHT}">')
+        parts.append(f'<text y="15">{escape(name)}</text>')
+        parts.append(f'<text x="100%" y="15" text-anchor="end">{escape(row.outcome)} · {spell_duration(row.total)}</text>')
+        parts.append('<rect class="ground" y="22" width="100%" height="13" rx="3"/>')
+        for what, begin, end in row.stretches:
+            left, right = min(100, 100 * begin / width), min(100, 100 * end / width)
+            top, height = SHAPES[what]
+            size = f'x="{left:.2f}%" y="{top}" width="{max(right - left, 0.3):.2f}%" height="{height}"'
+            parts.append(f'<rect class="{what}" {size}/>' if left < 100 else "")
+        parts.append(
+            '<svg x="100%" overflow="visible"><path class="cut" d="M-9 20l6 8.5-6 8.5"/></svg>' if row.total > width else ""
+        )
+        parts.append("</svg>")
+    spent = ", ".join(f"{what} {spell_duration(statistics.median(row.spent(what) for row in rows))}" for what in STRETCHES)
+    middle = f"half of them took at most {spell_duration(statistics.median(totals))}; by the median: {spent}"
+    return drawing(
+        "timeline", len(rows) * ROW_HEIGHT, f"Where the time of the last {len(rows)} pushes went", middle, "".join(parts)
+    )
+
+
+def ran_last(jobs: Iterable[Job], most: int) -> list[Job]:
+    """The last of `jobs` (newest first) whose command ran to its end, oldest first."""
+    ran = (job for job in jobs if job.status in ("passed", "failed", "timeout") and job.duration and not job.reused_from)
+    return list(itertools.islice(ran, most))[::-1]
+
+
+def trend_svg(kind: str, jobs: list[Job]) -> str:
+    """A drawing of how long jobs took, oldest first: a bar each; one that failed is hollow and has a cross on it."""
+    took = [job.duration or 0.0 for job in jobs]
+    most, middle, height = max(took) or 1.0, statistics.median(took), 90
+    slot = 100 / max(len(jobs), 20)
+    parts = [f'<text y="12">at most {spell_duration(most)}</text>']
+    parts.append(f'<text x="100%" y="12" text-anchor="end">median {spell_duration(middle)}</text>')
+    failed = 0
+    for number, (job, seconds) in enumerate(zip(jobs, took, strict=True)):
+        tall = max(2.0, height * seconds / most)
+        bad = job.status != "passed"
+        failed += bad
+        top, left = 24 + height - tall, number * slot
+        box = f'x="{left + 0.15 * slot:.2f}%" y="{top:.1f}" width="{0.7 * slot:.2f}%" height="{tall:.1f}"'
+        parts.append(f'<rect class="{"bad" if bad else "good"}" {box}/>')
+        if bad:
+            cross = '<path class="cross" d="M-3-9l6 6m0-6l-6 6"/>'
+            parts.append(f'<svg x="{left + slot / 2:.2f}%" y="{top:.1f}" overflow="visible">{cross}</svg>')
+    line = f'y1="{24 + height * (1 - middle / most):.1f}" x2="100%" y2="{24 + height * (1 - middle / most):.1f}"'
+    parts.append(f'<line class="middle" {line}/><line class="floor" y1="{24 + height}" x2="100%" y2="{24 + height}"/>')
+    title = f"How long the last {len(jobs)} {kind} job{'s' if len(jobs) > 1 else ''} took"
+    said = f"{spell_duration(middle)} by the median, {spell_duration(most)} at most; {failed or 'none'} of them failed"
+    return drawing(f"trend-{kind}", 24 + height + 2, title, said, "".join(parts))
+
+
+def drawing(name: str, height: int, title: str, words: str, parts: str) -> str:
+    """An SVG as wide as its place, with its title and a sentence for who cannot see it."""
+    named = f'role="img" aria-labelledby="{name}-title {name}-words"'
+    told = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-words">{escape(words)}</desc>'
+    return f'<svg class="drawing" width="100%" height="{height}" {named}>{told}{parts}</svg>'
 
 
 def mr_url(url: str, repo: str, branch: str) -> str:
@@ -4893,7 +5270,8 @@ def ago(moment: str | None) -> str:
         seconds = max(0, int(time.time() - seconds_of(moment)))
     except ValueError:  # a record of another version
         return moment
-    return "just now" if seconds < 10 else f"{spell_age(seconds)} ago"
+    # in seconds it would make a page differ with every look
+    return "just now" if seconds < 60 else f"{spell_age(seconds)} ago"
 
 
 def spell_age(seconds: int) -> str:
@@ -5172,6 +5550,7 @@ SECURITY_HEADERS = {
 }
 XML_ODD = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what no XML may hold, however it is spelled
 MAX_BODY = 1 << 20
+PAGES_BYTES = 8 << 20  # of pages that are not made anew for each reader
 WEB_THREADS = 16
 FOLLOW_SECONDS = 30.0
 FINDERS = 2  # searches in logs at a time: each takes a worker, and a processor as long as it lasts
@@ -5187,6 +5566,7 @@ class Web:
         self.door = Door(engine.config)
         self.views = asset("views")
         self.lookup = [str(self.views)]  # bottle knows a template again by the identity of this list
+        self.kept: dict[tuple[object, ...], tuple[object, bytes]] = {}  # by request: pages, and what they were made from
         self.followers = threading.BoundedSemaphore(WEB_THREADS // 4)  # workers that may wait for a log at a time
         self.finders = threading.BoundedSemaphore(FINDERS)
         self.app = bottle.Bottle()
@@ -5231,6 +5611,7 @@ class Web:
             ("GET", "/r/<repo>/history", self.history),
             ("GET", "/r/<repo>/badge.svg", self.badge),
             ("GET", "/r/<repo>/feed.atom", self.feed),
+            ("GET", "/r/<repo>/deployments", self.deployments),
             ("GET", "/r/<repo>/mr/<branch:path>", self.mr),
             ("POST", "/r/<repo>/mr/<branch:path>/merge", self.merge),
             ("POST", "/r/<repo>/mr/<branch:path>/delete", self.delete_branch),
@@ -5344,20 +5725,44 @@ class Web:
         return tagged(XML_ODD.sub("\ufffd", made).encode(), kind)
 
     def _page(self, view: str, code: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> bottle.HTTPResponse:
+        return page_response(self._render(view, values), code, headers)
+
+    def _render(self, view: str, values: Mapping[str, Any]) -> bytes:
         spell = {"ago": ago, "spell_duration": spell_duration, "spell_bytes": spell_bytes, "mr_path": partial(mr_url, "")}
-        logged_in = self.door.knows(bottle.request.get_cookie(COOKIE, ""))
         spell |= {"spell_wait": spell_wait, "visible": visible, "side_by_side": side_by_side, "quote": quote_bytes}
-        page = {"logged_in": logged_in, "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
+        spell["query"] = lambda **values: urlencode(values, errors="surrogateescape")
+        page = {"logged_in": self._logged_in(), "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
         page["here_quoted"] = quote(quote(bottle.request.path), safe="")  # an address, as a value in another address
-        made = str(bottle.template(view, template_lookup=self.lookup, **{**spell, **page, **values}))
-        body = made.encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
-        return tagged(body, "text/html; charset=utf-8", code, {**(headers or {}), "Cache-Control": "no-store"})
+        made = bottle.template(view, template_lookup=self.lookup, **{**spell, **page, **values})
+        return str(made).encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
+
+    def _logged_in(self) -> bool:
+        return self.door.knows(bottle.request.get_cookie(COOKIE, ""))
 
     def _show(self, view: str, program: Mapping[str, Any], **values: Any) -> Any:
         """JSON to who asks for it, else the page."""
         if wanted_type() == "json":
             return json_response(program)
         return self._page(view, **program, **values)
+
+    def _show_kept(
+        self, view: str, program: Callable[[], Mapping[str, Any]], values: Callable[[Any], Mapping[str, Any]], *also: object
+    ) -> Any:
+        """As `_show`, for what follows from the journal, the time and `also`: made anew when one of them has changed.
+
+        The time counts in minutes; in seconds while a job runs, since what it takes of the machine is shown.
+        """
+        kind, engine = wanted_type(), self.engine
+        asked = (bottle.request.path, bottle.request.query_string, kind == "json", self._logged_in())
+        mark = (engine.ledger.journal.seq, int(time.time() / (1 if engine.running else 60)), also)
+        known, body = self.kept.get(asked, (None, b""))
+        if known != mark:
+            made = program()
+            body = json_body(made) if kind == "json" else self._render(view, {**made, **values(made)})
+            if sum(len(page) for _, page in [*self.kept.values()]) > PAGES_BYTES:
+                self.kept.clear()
+            self.kept[asked] = mark, body
+        return tagged(body, "application/json") if kind == "json" else page_response(body)
 
     def _done(self, program: Mapping[str, Any], page: str, status: int = 200) -> Any:
         """An action's answer: JSON to programs, a redirect to people."""
@@ -5388,34 +5793,67 @@ class Web:
         return bottle.HTTPResponse(body, 200, kind)
 
     def index(self) -> Any:
-        """The repos, from what the journal knows of them: no git runs."""
+        """The repos and what runs, from what the journal knows: no git runs."""
         engine = self.engine
-        repos = []
         names = engine.repo_names()
         with engine.lock:
-            for name in names:
-                known = engine.state.repos.get(name, Repo())
-                last = engine.ledger.search(1, repo=name, branch=known.base) if known.base else []
-                about = {"repo": name, "base": known.base, "head": known.tip, "open": len(known.branches)}
-                job = job_view(engine, last[0]) if last else None
-                repos.append({**about, "job": job, "trouble": engine.troubles.get(name), "url": f"{engine.url}/r/{name}"})
-        return self._show("index", {"repos": repos}, clone=str(self.config.repos))
+            repos = [repo_summary(engine, name) for name in names]
+            running, pending = self._running()
+        icon, words = tab_of(len(running), [repo["verdict"] for repo in repos])
+        view = {"repos": repos, "running": running}
+        return self._show("index", view, pending=pending, clone=str(self.config.repos), icon=icon, words=words)
+
+    def _running(self, repo: str | None = None) -> tuple[list[dict[str, Any]], int]:
+        """The jobs that run, and how many wait; the lock is held."""
+        live = self.engine.state.live_jobs(repo)
+        running = [job_view(self.engine, job) for job in live if job.status == "running"]
+        return running, len(live) - len(running)
 
     def repo(self, repo: str) -> Any:
-        """A repo's branches with what the gate says of each, and its newest jobs."""
-        path = self.engine.usable(repo)
-        refs = read_refs(path)
-        requests = [mr_view(self.engine, repo, refs, branch) for branch in sorted(refs.heads) if branch != refs.base]
-        requests.sort(key=lambda view: -(view["job"] or {"id": 0})["id"])
-        view = {"repo": repo, "base": refs.base, "head": refs.tip, "merge_requests": requests}
-        with self.engine.lock:
-            jobs = [job_view(self.engine, job) for job in self.engine.ledger.search(10, repo=repo)]
-            trouble = self.engine.troubles.get(repo)
-        return self._show("repo", view, jobs=jobs, trouble=trouble, path=str(path), heads=len(refs.heads))
+        """A repo's merge requests with what the gate says of each, what runs, and where the time of the last pushes went."""
+        engine = self.engine
+        shown = bottle.request.query.get("show") or ""
+        if shown and shown not in STANDINGS:
+            raise Refused(400, f"show is {shorten(shown)}, but must be one of {', '.join(STANDINGS)}")
+        refs = engine.overview(repo)
+        also = (refs, engine.troubles.get(repo), [key for key in engine.stuck if key[0] == repo])
+
+        def program() -> dict[str, Any]:
+            requests = [mr_view(engine, repo, refs, branch) for branch in sorted(refs.heads) if branch != refs.base]
+            requests.sort(key=lambda view: -(view["job"] or {"id": 0})["id"])
+            return {"repo": repo, "base": refs.base, "head": refs.tip, "merge_requests": requests}
+
+        def values(view: Mapping[str, Any]) -> dict[str, Any]:
+            order = list(STANDINGS)
+            requests = [{**request, "standing": standing_of(request)} for request in view["merge_requests"]]
+            tally = Counter(request["standing"] for request in requests)
+            fitting = [request for request in requests if shown in ("", request["standing"])]
+            fitting.sort(key=lambda request: order.index(request["standing"]))
+            about = {"heads": len(refs.heads), "path": str(self.config.repo(repo))}
+            about |= {"trouble": engine.troubles.get(repo), "standings": STANDINGS, "tally": tally, "shown": shown}
+            return {"merge_requests": fitting, **about, **self._pulse(repo)}
+
+        return self._show_kept("repo", program, values, *also)
+
+    def _pulse(self, repo: str) -> dict[str, Any]:
+        """What goes on in a repo, and went on lately, for its page."""
+        engine, ledger = self.engine, self.engine.ledger
+        with engine.lock:
+            summary = repo_summary(engine, repo)
+            running, pending = self._running(repo)
+            tests, deployments = ledger.search(60, repo=repo, kind=PRE), ledger.search(60, repo=repo, kind=POST)
+            rows = push_rows(tests, ledger.merges_of(repo, limit=40), deployments, time.time())
+            jobs = [job_view(engine, job) for job in ledger.search(10, repo=repo)]
+        icon, words = tab_of(len(running), [summary["verdict"]])
+        trends = [
+            (kind, trend_svg(kind, ran)) for kind, found in ((PRE, tests), (POST, deployments)) if (ran := ran_last(found, 50))
+        ]
+        drawn = {"rows": rows, "shapes": SHAPES, "timeline": timeline_svg(rows) if rows else "", "trends": trends}
+        return {"summary": summary, "running": running, "pending": pending, "jobs": jobs, "icon": icon, "words": words, **drawn}
 
     def mr(self, repo: str, branch: str) -> Any:
         """A merge request with its checks and its diff; 404 with the merge for a branch that was merged."""
-        refs = read_refs(self.engine.usable(repo))
+        refs = self.engine.overview(repo)
         if branch not in refs.heads:
             action = branch.rpartition("/")
             if action[2] in ("merge", "delete") and action[0] in refs.heads:
@@ -5490,26 +5928,59 @@ class Web:
         return {"start": start, "change": change, "lines": lines[:fit], "cut": cut}
 
     def history(self, repo: str) -> Any:
-        """The merges of a repo, newest first."""
+        """The merges of a repo, newest first; `before` of the answer leads to older ones."""
         self.engine.usable(repo)
+        limit, before = page_size(), query_number("before")
         with self.engine.lock:
-            merges = [merge_view(record) for record in self.engine.ledger.merges_of(repo)]
-        return self._show("history", {"merges": merges}, repo=repo)
+            count = len(self.engine.ledger.merges.places.get(repo, ()))
+            count = count if before is None else min(before, count)
+            merges = [merge_view(record) for record in self.engine.ledger.merges_of(repo, limit=limit, before=count)]
+        older = count - limit if count > limit else None
+        view = {"merges": merges, "before": older}
+        return self._show("history", view, repo=repo, limit=limit, first=before is None)
+
+    def deployments(self, repo: str) -> Any:
+        """The post-merge jobs of a repo with what each brought, newest first, and the commit that was deployed last."""
+        self.engine.usable(repo)
+        limit, before = page_size(), query_number("before")
+        ledger = self.engine.ledger
+        with self.engine.lock:
+            # some more, since what one brought begins where an older one ended
+            found = ledger.search(limit + 100, before, repo=repo, kind=POST)
+            until = found[-1].created_at if len(found) > limit else ""
+            merges = ledger.merges_of(repo, limit=10 * limit, since=until)
+            current = next(iter(ledger.search(1, repo=repo, kind=POST, status="passed")), None)
+            brought = [[merge_view(merge) for merge in some] for some in what_each_brought(found, merges)]
+            views = [{**job_view(self.engine, job), "merges": some} for job, some in zip(found[:limit], brought, strict=False)]
+        view = {"deployments": views, "current": current.commit if current else None}
+        older = found[limit - 1].id if len(found) > limit else None
+        return self._show("deployments", view, repo=repo, limit=limit, older=older, first=before is None)
 
     def jobs(self) -> Any:
         """What runs, and the newest jobs that fit the query."""
-        query = bottle.request.query
+        engine, query = self.engine, bottle.request.query
         wanted = {name: utf8(query[name]) for name in ("repo", "branch", "kind", "status") if query.get(name)}
         for name, known in (("status", (*LIVE, *FINAL)), ("kind", (PRE, POST))):
             if wanted.get(name, known[0]) not in known:
                 raise Refused(400, f"{name} is {shorten(wanted[name])}, but must be one of {', '.join(known)}")
-        limit, before = min(query_number("limit") or 100, 1000), query_number("before")
-        with self.engine.lock:
-            found = self.engine.ledger.search(limit, before, **wanted)
-            running = [job_view(self.engine, job) for job in self.engine.state.live_jobs() if job.status == "running"]
-            jobs = [job_view(self.engine, job) for job in found]
-        older = urlencode({**wanted, "limit": limit, "before": jobs[-1]["id"]}) if len(jobs) >= limit else None
-        return self._show("jobs", {"jobs": jobs}, running=running, wanted=wanted, older=older)
+        limit, before = page_size(), query_number("before")
+
+        def program() -> dict[str, Any]:
+            with engine.lock:
+                return {"jobs": [job_view(engine, job) for job in engine.ledger.search(limit, before, **wanted)]}
+
+        def values(view: Mapping[str, Any]) -> dict[str, Any]:
+            with engine.lock:
+                running, pending = self._running()
+                repos = sorted(engine.state.repos)
+            more = {**wanted, "limit": limit}
+            older = urlencode({**more, "before": view["jobs"][-1]["id"]}) if len(view["jobs"]) >= limit else None
+            newest = urlencode(more) if before is not None else None
+            icon, words = tab_of(len(running), [])
+            rest = {"icon": icon, "words": words, "statuses": (*LIVE, *FINAL), "repos": repos}
+            return {"running": running, "pending": pending, "wanted": wanted, "older": older, "newest": newest, **rest}
+
+        return self._show_kept("jobs", program, values)
 
     def search(self) -> Any:
         """The jobs whose log contains a text, newest first; without one the form."""
@@ -5812,8 +6283,16 @@ def wanted_type() -> str:
     return "html" if bottle.request.method == "GET" else "json"
 
 
+def json_body(program: Mapping[str, Any]) -> bytes:
+    return (json.dumps(program) + "\n").encode()
+
+
 def json_response(program: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
-    return tagged(f"{json.dumps(program)}\n".encode(), "application/json", status, headers)
+    return tagged(json_body(program), "application/json", status, headers)
+
+
+def page_response(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
+    return tagged(body, "text/html; charset=utf-8", status, {**(headers or {}), "Cache-Control": "no-store"})
 
 
 def text_response(status: int, body: str | bytes, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
@@ -5878,6 +6357,11 @@ def query_number(name: str) -> int | None:
     if not re.fullmatch("[0-9]{1,18}", text):
         raise Refused(400, f"{name} is {shorten(text)}, but must be a whole number")
     return int(text)
+
+
+def page_size() -> int:
+    """How many rows the query wants. Raises Refused."""
+    return min(query_number("limit") or 100, 1000)
 
 
 def query_seconds(name: str) -> float:

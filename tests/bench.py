@@ -272,15 +272,19 @@ class Server:
 
     def time_page(self, path: str) -> float:
         """Milliseconds of the quickest of five answers to a browser."""
+        return min(self.time_pages([path] * 5))
+
+    def time_pages(self, paths: Iterable[str]) -> list[float]:
+        """Milliseconds of each answer to a browser."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        request = urllib.request.Request(self.url + path, headers={"Accept": "text/html"})
         took = []
-        for _ in range(5):
+        for path in paths:
+            request = urllib.request.Request(self.url + path, headers={"Accept": "text/html"})
             began = time.perf_counter()
-            with opener.open(request, timeout=10) as answer:
+            with opener.open(request, timeout=60) as answer:
                 answer.read()
             took.append(1000 * (time.perf_counter() - began))
-        return min(took)
+        return took
 
     def page_bytes(self, path: str) -> int:
         """The size of a page."""
@@ -432,6 +436,10 @@ class Pair:
         files = [{f"changes/{number}": f"{branch}\n"} for number, branch in enumerate(branches)]
         made = self.make(Commit(branch, its, message, parent) for branch, its in zip(branches, files, strict=True))
         return {branch: made[branch] for branch in branches}
+
+    def advance(self, side: str) -> str:
+        """A commit on top of the present base that is no branch of forge's."""
+        return self.changes(side, ["base"], "Base moves on")[f"{side}-base"]
 
     def push_command(self, side: str, branches: Iterable[str]) -> tuple[str | Path, ...]:
         """What pushes branches to one of the repos."""
@@ -961,6 +969,63 @@ async def fetch(channel: Channel, path: str, accept: str) -> tuple[bytes, bytes]
     return head, await reader.readexactly(int(size.partition(b":")[2]))
 
 
+def bench_repo_page(lab: Lab) -> Iterator[Row]:
+    """The page of a repo with 200 open branches, half of them behind base: by a server that knows nothing, then again."""
+    calls, wrapper = lab.root / "calls", lab.folder("bin") / "git"
+    wrapper.write_text(f'#!/bin/sh\necho "$1" >>{calls}\nexec {shutil.which("git")} "$@"\n')
+    wrapper.chmod(0o755)
+    with Server(lab) as server:
+        # what has failed is of no interest to the gate: nothing is known of it but from a page
+        pair = Pair(lab, server, {".forge/pre-merge": "#!/bin/sh\nexit 1\n"})
+        for half in ("behind", "level"):
+            branches = pair.changes("forge", [f"{half}-{number}" for number in range(100)], f"A change that is {half}")
+            lab.run(*pair.push_command("forge", branches))
+            server.settle()
+            if half == "behind":
+                lab.run("git", "-C", pair.source, "push", pair.repos["forge"], f"{pair.advance('forge')}:refs/heads/main")
+                server.settle()
+    path, cold, anew, warm = f"/r/{pair.name}", Series(), Series(), Series()
+    for _ in lab.rounds(7):
+        with Server(lab) as server:
+            wait_until(server.healthy, "an answer", 0)
+            server.settle()
+            cold.values += server.time_pages([path])
+            anew.values += server.time_pages(f"{path}?{number}" for number in range(3))
+            warm.values += server.time_pages([path] * 3)
+    yield row_by_limit("200 branches, half behind: the repo's page, first", cold, 120)
+    yield row_by_limit("… again, made anew", anew, 15)
+    yield row_by_limit("… again, when nothing has changed", warm, 15)
+    lab.environ["PATH"] = f"{wrapper.parent}:{lab.environ['PATH']}"
+    with Server(lab) as server:
+        server.settle()
+        for name in ("first", "again"):
+            calls.write_text("")
+            server.time_pages([path])
+            count = Series([float(len(calls.read_text().splitlines()))], "")
+            yield (
+                row_by_limit("… its git processes, then", count, 0) if name == "again" else Row("… git processes at first", count)
+            )
+
+
+def bench_jobs_page(lab: Lab) -> Iterator[Row]:
+    """The newest jobs out of 100,000, for one reader and, where wrk is installed, for eight that ask without a pause."""
+    for number in range(5):
+        lab.environ |= {"FORGE_DATA_DIR": str(lab.folder("data"))}
+        lab.run(sys.executable, FORGE, "create", f"repo-{number}", "--base", "main")
+    lab.run(sys.executable, Path(__file__).with_name("history.py"), lab.folder("data"), "100000")
+    with Server(lab) as server:
+        server.settle()
+        anew = Series(server.time_pages(f"/jobs?limit={100 + number}" for number, _ in lab.rounds())[1:])
+        yield row_by_limit("/jobs of 100,000 jobs, made anew", anew, 10)
+        yield row_by_limit("… again", Series(server.time_pages(["/jobs"] * len(anew.values))), 10)
+        for kind in ("text/html", "application/json") if shutil.which("wrk") else ():
+            many = Series(unit="/s")
+            for _ in lab.rounds(3):
+                said = lab.run("wrk", "-c", "8", "-t", "1", "-d", "3", "-H", f"Accept: {kind}", f"{server.url}/jobs")
+                many.values.append(float(said.partition("Requests/sec:")[2].split()[0]))
+            yield Row(f"… requests, 8 at a time, {kind}", many, None, "", "≥ 1000 /s", many.median >= 1000)
+
+
 class Bench(NamedTuple):
     """A bench as the table has it."""
 
@@ -983,6 +1048,8 @@ BENCHES: dict[str, Bench] = {
     "mr-page": Bench(bench_mr_page),
     "log-page": Bench(bench_log_page),
     "viewers": Bench(bench_viewers),
+    "repo-page": Bench(bench_repo_page),
+    "jobs-page": Bench(bench_jobs_page),
 }
 
 

@@ -431,7 +431,7 @@ def test_a_lock_of_a_git_that_was_killed_is_removed_and_that_of_another_is_not(
     server.settings |= git_after(
         tmp_path / "bin",
         f"""case "$*" in
-*--stdin*)
+update-ref*--stdin*)
     if [ -e {tmp_path}/armed ] && rm {tmp_path}/armed; then
         for lock in HEAD.lock refs/heads/main.lock refs/heads/topic.lock; do : >"$GIT_DIR/$lock"; done
         kill -9 "$(cat {server.data}/lock)" $$

@@ -23,16 +23,9 @@
 <header>
 <nav aria-label="Main">
 <a class="brand" href="/">forge</a>
-<a href="/jobs"\\
-% if here == '/jobs':
- aria-current="page"\\
+% for address, name in (('/', 'Repositories'), ('/jobs', 'Jobs'), ('/search', 'Search')):
+<a href="{{address}}"{{!' aria-current="page"' if here == address else ''}}>{{name}}</a>
 % end
->Jobs</a>
-<a href="/search"\\
-% if here == '/search':
- aria-current="page"\\
-% end
->Search</a>
 </nav>
 % if logged_in:
 <form method="post" action="/logout"><button class="quiet">Log out</button></form>
