@@ -4580,18 +4580,12 @@ def quote_bytes(text: str) -> str:
     return quote(text.encode("utf-8", "surrogateescape"), safe="/")
 
 
-def base_verdict(engine: Engine, name: str) -> str:
-    """What the badge says of base: running, passed, failed or none. What was tested before it became base has passed."""
-    with engine.lock:
-        known = engine.state.repos.get(name, Repo())
-        jobs = engine.ledger.search(20, repo=name, branch=known.base, kind=POST) if known.base else []
-        merges = engine.ledger.merges_of(name, limit=1)
-    status = next((job.status for job in jobs if job.status not in ("superseded", "canceled")), "skipped")
-    if status in LIVE:
+def badge_state(summary: Mapping[str, Any]) -> str:
+    """What the badge says of a base, from its summary: running, passed, failed or none."""
+    deployment, verdict = summary["job"], summary["verdict"]
+    if deployment and deployment["status"] in LIVE:
         return "running"
-    if status == "skipped":
-        return "passed" if merges and merges[0]["merge_commit"] == known.tip else "none"
-    return "passed" if status == "passed" else "failed"
+    return {"passed": "passed", "failed": "failed", "timeout": "failed"}.get(verdict["status"] if verdict else "", "none")
 
 
 FEED_ENTRIES = 50
@@ -4936,18 +4930,18 @@ def fitting(sizes: Iterable[int], room: int) -> int:
     return sum(1 for _ in itertools.takewhile(lambda size: size <= room, itertools.accumulate(sizes)))
 
 
-def page_size(text: str) -> int:
+def html_size(text: str) -> int:
     """The bytes of a text on a page."""
     return len(bottle.html_escape(visible(text)).encode("utf-8"))
 
 
 def line_size(line: DiffLine) -> int:
-    return 200 + page_size(line.text)
+    return 200 + html_size(line.text)
 
 
 def files_of_page(changes: list[Change], first: int) -> list[Change]:
     """The files that one page lists, from the one at `first` on: at least one."""
-    sizes = (450 + page_size(change.path + change.words) + 3 * len(change.path) for change in changes[first:])
+    sizes = (450 + html_size(change.path + change.words) + 3 * len(change.path) for change in changes[first:])
     return changes[first : first + max(1, fitting(sizes, ENTRIES_BYTES))]
 
 
@@ -5778,7 +5772,9 @@ class Web:
     def badge(self, repo: str) -> Any:
         """The state of a repo's base as a picture."""
         self.engine.usable(repo)
-        return self._xml("badge", "image/svg+xml", state=base_verdict(self.engine, repo), repo=repo)
+        with self.engine.lock:
+            state = badge_state(repo_summary(self.engine, repo))
+        return self._xml("badge", "image/svg+xml", state=state, repo=repo)
 
     def feed(self, repo: str) -> Any:
         """Merges, failed jobs and deployments of a repo as an Atom feed."""

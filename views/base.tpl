@@ -8,7 +8,7 @@
 <link rel="icon" href="/static/{{get('icon', 'forge')}}.svg" type="image/svg+xml">
 <link rel="stylesheet" href="/static/forge.css">
 % if get('feed'):
-<link rel="alternate" type="application/atom+xml" title="{{get('title')}}" href="{{feed}}">
+<link rel="alternate" type="application/atom+xml" title="Merges, failures, deployments" href="{{feed}}">
 % end
 % busy = get('busy', False)
 % if busy:
