@@ -62,6 +62,8 @@ def tell(server: Server) -> dict[str, str]:
         "mr-conflict": "/r/app/mr/topic/conflict",
         "mr-merged": "/r/app/mr/fix-typo",
         "history": "/r/app/history",
+        "deployments": "/r/app/deployments",
+        "search": "/search?q=error",
         "jobs": "/jobs",
         "job-failed": f"/jobs/{failed}",
         "job-running": f"/jobs/{running}",
