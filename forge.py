@@ -4375,14 +4375,14 @@ def standing_of(view: Mapping[str, Any]) -> str:
 
 
 def tally_of(repo: Repo, jobs: Mapping[int, Job]) -> dict[str, int]:
-    """How many branches of a repo are ready, failed and being tested, by what the journal knows."""
+    """How many branches of a repo passed, failed and are being tested, by what the journal knows."""
     words = Counter[str]()
     for branch in repo.branches.values():
         job = jobs.get(branch.job or 0)
         if job:
             bad = branch.fault is not None or job.status in ("failed", "timeout")
-            words["testing" if job.live else "failed" if bad else "ready" if branch.passed is not None else ""] += 1
-    return {word: words[word] for word in ("ready", "failed", "testing")}
+            words["testing" if job.live else "failed" if bad else "passed" if branch.passed is not None else ""] += 1
+    return {word: words[word] for word in ("passed", "failed", "testing")}
 
 
 def base_verdict(tip: str | None, deployment: Job | None, tested: Job | None) -> Job | None:
@@ -5008,9 +5008,22 @@ def plain_lines(log_bytes: bytes) -> list[str]:
     return [last_state(line) for line in lines]
 
 
-def link_lines(digest: object) -> list[str]:
-    """The text of a digest with every second part the number of a line that it speaks of."""
-    return re.split(r"(?<=\bline )([1-9][0-9]{0,11})\b", digest) if isinstance(digest, str) else []
+class Digest(NamedTuple):
+    """The parts of a digest, for a page."""
+
+    outcome: str
+    line: str | None  # the number of the line that is the cause
+    cause: str
+    rest: str
+
+
+def parts_of_digest(text: object) -> Digest | None:
+    """A digest in parts, or None when there is none (another version may have kept something else)."""
+    if not isinstance(text, str):
+        return None
+    outcome, _, rest = text.partition("\n")
+    found = re.match(r"line ([1-9][0-9]{0,11}): (.*)(?:\n|\Z)", rest)
+    return Digest(outcome, found[1], found[2], rest[found.end() :]) if found else Digest(outcome, None, "", rest)
 
 
 def readable(log_bytes: bytes) -> str:
@@ -6026,7 +6039,7 @@ class Web:
         with self.engine.lock:
             done = self.engine.ledger.merges_of(job.repo, job.branch, 1)
         merge = merge_view(done[0]) if done and done[0]["job"] == job.id else None
-        about = {"merge": merge, "stopping": job.stopping, "sandboxed": job.sandboxed, "digest": link_lines(job.digest)}
+        about = {"merge": merge, "stopping": job.stopping, "sandboxed": job.sandboxed, "digest": parts_of_digest(job.digest)}
         return self._show("job", {"job": view}, **about, gone=gone, piece=piece, lines=lines[:PIECE_LINES], later=later)
 
     def _job(self, job_id: str) -> Job:

@@ -37,7 +37,9 @@ def main() -> int:
     folder = README if readme else Path(sys.argv[1])
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
-        server = Server(Path(place) / "data", {"FORGE_MAX_JOBS": "2"}).start()
+        shown = Path(place).parent / "forge"  # a name to be read on the pages
+        shown.symlink_to(place)
+        server = Server(shown / "data", {"FORGE_MAX_JOBS": "2"}).start()
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         try:
             pages = tell(server)
@@ -49,6 +51,7 @@ def main() -> int:
         finally:
             browser.close()
             end(server)
+            shown.unlink()
     return 0
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Answer, Server, Work
+from conftest import Answer, Work
 
-from forge import BLOCK, PIECE_BYTES, PIECE_LINES, LineCounts, find_in_log, link_lines, plain_lines
+from forge import BLOCK, PIECE_BYTES, PIECE_LINES, LineCounts, find_in_log, parts_of_digest, plain_lines
 
 
 def found(path: Path, needle: str, most: int = 100) -> tuple[list[tuple[int, str]], int, bool, int]:
@@ -124,30 +122,26 @@ def test_counts_go_on_where_they_ended_and_are_kept_for_few(tmp_path: Path) -> N
     assert len(counts._counts) == 2
 
 
-def test_the_lines_that_a_digest_names_are_links() -> None:
-    assert link_lines("exit code 1\nline 12: error\nunderline 3") == ["exit code 1\nline ", "12", ": error\nunderline 3"]
-    assert link_lines("line 0 and line 1") == ["line 0 and line ", "1", ""] and link_lines(None) == link_lines({}) == []
+def test_the_parts_of_a_digest() -> None:
+    assert parts_of_digest("exit code 1\nline 12: error: a line 3\nthe end\nline 4: no") == (
+        "exit code 1",
+        "12",
+        "error: a line 3",
+        "the end\nline 4: no",
+    )
+    assert parts_of_digest("killed\nline 0: a\nb") == ("killed", None, "", "line 0: a\nb")
+    assert parts_of_digest("timed out\nline 3: last") == ("timed out", "3", "last", "")
+    assert parts_of_digest("exit code 2") == ("exit code 2", None, "", "")
+    assert parts_of_digest(None) is None and parts_of_digest({}) is None
 
 
-def test_a_digest_is_shown_with_links_to_its_lines(make_server: Callable[..., Server]) -> None:
-    server = make_server()
-    work = server.repo("app")
-    work.branch("topic", run="echo error: it broke; exit 3\n")
-    job_id = work.push_job("topic")
-    server.ended(job_id)
-    server.stop()
-    journal, digest = server.data / "jobs.jsonl", "exit code 3: <it> failed\nline 1: error: it broke"
-    records = [json.loads(line) for line in journal.read_text().splitlines()]
-    for record in records:
-        if record["event"] == "job.finished" and record["id"] == job_id:
-            record["digest"] = digest
-    journal.write_text("".join(f"{json.dumps(record)}\n" for record in records))
-    (server.data / "snapshot").unlink(missing_ok=True)
-    server.start()
-    page = server.ask(f"/jobs/{job_id}", Accept="text/html").text
+def test_a_digest_begins_the_page_and_leads_to_its_line(work: Work) -> None:
+    work.branch("topic", run="echo; echo 'error: it <b>broke</b>'; exit 3\n")
+    job = work.server.ended(work.push_job("topic"))
+    page = work.server.ask(f"/jobs/{job['id']}", Accept="text/html").text
     shown = page.partition('<section class="digest" data-tone="bad"')[2].partition("</section>")[0]
-    assert 'exit code 3: &lt;it&gt; failed\nline <a href="#L1">1</a>: error: it broke' in shown
-    assert page.count("exit code 3") == 1 and server.get(f"/jobs/{job_id}")["digest"] == digest
+    assert '<a href="#L2">line 2</a> <code>error: it &lt;b&gt;broke&lt;/b&gt;</code>' in shown and "exit code 3" in shown
+    assert job["digest"].startswith("exit code 3\nline 2: error: it <b>broke</b>\n") and 'class="verdict"' not in page
 
 
 def put_log(work: Work, content: bytes = b"") -> tuple[int, Path]:

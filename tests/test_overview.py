@@ -280,7 +280,7 @@ def test_the_pages_of_a_repo_that_lives(work: Work) -> None:
     assert server.get(f"{page}/history?before=0")["merges"] == [] and server.ask(f"{page}/history?before=x").status == 400
 
     (summary,) = [repo for repo in server.get("/")["repos"] if repo["repo"] == work.name]
-    assert (summary["open"], summary["ready"], summary["failed"], summary["testing"]) == (2, 1, 1, 0)
+    assert (summary["open"], summary["passed"], summary["failed"], summary["testing"]) == (2, 1, 1, 0)
     assert summary["verdict"]["id"] == summary["job"]["id"] == deployments["deployments"][0]["id"]
     said = html(server, page)
     assert re.findall('data-standing="(.*?)"', said) == ["failed", "ready"]

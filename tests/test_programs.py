@@ -276,7 +276,9 @@ def test_the_feed_tells_merges_failures_and_deployments(make_server: Callable[..
     server.url = (server.data / "address").read_text().strip()
     assert [entry.findtext(f"{ATOM}id") for entry in feed(server, "app").iter(f"{ATOM}entry")] == before
     page = server.ask("/r/app", Accept="text/html").text
-    assert '<link rel="alternate" type="application/atom+xml" title="Merges, failures, deployments" href="/r/app/feed.atom">' in page
+    assert (
+        '<link rel="alternate" type="application/atom+xml" title="Merges, failures, deployments" href="/r/app/feed.atom">' in page
+    )
 
 
 def test_a_feed_of_nothing_and_of_odd_records_is_valid(make_server: Callable[..., Server]) -> None:

@@ -43,9 +43,9 @@
 <td data-label="Merge requests">
 % if r['open']:
 <a href="/r/{{r['repo']}}">{{r['open']}} open</a>
-%   for word in ('ready', 'failed', 'testing'):
+%   for word in ('passed', 'failed', 'testing'):
 %     if r[word]:
-<span class="count" data-standing="{{word}}">{{r[word]}} {{word}}</span>
+<span class="count" data-standing="{{'ready' if word == 'passed' else word}}">{{r[word]}} {{word}}</span>
 %     end
 %   end
 % else:

@@ -16,18 +16,16 @@
 % if digest:
 %   tone = 'good' if job['status'] == 'passed' else 'bad' if job['status'] in ('failed', 'timeout') else 'still'
 <section class="digest" data-tone="{{tone}}" aria-label="What it came to">
-<pre>\\
-%   for place, part in enumerate(digest):
-%     if place % 2:
-<a href="#L{{part}}">{{part}}</a>\\
-%     else:
-{{part}}\\
-%     end
+<p class="outcome">{{digest.outcome}}</p>
+%   if digest.line:
+<p class="cause"><a href="#L{{digest.line}}">line {{digest.line}}</a> <code>{{digest.cause}}</code></p>
 %   end
-</pre>
+%   if digest.rest:
+<pre>{{digest.rest}}</pre>
+%   end
 </section>
 % end
-% if job['reason'] and job['reason'] not in ''.join(digest):
+% if job['reason'] and not (digest and job['reason'] in digest.outcome):
 <p class="verdict" data-tone="{{'bad' if job['status'] in ('failed', 'timeout') else 'still'}}">{{job['reason']}}</p>
 % elif stopping:
 <p class="verdict" data-tone="busy">It is being stopped: {{stopping[1]}}</p>

@@ -57,7 +57,7 @@
 </ul>
 % end
 % if about and about.body.partition('\n')[2].strip():
-<pre class="message" data-key="message">{{visible(about.body, 10_000)}}</pre>
+<pre class="message" data-key="message">{{'\n'.join(visible(line) for line in about.body[:10_000].split('\n'))}}{{'…' if about.body[10_000:] else ''}}</pre>
 % end
 % if live and (queue or len(job['heads']) > 1):
 <h2 data-key="queue-head">Queue</h2>
@@ -89,7 +89,7 @@
 % if checks:
 <h2 data-key="checks-head">Checks</h2>
 <div class="wide" data-key="checks">
-<table>
+<table class="rows">
 <thead><tr><th>Job</th><th>Status</th><th>Commit</th><th>Waited</th><th>Ran</th><th>When</th></tr></thead>
 <tbody>
 %   for check in checks:
@@ -104,8 +104,8 @@
 %     end
 </td>
 <td><code>{{check['commit'][:10]}}</code></td>
-<td>{{spell_wait(check)}}</td>
-<td>{{spell_duration(check['duration'])}}</td>
+<td data-label="waited">{{spell_wait(check)}}</td>
+<td data-label="ran">{{spell_duration(check['duration'])}}</td>
 <td><time datetime="{{check['created_at']}}" title="{{check['created_at']}}">{{ago(check['created_at'])}}</time></td>
 </tr>
 %   end
@@ -115,14 +115,14 @@
 % end
 % if commits:
 <h2 data-key="commits-head">Commits</h2>
-<div class="wide" data-key="commits" tabindex="0" role="region" aria-label="Commits">
-<table>
+<div class="wide" data-key="commits">
+<table class="rows">
 <thead><tr><th>Commit</th><th>Subject</th><th>Author</th><th>When</th></tr></thead>
 <tbody>
 %   for commit in commits:
 <tr data-key="commit-{{commit.id}}">
 <td><code title="{{commit.id}}">{{commit.id[:10]}}</code></td>
-<td class="foreign">{{visible(commit.subject, 300)}}</td>
+<td class="foreign main">{{visible(commit.subject, 300)}}</td>
 <td class="foreign">{{visible(commit.author, 100)}}</td>
 <td><time datetime="{{commit.authored_at}}" title="{{commit.authored_at}}">{{ago(commit.authored_at)}}</time></td>
 </tr>
