@@ -58,6 +58,8 @@ def tell(server: Server) -> dict[str, str]:
         "repo": "/r/app",
         "repo-empty": "/r/empty",
         "mr": "/r/app/mr/feature/login",
+        "mr-split": "/r/app/mr/feature/login?view=split",
+        "file": "/r/app/mr/feature/login?file=src/login.py",
         "mr-ready": "/r/app/mr/docs/install",
         "mr-conflict": "/r/app/mr/topic/conflict",
         "mr-merged": "/r/app/mr/fix-typo",
