@@ -1076,8 +1076,12 @@ def thawed(value: Any, columns: io.BytesIO) -> Any:
 
 
 def snapshot_mark(content: bytes) -> bytes:
-    """The first line of a snapshot with this content; another forge.py has another one, and so has a damaged file."""
-    return b"%08x %08x\n" % (zlib.crc32(Path(__file__).read_bytes()), zlib.crc32(content))
+    """The first line of a snapshot with this content; another version has another one, and so has a damaged file.
+
+    A version is another one here when the code differs of which a snapshot is made: the sections from the values to the state.
+    """
+    code = Path(__file__).read_bytes().partition(b"\n# values: ")[2].partition(b"\n# git: ")[0]
+    return b"%08x %08x\n" % (zlib.crc32(code), zlib.crc32(content))
 
 
 def write_snapshot(path: Path, tree: Any, columns: list[bytes]) -> None:

@@ -256,6 +256,23 @@ def test_only_what_follows_the_snapshot_is_read(kept_ledger: Callable[[], Path],
     assert Ledger(folder).fresh == 1 and everything(Ledger(folder)) == read_anew(folder) and capsys.readouterr().err == ""
 
 
+def other_version(folder: Path, old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let another forge.py read the folder."""
+    source, text = folder.parent / "forge.py", Path(forge.__file__).read_text()
+    assert old in text
+    source.write_text(text.replace(old, new))
+    monkeypatch.setattr(forge, "__file__", str(source))
+
+
+def test_a_version_that_takes_the_journal_alike_uses_the_snapshot(
+    kept_ledger: Callable[[], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = kept_ledger()
+    other_version(folder, "\nclass Web:", "\n\nclass Web:", monkeypatch)
+    ledger = Ledger(folder)
+    assert ledger.fresh < 10 and "not used" not in capsys.readouterr().err
+
+
 def spoil(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Do something to a snapshot or to the journal under it."""
     path, journal = folder / "snapshot", folder / "jobs.jsonl"
@@ -271,9 +288,7 @@ def spoil(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elif how == "rubbish":
         path.write_bytes(os.urandom(5000))
     elif how == "another version":
-        source = folder.parent / "forge.py"
-        source.write_bytes(Path(forge.__file__).read_bytes() + b"\n")
-        monkeypatch.setattr(forge, "__file__", str(source))
+        other_version(folder, "\ndef fold(", "\n\ndef fold(", monkeypatch)
     elif how == "a directory":
         path.unlink()
         path.mkdir()
