@@ -34,7 +34,7 @@ NIX_CONFIG = "experimental-features = nix-command flakes\nsandbox = false\nbuild
 
 def clean_environ() -> dict[str, str]:
     """The environment without what would steer forge or git or colour what they say, with an identity for commits."""
-    steering = ("FORGE_", "GIT_", "NO_COLOR", "CLICOLOR")
+    steering = ("FORGE_", "GIT_", "NO_COLOR", "CLICOLOR", "MAKE", "MFLAGS")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
     for role in ("AUTHOR", "COMMITTER"):
         environ |= {f"GIT_{role}_NAME": "Ada", f"GIT_{role}_EMAIL": "ada@localhost"}
