@@ -5577,7 +5577,7 @@ class Web:
         self.door = Door(engine.config)
         self.views = asset("views")
         self.lookup = [str(self.views)]  # bottle knows a template again by the identity of this list
-        self.kept: dict[tuple[object, ...], tuple[object, bytes]] = {}  # by request: pages, and what they were made from
+        self.kept: dict[tuple[str, str, bool, bool], tuple[object, bytes]] = {}  # by request: pages, and what they were made from
         self.followers = threading.BoundedSemaphore(WEB_THREADS // 4)  # workers that may wait for a log at a time
         self.finders = threading.BoundedSemaphore(FINDERS)
         self.app = bottle.Bottle()
@@ -5770,7 +5770,8 @@ class Web:
         if known != mark:
             made = program()
             body = json_body(made) if kind == "json" else self._render(view, {**made, **values(made)})
-            if sum(len(page) for _, page in [*self.kept.values()]) > PAGES_BYTES:
+            # a short answer to a long question takes room, too: anybody may ask
+            if sum(20_000 + len(request[1]) + len(page) for request, (_, page) in [*self.kept.items()]) > PAGES_BYTES:
                 self.kept.clear()
             self.kept[asked] = mark, body
         return tagged(body, "application/json") if kind == "json" else page_response(body)
@@ -5829,7 +5830,7 @@ class Web:
         if shown and shown not in STANDINGS:
             raise Refused(400, f"show is {shorten(shown)}, but must be one of {', '.join(STANDINGS)}")
         refs = engine.overview(repo)
-        also = (refs, engine.troubles.get(repo), [key for key in engine.stuck if key[0] == repo])
+        also = (refs, engine.troubles.get(repo), [*engine.stuck.items()])  # a copy at once: the lock is not held
 
         def program() -> dict[str, Any]:
             requests = [mr_view(engine, repo, refs, branch) for branch in sorted(refs.heads) if branch != refs.base]

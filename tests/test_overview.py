@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import subprocess
+import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -337,3 +338,14 @@ def test_a_page_that_is_kept_is_made_anew_when_something_happens(work: Work) -> 
     work.server.ended(work.push_job("topic"))
     assert "topic" in html(work.server, page) and "topic" in html(work.server, f"/jobs?repo={work.name}")
     assert [job["branch"] for job in work.server.get(f"/jobs?repo={work.name}&limit=1")["jobs"]] == ["topic"]
+
+
+def test_what_is_kept_of_pages_is_bounded_whatever_is_asked(tmp_path: Path) -> None:
+    engine = forge.Engine(forge.load_config({"FORGE_DATA_DIR": str(tmp_path / "data"), "FORGE_SANDBOX": "none"}))
+    web, asked = forge.Web(engine), {"REQUEST_METHOD": "GET", "PATH_INFO": "/jobs", "HTTP_HOST": "localhost"}
+    for number in range(1000):
+        query = f"repo={number}&{'x' * 20_000}"
+        environ = {**asked, "QUERY_STRING": query, "HTTP_ACCEPT": "application/json", "wsgi.errors": sys.stderr}
+        assert b"".join(web.app.wsgi(environ, lambda *_: None)) == b'{"jobs": []}\n'
+    assert sum(len(str(request)) for request in web.kept) < 2 * forge.PAGES_BYTES and len(web.kept) < 1000
+    engine.stop()
