@@ -5227,12 +5227,14 @@ def search_logs(logs: list[tuple[int, Path]], needle: str, until: float) -> Sear
     """Look through logs, the newest first, until `until` (monotonic seconds).
 
     What is found so often that it fills a page is then looked for from the other end, for the first time it was there.
+    A log that was not looked through comes first in the next search, which has all its time for it.
     """
     hits: list[tuple[int, Found]] = []
     looked, whole = 0, True
     for job_id, folder in logs:
         found = _look_in(folder / f"{job_id}.log", needle, until)
-        looked, whole = looked + 1, found.complete
+        whole = found.complete
+        looked += whole or found.count > 0 or not looked
         if found.count:
             hits.append((job_id, found))
         if not whole or len(hits) >= SEARCH_HITS:

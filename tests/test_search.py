@@ -99,7 +99,9 @@ def test_a_search_ends_when_its_time_is_over(tmp_path: Path, monkeypatch: pytest
     seconds = iter(range(1000))  # each look at the clock takes a second
     monkeypatch.setattr(forge.time, "monotonic", lambda: float(next(seconds)))
     found = search_logs(logs, "needle", 2.5)
-    assert (found.complete, found.looked) == (False, 4) and [job for job, _ in found.hits] == [4] and found.first == 4
+    assert (found.complete, found.looked) == (False, 3) and [job for job, _ in found.hits] == [4] and found.first == 4
+    alone = search_logs(logs[3:], "needle", 0.0)  # what takes too long by itself is passed by, so that the next search gets on
+    assert (alone.complete, alone.looked, alone.hits) == (False, 1, [])
 
 
 def test_a_log_that_is_gone_is_passed_over(tmp_path: Path) -> None:
@@ -164,6 +166,10 @@ def test_a_search_that_was_cut_short_says_so(slow: Server) -> None:
     assert "So far none of 1 log contains it" in page and "Looked through the newest 1 of " in page
     link = re.search(r'<a href="(/search\?[^"]*before=999999)">search further back</a>', page)
     assert link and "topic" in slow.ask(link[1].replace("&amp;", "&"), Accept="text/html").text
+    (slow.data / "logs/other").mkdir()
+    (slow.data / "logs/app/999999.log").rename(slow.data / "logs/other/999999.log")
+    page = slow.ask("/search?q=needle&repo=other", Accept="text/html").text
+    assert "So far none of 1 log contains it" in page and "was ended" in page and "search further back" not in page
 
 
 @needs_browser

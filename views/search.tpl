@@ -22,7 +22,7 @@
 <time datetime="{{first_seen['at'] or ''}}" title="{{first_seen['at'] or ''}}">{{ago(first_seen['at'])}}</time>.</p>
 %   end
 %   if not jobs:
-<p class="empty">{{'None' if not older else 'So far none'}} of {{f'{looked:,}'}} {{'log' if looked == 1 else 'logs'}} contains it.</p>
+<p class="empty">{{'None' if first_is_certain else 'So far none'}} of {{f'{looked:,}'}} {{'log' if looked == 1 else 'logs'}} contains it.</p>
 %   end
 %   for job in jobs:
 <section class="hit">
@@ -50,5 +50,7 @@
 %   end
 %   if older:
 <p>Looked through the newest {{f'{looked:,}'}} of {{f'{logs:,}'}} logs; <a href="/search?{{older}}">search further back</a>.</p>
+%   elif not first_is_certain:
+<p>The search took too long and was ended: the oldest log was looked through in part.</p>
 %   end
 % end
