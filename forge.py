@@ -65,7 +65,6 @@ Beside the server runs one process, the launcher, which forks the supervisors; s
 from __future__ import annotations
 
 import argparse
-import bisect
 import contextlib
 import errno
 import fcntl
@@ -94,7 +93,7 @@ import unicodedata
 import uuid
 import zlib
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -226,6 +225,7 @@ def is_http_url(text: str) -> bool:
 PRE, POST = "pre-merge", "post-merge"
 LIVE = ("pending", "running")
 FAILED = ("failed", "timeout")
+VERDICTS = ("passed", *FAILED)
 FINAL = ("passed", "failed", "canceled", "timeout", "superseded", "skipped")
 REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OBJECT_ID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -743,7 +743,7 @@ class Histogram:
         self.total = 0.0
 
     def add(self, value: float) -> None:
-        self.counts[bisect.bisect_left(self.BOUNDS, value)] += 1
+        self.counts[bisect_left(self.BOUNDS, value)] += 1
         self.total += value
 
 
@@ -1202,7 +1202,7 @@ class Ledger:
         """How the newest of the ten jobs before a job, of its branch and kind, ended that passed or failed."""
         job = self.job(job_id)
         jobs = self.search(10, job_id, job.repo, job.branch, job.kind) if job else []
-        return next((job.status for job in jobs if job.status in ("passed", *FAILED)), None)
+        return next((job.status for job in jobs if job.status in VERDICTS), None)
 
     def result(self, repo: str, tree: str, configured: str, status: str | None = None) -> Job | None:
         """The newest job whose command gave a verdict (or `status`) on a tree of a repo, or None."""
@@ -3614,8 +3614,8 @@ class Engine:
                     ended.duration = round(max(0.0, finished - seconds_of(job.started_at)), 3)
             with contextlib.suppress(OSError):
                 ended.log_size = self.config.log(job.repo, job_id).stat().st_size
-                self.uncounted.append(self.config.log(job.repo, job_id))
             self.record(("job.finished", job_record(ended)), *self.ledger.flakes(ended))
+            self.uncounted.append(self.config.log(job.repo, job_id))
             if running:
                 os.close(running.pidfd)
                 del self.running[job_id]
@@ -3635,7 +3635,7 @@ class Engine:
 
     def _digest(self, job: Job) -> str | None:
         """Why a job that has ended did not pass, or None for one that was not wanted. What cannot be read is left out."""
-        if job.status not in ("failed", "timeout"):
+        if job.status not in FAILED:
             return None
         repo, log_file, parts = self.config.repo(job.repo), self.config.log(job.repo, job.id), [outcome(job)]
         try:
@@ -4375,7 +4375,7 @@ def standing_of(view: Mapping[str, Any]) -> str:
         return "ready"
     if view["conflicts"]:
         return "conflict"
-    return "failed" if status in ("failed", "timeout", "passed") else "idle"
+    return "failed" if status in VERDICTS else "idle"
 
 
 def tally_of(repo: Repo, jobs: Mapping[int, Job]) -> dict[str, int]:
@@ -4384,14 +4384,14 @@ def tally_of(repo: Repo, jobs: Mapping[int, Job]) -> dict[str, int]:
     for branch in repo.branches.values():
         job = jobs.get(branch.job or 0)
         if job:
-            bad = branch.fault is not None or job.status in ("failed", "timeout")
+            bad = branch.fault is not None or job.status in FAILED
             words["testing" if job.live else "failed" if bad else "passed" if branch.passed is not None else ""] += 1
     return {word: words[word] for word in ("passed", "failed", "testing")}
 
 
 def base_verdict(tip: str | None, deployment: Job | None, tested: Job | None) -> Job | None:
     """The job that says whether base is good: its deployment once that has ended, before that the test of its tree, if any."""
-    over = deployment and deployment.commit == tip and deployment.status in ("passed", "failed", "timeout")
+    over = deployment and deployment.commit == tip and deployment.status in VERDICTS
     return deployment if over else tested or deployment
 
 
@@ -4420,7 +4420,7 @@ def tab_of(running: int, verdicts: Iterable[Mapping[str, Any] | None]) -> tuple[
     words = {verdict["status"] for verdict in verdicts if verdict}
     if running:
         return "running", f"{running} running · "
-    if words & {"failed", "timeout"}:
+    if not words.isdisjoint(FAILED):
         return "failed", "failed · "
     return ("passed", "passed · ") if "passed" in words else ("forge", "")
 
@@ -4430,11 +4430,12 @@ def what_each_brought(deployments: Iterable[Job], merges: Iterable[Mapping[str, 
 
     One that was superseded deployed nothing: what it would have brought is named for the next as well.
     """
-    merges, deployments = list(merges), list(deployments)
+    merges, deployments = list(merges)[::-1], list(deployments)
+    landed = [merge["at"] for merge in merges]
     for number, job in enumerate(deployments):
-        earlier = (other.created_at for other in deployments[number + 1 :] if other.status not in ("superseded", "canceled"))
-        since = next(earlier, "")
-        yield [merge for merge in merges if since < merge["at"] <= job.created_at]
+        earlier = itertools.islice(deployments, number + 1, None)
+        since = next((other.created_at for other in earlier if other.status not in ("superseded", "canceled")), "")
+        yield merges[bisect_right(landed, since) : bisect_right(landed, job.created_at)][::-1]
 
 
 class PushRow(NamedTuple):
@@ -4538,7 +4539,7 @@ def timeline_svg(rows: list[PushRow]) -> str:
 
 def ran_last(jobs: Iterable[Job], most: int) -> list[Job]:
     """The last of `jobs` (newest first) whose command ran to its end, oldest first."""
-    ran = (job for job in jobs if job.status in ("passed", "failed", "timeout") and job.duration and not job.reused_from)
+    ran = (job for job in jobs if job.status in VERDICTS and job.duration and not job.reused_from)
     return list(itertools.islice(ran, most))[::-1]
 
 
@@ -4589,7 +4590,8 @@ def badge_state(summary: Mapping[str, Any]) -> str:
     deployment, verdict = summary["job"], summary["verdict"]
     if deployment and deployment["status"] in LIVE:
         return "running"
-    return {"passed": "passed", "failed": "failed", "timeout": "failed"}.get(verdict["status"] if verdict else "", "none")
+    status = verdict["status"] if verdict else ""
+    return "failed" if status in FAILED else "passed" if status == "passed" else "none"
 
 
 FEED_ENTRIES = 50
@@ -5171,8 +5173,9 @@ class LineCounts:
         low = max(0, end - PIECE_BYTES)
         content = read_log(path, low, end - low)
         cut = content.find(b"\n", 0, -1) + 1 if low else 0
-        lines = content[cut:].rsplit(b"\n", PIECE_LINES + 1)
-        if len(lines) > PIECE_LINES + 1:
+        most = PIECE_LINES - (not content.endswith(b"\n"))  # whole lines
+        lines = content[cut:].rsplit(b"\n", most + 1)
+        if len(lines) > most + 1:
             cut += len(lines[0]) + 1
         line = self.line_at(path, low + cut)
         skipped = 0 if cut or not low else low - self.start_of(path, line, size)
@@ -5197,7 +5200,7 @@ def read_log(path: Path, offset: int, most: int) -> bytes:
 
 def read_tail(path: Path, most: int = 1 << 16) -> bytes:
     """The end of a log."""
-    return read_log(path, max(0, path.stat().st_size - most), most) if path.exists() else b""
+    return read_log(path, max(0, size_of(path) - most), most)
 
 
 SEARCH_HITS = 50  # jobs on a page of results
@@ -5360,7 +5363,7 @@ def outcome(job: Job) -> str:
 
 def read_ends(path: Path) -> Iterator[tuple[int, bytes]]:
     """(number of its first line, bytes) of the beginning of a log and, when it is longer, of its end."""
-    size = path.stat().st_size if path.exists() else 0
+    size = size_of(path)
     yield 1, read_log(path, 0, END_BYTES)
     if size > END_BYTES:
         start = max(END_BYTES, size - END_BYTES)
@@ -6531,9 +6534,7 @@ def show(args: argparse.Namespace, program: Any, write: Callable[[Any], str]) ->
 
 
 # As SGR parameters, by what stands in a cell.
-STYLES = (
-    dict.fromkeys(("passed", "ok"), "32") | dict.fromkeys(("failed", "timeout", "!!"), "31") | {"running": "36", "pending": "33"}
-)
+STYLES = dict.fromkeys(("passed", "ok"), "32") | dict.fromkeys((*FAILED, "!!"), "31") | {"running": "36", "pending": "33"}
 
 
 def paint(text: str, style: str = "") -> str:

@@ -135,6 +135,13 @@ def test_the_parts_of_a_digest() -> None:
     assert parts_of_digest(None) is None and parts_of_digest({}) is None
 
 
+def test_the_line_that_a_job_is_writing_is_the_last_of_the_page(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"line\n" * 1500 + b"not yet who")
+    piece = LineCounts().piece_before(path, 1 << 40)
+    assert len(plain_lines(piece.content)) == PIECE_LINES and piece.line == 1502 - PIECE_LINES
+
+
 def test_a_digest_begins_the_page_and_leads_to_its_line(work: Work) -> None:
     work.branch("topic", run="echo; echo 'error: it <b>broke</b>'; exit 3\n")
     job = work.server.ended(work.push_job("topic"))

@@ -349,3 +349,10 @@ def test_what_is_kept_of_pages_is_bounded_whatever_is_asked(tmp_path: Path) -> N
         assert b"".join(web.app.wsgi(environ, lambda *_: None)) == b'{"jobs": []}\n'
     assert sum(len(str(request)) for request in web.kept) < 2 * forge.PAGES_BYTES and len(web.kept) < 1000
     engine.stop()
+
+
+def test_foreign_texts_cannot_make_a_repo_page_large_or_odd(work: Work) -> None:
+    work.branch("topic", message="\u202e" + "long " * 20_000)
+    work.push("topic")
+    page = html(work.server, f"/r/{work.name}")
+    assert "⟨U+202E⟩long long" in page and len(page) < 50_000

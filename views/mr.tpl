@@ -193,6 +193,6 @@
 </p>
 %   end
 %   if not whole:
-<p class="dim">There are more files than can be listed here; in a clone: <code>git diff --stat {{(merge_base or base)[:10]}} {{head[:10]}}</code></p>
+<p class="dim">There are more files than can be listed here; in a clone: <code>git diff --stat {{merge_base[:10] if merge_base else base}} {{head[:10]}}</code></p>
 %   end
 % end
