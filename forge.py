@@ -5585,6 +5585,7 @@ class Web:
         self.kept: dict[tuple[str, str, bool, bool], tuple[object, bytes]] = {}  # by request: pages, and what they were made from
         self.followers = threading.BoundedSemaphore(WEB_THREADS // 4)  # workers that may wait for a log at a time
         self.finders = threading.BoundedSemaphore(FINDERS)
+        self.waiters = threading.BoundedSemaphore(WEB_THREADS // 4)  # workers that may wait for a turn to search
         self.app = bottle.Bottle()
         self.app.install(self._answer)
         self.app.add_hook("before_request", self._check_request)
@@ -6010,7 +6011,8 @@ class Web:
         if repo and not is_repo_name(repo):
             raise Refused(400, f"repo is {shorten(repo)}, which is no name of a repo")
         logs = list_logs(self.config.data_dir / "logs", repo or None, before) if needle else []
-        done = self._search(logs, needle) if logs else Search([], None, 0, True)
+        with self._turn() if logs else contextlib.nullcontext():
+            done = search_logs(logs, needle, time.monotonic() + FIND_SECONDS)
         jobs = []
         with self.engine.lock:
             for job_id, found in done.hits:
@@ -6025,11 +6027,17 @@ class Web:
         older = urlencode({"q": needle, "repo": repo, "before": last}) if last else None
         return self._show("search", view, repo=repo, repos=self.engine.repo_names(), older=older, marked=marked)
 
-    def _search(self, logs: list[tuple[int, Path]], needle: str) -> Search:
-        if not self.finders.acquire(blocking=False):
+    @contextlib.contextmanager
+    def _turn(self, seconds: float = 0.0) -> Iterator[None]:
+        """A turn to search, for which some may wait so long, so that all others are answered. Raises Refused(503)."""
+        mine = self.waiters.acquire(blocking=False)
+        if mine:
+            mine = self.finders.acquire(timeout=seconds)
+            self.waiters.release()
+        if not mine:
             raise Refused(503, "others are searching; search again in a moment", headers={"Retry-After": "2"})
         try:
-            return search_logs(logs, needle, time.monotonic() + FIND_SECONDS)
+            yield
         finally:
             self.finders.release()
 
@@ -6097,18 +6105,12 @@ class Web:
         return counts.piece_before(path, size_of(path) if before is None else before)
 
     def _find(self, path: Path, needle: str) -> Any:
-        """The lines of a log that hold a text. Only two requests search at a time, so that all others are answered."""
+        """The lines of a log that hold a text."""
         if not 0 < len(needle) <= 200:
             raise Refused(400, "find must be a text of 1 to 200 characters")
-        until = time.monotonic() + FIND_SECONDS
-        if not self.finders.acquire(timeout=FIND_SECONDS / 2):
-            raise Refused(503, "too many searches at once; search again in a moment", headers={"Retry-After": "1"})
-        try:
-            found = find_in_log(path, needle, FIND_MOST, until)
-        except FileNotFoundError:
-            found = Found([], 0, True, 0)
-        finally:
-            self.finders.release()
+        found = Found([], 0, True, 0)
+        with self._turn(FIND_SECONDS / 2), contextlib.suppress(FileNotFoundError):
+            found = find_in_log(path, needle, FIND_MOST, time.monotonic() + FIND_SECONDS)
         matches = [{"line": line, "text": text} for line, text in found.matches]
         answer = {"count": found.count, "matches": matches, "complete": found.complete, "lines": found.lines}
         return json_response({"find": needle, **answer})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import Server, Work, needs_browser
+from conftest import Server, Work, needs_browser, wait_for
 
 import forge
 from forge import list_logs, marked, search_logs
@@ -159,6 +160,27 @@ def test_searches_take_neither_all_workers_nor_the_lock(slow: Server) -> None:
     assert not found["first_is_certain"] and (found["looked"], found["before"]) == (1, 999999)
     assert max(seconds for status, _, seconds in answers if status == 200) < 20
     assert slow.get(f"/search?q=needle&before={found['before']}")["jobs"][0]["branch"] == "topic"
+
+
+def test_few_wait_for_a_turn_to_search(tmp_path: Path) -> None:
+    engine = forge.Engine(forge.load_config({"FORGE_DATA_DIR": str(tmp_path / "data"), "FORGE_SANDBOX": "none"}))
+    web, few = forge.Web(engine), forge.WEB_THREADS // 4
+
+    def search() -> int:
+        try:
+            with web._turn(60):
+                return 200
+        except forge.Refused as refused:
+            return refused.status
+
+    with ThreadPoolExecutor(forge.WEB_THREADS) as pool, contextlib.ExitStack() as others:
+        for _ in range(forge.FINDERS):
+            others.enter_context(web._turn())
+        asked = [pool.submit(search) for _ in range(forge.WEB_THREADS)]
+        wait_for(lambda: sum(one.done() for one in asked) == len(asked) - few, "all but a few are refused")
+        others.close()
+        assert sorted(one.result() for one in asked) == [200] * few + [503] * (len(asked) - few)
+    engine.stop()
 
 
 def test_a_search_that_was_cut_short_says_so(slow: Server) -> None:
