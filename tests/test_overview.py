@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import subprocess
@@ -356,3 +357,26 @@ def test_foreign_texts_cannot_make_a_repo_page_large_or_odd(work: Work) -> None:
     work.push("topic")
     page = html(work.server, f"/r/{work.name}")
     assert "⟨U+202E⟩long long" in page and len(page) < 50_000
+
+
+def test_a_page_has_fewer_rows_than_programs_may_ask_for(tmp_path: Path) -> None:
+    engine = forge.Engine(forge.load_config({"FORGE_DATA_DIR": str(tmp_path / "data"), "FORGE_SANDBOX": "none"}))
+    web, name = forge.Web(engine), "&" * 200
+    with engine.lock:
+        heads = [{"branch": name, "commit": "0" * 40}]
+        job = {
+            "repo": "app",
+            "branch": name,
+            "kind": forge.PRE,
+            "commit": "0" * 40,
+            "heads": heads,
+            "created_at": forge.at_time(0),
+        }
+        engine.record(*(("job.finished", {**job, "id": number, "status": "passed"}) for number in range(1, 1001)))
+
+    def ask(accept: str) -> bytes:
+        asked = {"REQUEST_METHOD": "GET", "PATH_INFO": "/jobs", "QUERY_STRING": "limit=1000", "HTTP_HOST": "localhost"}
+        return b"".join(web.app.wsgi({**asked, "HTTP_ACCEPT": accept, "wsgi.errors": sys.stderr}, lambda *_: None))
+
+    assert len(json.loads(ask("application/json"))["jobs"]) == 1000 and len(ask("text/html")) < 1_000_000
+    engine.stop()

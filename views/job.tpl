@@ -2,7 +2,7 @@
 % icon = {'passed': 'passed', 'failed': 'failed', 'timeout': 'failed', 'running': 'running', 'pending': 'running'}.get(job['status'], 'forge')
 % rebase('base', title=f"{job['status']} · job {job['id']} · {job['repo']}", busy=live, scripts=('log.js',), icon=icon)
 % parts = include('parts')
-% badge, job_table, password_field = parts['badge'], parts['job_table'], parts['password_field']
+% badge, password_field = parts['badge'], parts['password_field']
 <p class="crumbs"><a href="/r/{{job['repo']}}">{{job['repo']}}</a> /
 % if job['kind'] == PRE:
 <a href="{{mr_path(job['repo'], job['branch'])}}">{{job['branch']}}</a>

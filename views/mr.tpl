@@ -2,7 +2,7 @@
 % state = 'running' if live else 'passed' if mergeable else 'failed' if job and job['status'] in ('failed', 'timeout') else 'forge'
 % rebase('base', title=f"{'' if state == 'forge' else 'ready · ' if mergeable else f'{state} · '}{branch} · {repo}", busy=live, scripts=('live.js', 'mr.js'), icon=state)
 % parts, diff = include('parts'), include('diff')
-% badge, password_field = parts['badge'], parts['password_field']
+% badge, moment, password_field = parts['badge'], parts['moment'], parts['password_field']
 % address, here = diff['address'], mr_path(repo, branch)
 <p class="crumbs"><a href="/r/{{repo}}">{{repo}}</a> / merge request</p>
 <h1>{{branch}}</h1>
@@ -14,7 +14,8 @@
 % end
 {{ahead if ahead is not None else '?'}} ahead, {{behind if behind is not None else '?'}} behind {{base}} · <code>{{head[:10]}}</code> by {{visible(author, 200)}}\\
 % if about:
-, <time datetime="{{about.authored_at}}" title="{{about.authored_at}}">{{ago(about.authored_at)}}</time>\\
+, \\
+%   moment(about.authored_at)
 % end
 
 % if auto_merge:
@@ -106,7 +107,9 @@
 <td><code>{{check['commit'][:10]}}</code></td>
 <td data-label="waited">{{spell_wait(check)}}</td>
 <td data-label="ran">{{spell_duration(check['duration'])}}</td>
-<td><time datetime="{{check['created_at']}}" title="{{check['created_at']}}">{{ago(check['created_at'])}}</time></td>
+<td>\\
+%     moment(check['created_at'])
+</td>
 </tr>
 %   end
 </tbody>
@@ -124,7 +127,9 @@
 <td><code title="{{commit.id}}">{{commit.id[:10]}}</code></td>
 <td class="foreign main">{{visible(commit.subject, 300)}}</td>
 <td class="foreign">{{visible(commit.author, 100)}}</td>
-<td><time datetime="{{commit.authored_at}}" title="{{commit.authored_at}}">{{ago(commit.authored_at)}}</time></td>
+<td>\\
+%     moment(commit.authored_at)
+</td>
 </tr>
 %   end
 </tbody>

@@ -4,16 +4,17 @@
 % def moment(at):
 <time datetime="{{at}}" title="{{at}}">{{ago(at)}}</time>\\
 % end
-% def job_table(jobs, with_repo=True):
+% def job_table(jobs):
 <div class="wide">
 <table class="rows">
-<thead><tr><th>Job</th><th>Status</th>{{!'<th>Branch</th>' if with_repo else '<th>Kind</th>'}}<th>Commit</th><th>Took</th><th>When</th></tr></thead>
+<thead><tr><th>Job</th><th>Status</th><th>Branch</th><th>Commit</th><th>Took</th><th>When</th></tr></thead>
 <tbody>
 % for job in jobs:
 <tr data-key="job-{{job['id']}}">
 <td><a href="/jobs/{{job['id']}}">{{job['id']}}</a></td>
-<td><span class="badge" data-status="{{job['status']}}">{{job['status']}}</span></td>
-% if with_repo:
+<td>
+%   badge(job['status'])
+</td>
 <td class="main"><a href="/r/{{job['repo']}}">{{job['repo']}}</a> / \\
 %   if job['kind'] == PRE:
 <a href="{{mr_path(job['repo'], job['branch'])}}">{{job['branch']}}</a>\\
@@ -24,12 +25,11 @@
 {{job['branch']}} <span class="dim">post-merge</span>\\
 %   end
 </td>
-% else:
-<td>{{job['kind']}}</td>
-% end
 <td><code>{{job['commit'][:10]}}</code></td>
 <td>{{spell_duration(job['duration'])}}</td>
-<td><time datetime="{{job['created_at']}}" title="{{job['created_at']}}">{{ago(job['created_at'])}}</time></td>
+<td>
+%   moment(job['created_at'])
+</td>
 </tr>
 % end
 </tbody>

@@ -1,6 +1,6 @@
 % rebase('base', title=f'{query} · search · forge' if query else 'Search · forge', scripts=())
 % parts = include('parts')
-% badge = parts['badge']
+% badge, moment = parts['badge'], parts['moment']
 <h1>Search the logs</h1>
 <form class="search" method="get" action="/search" role="search">
 <label>Text <input type="search" name="q" value="{{query}}" maxlength="200" required></label>
@@ -19,7 +19,9 @@
 % if query:
 %   if first_seen:
 <p class="lead">{{'First seen' if first_is_certain else 'The oldest found so far is'}} in <a href="/jobs/{{first_seen['job']}}">job {{first_seen['job']}}</a>,
-<time datetime="{{first_seen['at'] or ''}}" title="{{first_seen['at'] or ''}}">{{ago(first_seen['at'])}}</time>.</p>
+\\
+%     moment(first_seen['at'])
+.</p>
 %   end
 %   if not jobs:
 <p class="empty">{{'None' if first_is_certain else 'So far none'}} of {{f'{looked:,}'}} {{'log' if looked == 1 else 'logs'}} contains it.</p>
@@ -29,7 +31,9 @@
 <h2><a href="/jobs/{{job['id']}}">Job {{job['id']}}</a> \\
 %     badge(job['status'])
  <bdi>{{job['repo']}} / {{job['branch']}}</bdi>
-<time class="dim" datetime="{{job['created_at']}}" title="{{job['created_at']}}">{{ago(job['created_at'])}}</time></h2>
+<span class="dim">\\
+%     moment(job['created_at'])
+</span></h2>
 <ol>
 %     for match in job['matches']:
 <li><a href="/jobs/{{job['id']}}#L{{match['line']}}" aria-label="Line {{match['line']}}">{{match['line']}}</a> <bdi>\\
