@@ -5973,8 +5973,14 @@ class Web:
             brought = [[merge_view(merge) for merge in some] for some in what_each_brought(found, merges)]
             views = [{**job_view(self.engine, job), "merges": some} for job, some in zip(found[:limit], brought, strict=False)]
         view = {"deployments": views, "current": current.commit if current else None}
-        older = found[limit - 1].id if len(found) > limit else None
-        return self._show("deployments", view, repo=repo, limit=limit, older=older, first=before is None)
+        icon, words = tab_of(sum(one["status"] == "running" for one in views), views[:1])
+        about = {
+            "older": found[limit - 1].id if len(found) > limit else None,
+            "first": before is None,
+            "icon": icon,
+            "words": words,
+        }
+        return self._show("deployments", view, repo=repo, limit=limit, **about)
 
     def jobs(self) -> Any:
         """What runs, and the newest jobs that fit the query."""

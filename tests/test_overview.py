@@ -300,7 +300,7 @@ def test_a_base_that_failed_is_told_by_icon_and_title(work: Work) -> None:
     work.push("topic")
     work.landed("topic")
     work.server.idle()
-    for page in ("/", f"/r/{work.name}"):
+    for page in ("/", f"/r/{work.name}", f"/r/{work.name}/deployments"):
         said = html(work.server, page)
         assert "<title>failed · " in said and "/static/failed.svg" in said
     work.branch("slow", run="sleep 60\n")

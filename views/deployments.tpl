@@ -1,5 +1,5 @@
 % live = [d for d in deployments if d['status'] in ('pending', 'running')]
-% rebase('base', title=f'Deployments of {repo} · forge', busy=bool(live))
+% rebase('base', title=f'{words}Deployments of {repo} · forge', icon=icon, busy=bool(live))
 % parts = include('parts')
 % badge, moment = parts['badge'], parts['moment']
 <p class="crumbs"><a href="/">Repositories</a> / <a href="/r/{{repo}}">{{repo}}</a> /</p>
