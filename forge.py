@@ -4488,15 +4488,17 @@ def push_row(branch: str, tests: list[Job], merge: Mapping[str, Any] | None, dep
             stretches.append((what, at - begin, until - begin))
             at = until
 
-    for job in [*tests, *([deployment] if deployment else [])]:
-        if job is deployment and merge:
-            go_on("waiting" if merge["how"] == "manual" else "merging", seconds_of(merge["at"]))
+    def run(what: str, job: Job) -> None:
         go_on("waiting", seconds_of(job.started_at or job.finished_at or at_time(moment)))
         if job.started_at:
-            ended = seconds_of(job.finished_at) if job.finished_at else moment
-            go_on("deploying" if job is deployment else "testing", ended)
-    if merge and not deployment:
+            go_on(what, seconds_of(job.finished_at) if job.finished_at else moment)
+
+    for job in tests:
+        run("testing", job)
+    if merge:
         go_on("waiting" if merge["how"] == "manual" else "merging", seconds_of(merge["at"]))
+    if deployment:
+        run("deploying", deployment)
     outcome = tests[-1].status if not merge else "merged"
     if deployment and deployment.status != "skipped":
         outcome = {"passed": "deployed", "pending": "merged"}.get(deployment.status, f"deployment {deployment.status}")
@@ -4587,11 +4589,9 @@ def quote_bytes(text: str) -> str:
 
 def badge_state(summary: Mapping[str, Any]) -> str:
     """What the badge says of a base, from its summary: running, passed, failed or none."""
-    deployment, verdict = summary["job"], summary["verdict"]
-    if deployment and deployment["status"] in LIVE:
-        return "running"
-    status = verdict["status"] if verdict else ""
-    return "failed" if status in FAILED else "passed" if status == "passed" else "none"
+    live = summary["job"] is not None and summary["job"]["status"] in LIVE
+    icon, _ = tab_of(live, [summary["verdict"]])
+    return "none" if icon == "forge" else icon
 
 
 FEED_ENTRIES = 50
@@ -5911,16 +5911,8 @@ class Web:
         """What the page of a merge request shows of its commits and files; `trouble` where git cannot read them."""
         engine, name, head = self.engine, view["repo"], view["head"]
         first = query_number("from") or 0
-        made: dict[str, Any] = {
-            "about": None,
-            "commits": [],
-            "files": [],
-            "whole": True,
-            "listed": [],
-            "lines": {},
-            "trouble": None,
-        }
-        made["first"] = first
+        made: dict[str, Any] = {"about": None, "commits": [], "files": [], "whole": True, "listed": [], "lines": {}}
+        made |= {"first": first, "trouble": None}
         try:
             made["about"] = engine.commit(name, head)
             if tip and start:
