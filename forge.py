@@ -1255,6 +1255,11 @@ class Ledger:
                 found.append(record)
         return found
 
+    def merges_until(self, repo: str, moment: str) -> int:
+        """How many merges of a repo there had been at a moment."""
+        places = self.merges.places.get(repo, array("q"))
+        return bisect_right(places, moment, key=lambda place: (self._read("merges", place) or {"at": ""})["at"])
+
 
 ###############################################################################
 # git: one function that runs it, small verbs on top
@@ -5959,8 +5964,9 @@ class Web:
         with self.engine.lock:
             # some more, since what one brought begins where an older one ended
             found = ledger.search(limit + 100, before, repo=repo, kind=POST)
-            until = found[-1].created_at if len(found) > limit else ""
-            merges = ledger.merges_of(repo, limit=10 * limit, since=until)
+            since = found[-1].created_at if len(found) > limit else ""
+            landed = ledger.merges_until(repo, found[0].created_at) if found else 0
+            merges = ledger.merges_of(repo, limit=max(1000, 10 * limit), before=landed, since=since)
             current = next(iter(ledger.search(1, repo=repo, kind=POST, status="passed")), None)
             brought = [[merge_view(merge) for merge in some] for some in what_each_brought(found, merges)]
             views = [{**job_view(self.engine, job), "merges": some} for job, some in zip(found[:limit], brought, strict=False)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -341,17 +342,6 @@ def test_a_page_that_is_kept_is_made_anew_when_something_happens(work: Work) -> 
     assert [job["branch"] for job in work.server.get(f"/jobs?repo={work.name}&limit=1")["jobs"]] == ["topic"]
 
 
-def test_what_is_kept_of_pages_is_bounded_whatever_is_asked(tmp_path: Path) -> None:
-    engine = forge.Engine(forge.load_config({"FORGE_DATA_DIR": str(tmp_path / "data"), "FORGE_SANDBOX": "none"}))
-    web, asked = forge.Web(engine), {"REQUEST_METHOD": "GET", "PATH_INFO": "/jobs", "HTTP_HOST": "localhost"}
-    for number in range(1000):
-        query = f"repo={number}&{'x' * 20_000}"
-        environ = {**asked, "QUERY_STRING": query, "HTTP_ACCEPT": "application/json", "wsgi.errors": sys.stderr}
-        assert b"".join(web.app.wsgi(environ, lambda *_: None)) == b'{"jobs": []}\n'
-    assert sum(len(str(request)) for request in web.kept) < 2 * forge.PAGES_BYTES and len(web.kept) < 1000
-    engine.stop()
-
-
 def test_foreign_texts_cannot_make_a_repo_page_large_or_odd(work: Work) -> None:
     work.branch("topic", message="\u202e" + "long " * 20_000)
     work.push("topic")
@@ -359,24 +349,62 @@ def test_foreign_texts_cannot_make_a_repo_page_large_or_odd(work: Work) -> None:
     assert "⟨U+202E⟩long long" in page and len(page) < 50_000
 
 
-def test_a_page_has_fewer_rows_than_programs_may_ask_for(tmp_path: Path) -> None:
+# -- without a server -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[forge.Web]:
+    """The pages of an engine whose threads were never started."""
     engine = forge.Engine(forge.load_config({"FORGE_DATA_DIR": str(tmp_path / "data"), "FORGE_SANDBOX": "none"}))
-    web, name = forge.Web(engine), "&" * 200
-    with engine.lock:
-        heads = [{"branch": name, "commit": "0" * 40}]
-        job = {
-            "repo": "app",
-            "branch": name,
-            "kind": forge.PRE,
-            "commit": "0" * 40,
-            "heads": heads,
-            "created_at": forge.at_time(0),
-        }
-        engine.record(*(("job.finished", {**job, "id": number, "status": "passed"}) for number in range(1, 1001)))
-
-    def ask(accept: str) -> bytes:
-        asked = {"REQUEST_METHOD": "GET", "PATH_INFO": "/jobs", "QUERY_STRING": "limit=1000", "HTTP_HOST": "localhost"}
-        return b"".join(web.app.wsgi({**asked, "HTTP_ACCEPT": accept, "wsgi.errors": sys.stderr}, lambda *_: None))
-
-    assert len(json.loads(ask("application/json"))["jobs"]) == 1000 and len(ask("text/html")) < 1_000_000
+    forge.create_repo(engine.config, "app", "main")
+    yield forge.Web(engine)
     engine.stop()
+
+
+def get(web: forge.Web, path: str, query: str, accept: str = "application/json") -> bytes:
+    asked = {"REQUEST_METHOD": "GET", "PATH_INFO": path, "QUERY_STRING": query, "HTTP_HOST": "localhost", "HTTP_ACCEPT": accept}
+    return b"".join(web.app.wsgi({**asked, "wsgi.errors": sys.stderr}, lambda *_: None))
+
+
+def test_what_is_kept_of_pages_is_bounded_whatever_is_asked(web: forge.Web) -> None:
+    for number in range(1000):
+        assert get(web, "/jobs", f"repo={number}&{'x' * 20_000}") == b'{"jobs": []}\n'
+    assert sum(len(str(request)) for request in web.kept) < 2 * forge.PAGES_BYTES and len(web.kept) < 1000
+
+
+def test_a_page_has_fewer_rows_than_programs_may_ask_for(web: forge.Web) -> None:
+    name = "&" * 200
+    heads = [{"branch": name, "commit": "0" * 40}]
+    job = {"repo": "app", "branch": name, "kind": forge.PRE, "commit": "0" * 40, "heads": heads, "created_at": forge.at_time(0)}
+    with web.engine.lock:
+        web.engine.record(*(("job.finished", {**job, "id": number, "status": "passed"}) for number in range(1, 1001)))
+    assert len(json.loads(get(web, "/jobs", "limit=1000"))["jobs"]) == 1000
+    assert len(get(web, "/jobs", "limit=1000", "text/html")) < 1_000_000
+
+
+def test_an_old_deployment_is_shown_with_what_it_brought(web: forge.Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(1_700_000_000.0)
+    monkeypatch.setattr(forge.time, "time", lambda: next(clock))
+    about = {
+        "repo": "app",
+        "head": "0" * 40,
+        "merge_commit": "1" * 40,
+        "parent": "2" * 40,
+        "tree": "3" * 40,
+        "how": "auto",
+        "begun": 1,
+    }
+    heads = [{"branch": "main", "commit": "1" * 40}]
+    job = {"repo": "app", "branch": "main", "kind": forge.POST, "commit": "1" * 40, "heads": heads, "status": "passed"}
+    with web.engine.lock:
+        for number in range(1, 1501):
+            web.engine.record(("merged", {**about, "branch": f"b{number}", "job": number, "merged_at": forge.now()}))
+            if number % 15 == 0:
+                web.engine.record(("job.finished", {**job, "id": number, "created_at": forge.now()}))
+
+    def brought(query: str) -> list[list[int]]:
+        deployments = json.loads(get(web, "/r/app/deployments", query))["deployments"]
+        return [[merge["job"] for merge in one["merges"]] for one in deployments]
+
+    assert brought("limit=1") == [[*range(1500, 1485, -1)]]
+    assert brought("limit=2&before=45") == [[*range(30, 15, -1)], [*range(15, 0, -1)]]
