@@ -3607,16 +3607,7 @@ class Engine:
             ended = judged(job)  # it may have been told to stop meanwhile
             status, reason = ended.status, ended.reason
             ended.digest = digest if (status, reason) == (seen.status, seen.reason) else None
-            finished = time.time() - max(0.0, boot_clock() - up)
-            if 0 <= self.ended_last - finished < 0.02:  # the uptime has hundredths; times are to tell the order of the records
-                finished = self.ended_last + 0.001
-            self.ended_last = finished
-            ended.finished_at = at_time(finished)
-            if running:
-                ended.duration = round(max(0.0, up - running.began), 3)
-            elif job.started_at and left:  # it ended while no server was there
-                with contextlib.suppress(ValueError):
-                    ended.duration = round(max(0.0, finished - seconds_of(job.started_at)), 3)
+            self._measure(ended, running.began if running else None, up if left or running else None)
             with contextlib.suppress(OSError):
                 ended.log_size = self.config.log(job.repo, job_id).stat().st_size
             self.record(("job.finished", job_record(ended)), *self.ledger.flakes(ended))
@@ -3637,6 +3628,19 @@ class Engine:
         if (status, ended.kind) != ("passed", PRE):
             self.dispatch()  # else the next job would start on the base before the merge that the step makes
         self.poke(ended.repo if ended.repo in self.state.repos else "")
+
+    def _measure(self, ended: Job, began: float | None, up: float | None) -> None:
+        """Say when a job ended and how long it took, from boot times (None: not known); the lock is held."""
+        finished = time.time() - (max(0.0, boot_clock() - up) if up is not None else 0.0)
+        if 0 <= self.ended_last - finished < 0.02:  # the uptime has hundredths; times are to tell the order of the records
+            finished = self.ended_last + 0.001
+        self.ended_last = finished
+        ended.finished_at = at_time(finished)
+        if began is not None and up is not None:
+            ended.duration = round(max(0.0, up - began), 3)
+        elif ended.started_at and up is not None:  # it ended while no server was there
+            with contextlib.suppress(ValueError):
+                ended.duration = round(max(0.0, finished - seconds_of(ended.started_at)), 3)
 
     def _digest(self, job: Job) -> str | None:
         """Why a job that has ended did not pass, or None for one that was not wanted. What cannot be read is left out."""
