@@ -6444,7 +6444,8 @@ class Client:
                 text = json.loads(said)["error"]
             except (ValueError, KeyError, TypeError):
                 text = said.decode("utf-8", "replace").strip()[:200] or str(error)
-            hint = self._hint(path, text) if error.code == 404 else ""
+            asked = path.removesuffix("/merge") if body is not None else path
+            hint = self._hint(asked, text) if error.code == 404 else ""
             raise Fault(2 if error.code in (400, 404) else 1, text + hint, said) from None
         except (OSError, HTTPException):
             raise Fault(3, f"no server answers at {self.url}; start it with: forge serve") from None
