@@ -66,14 +66,17 @@ git push origin HEAD:{{base or 'master'}}</pre>
 %   end
 </td>
 <td class="main"><a href="{{mr_path(repo, mr['branch'])}}"><strong>{{mr['branch']}}</strong></a>{{!' <span class="tag">auto-merge</span>' if mr['auto_merge'] else ''}}
-<div class="dim">{{mr['subject']}} <span class="by">{{mr['author']}}, {{ago(mr['authored_at'])}}</span></div></td>
+<div class="dim">{{visible(mr['subject'], 300)}} <span class="by">{{visible(mr['author'], 100)}}, {{ago(mr['authored_at'])}}</span></div></td>
 <td class="counts">{{mr['ahead'] if mr['ahead'] is not None else '?'}} ahead <br>{{mr['behind'] if mr['behind'] is not None else '?'}} behind</td>
-<td class="why">{{mr['why']}}</td>
+<td class="why">{{visible(mr['why'], 1000)}}</td>
 </tr>
 % end
 </tbody>
 </table>
 </div>
+%   if left_out:
+<p class="dim">and {{left_out}} more, which do not fit on one page; <code>forge status {{repo}} BRANCH</code> tells of each, the JSON of this page of all.</p>
+%   end
 % end
 % if rows:
 <h2>Where the time went</h2>
