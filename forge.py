@@ -4769,6 +4769,7 @@ def parse_hook_json(body: bytes, at: str) -> tuple[str, Push]:
 ENTRIES_BYTES, LINES_BYTES = 360_000, 400_000
 FILE_BYTES = 800_000  # a file on a page of its own
 FILE_LINES, PAGE_LINES, PAGE_FILES = 400, 3000, 100  # what is asked of git at once to be shown unfolded
+ROWS_BYTES = 600_000  # of the list of a repo's merge requests
 LISTING_BYTES = 2 << 20
 LINE_CHARS = 2000
 COMMITS_SHOWN = 100
@@ -4948,6 +4949,12 @@ def fitting(sizes: Iterable[int], room: int) -> int:
 def html_size(text: str) -> int:
     """The bytes of a text on a page."""
     return len(bottle.html_escape(visible(text)).encode("utf-8"))
+
+
+def row_size(view: Mapping[str, Any]) -> int:
+    """At most the bytes of a merge request in the list of its repo."""
+    name = html_size(view["branch"]) * 2 + 3 * len(view["branch"].encode())
+    return 700 + name + sum(html_size(view[part][:most]) for part, most in (("subject", 300), ("author", 100), ("why", 1000)))
 
 
 def line_size(line: DiffLine) -> int:
@@ -5856,11 +5863,12 @@ class Web:
             order = list(STANDINGS)
             requests = [{**request, "standing": standing_of(request)} for request in view["merge_requests"]]
             tally = Counter(request["standing"] for request in requests)
-            fitting = [request for request in requests if shown in ("", request["standing"])]
-            fitting.sort(key=lambda request: order.index(request["standing"]))
+            wanted = [request for request in requests if shown in ("", request["standing"])]
+            wanted.sort(key=lambda request: order.index(request["standing"]))
+            listed = wanted[: fitting(map(row_size, wanted), ROWS_BYTES)]
             about = {"heads": len(refs.heads), "path": str(self.config.repo(repo))}
             about |= {"trouble": engine.troubles.get(repo), "standings": STANDINGS, "tally": tally, "shown": shown}
-            return {"merge_requests": fitting, **about, **self._pulse(repo)}
+            return {"merge_requests": listed, "left_out": len(wanted) - len(listed), **about, **self._pulse(repo)}
 
         return self._show_kept("repo", program, values, *also)
 
@@ -6477,7 +6485,8 @@ class Client:
                 text = json.loads(said)["error"]
             except (ValueError, KeyError, TypeError):
                 text = said.decode("utf-8", "replace").strip()[:200] or str(error)
-            hint = self._hint(path, text) if error.code == 404 else ""
+            asked = path.removesuffix("/merge") if body is not None else path
+            hint = self._hint(asked, text) if error.code == 404 else ""
             raise Fault(2 if error.code in (400, 404) else 1, text + hint, said) from None
         except (OSError, HTTPException):
             raise Fault(3, f"no server answers at {self.url}; start it with: forge serve") from None

@@ -145,6 +145,7 @@ def test_errors_say_what_to_do_next(work: Work) -> None:
         (("why", work.name, "topik-one"), "did you mean topic-one?"),
         (("merge", work.name, "topik-one"), "did you mean topic-one?"),
         (("status", work.name, "zzz"), "; there is topic-one"),
+        (("merge", work.name, "to-one"), "did you mean topic-one?"),
         (("why", near, "topic-one"), work.name),
         (("jobs", "--repo", near), work.name),
         (("delete", near, "--yes"), work.name),

@@ -296,6 +296,28 @@ def test_the_pages_of_a_repo_that_lives(work: Work) -> None:
     assert forge.seconds_of(view["good"]["authored_at"]) <= time.time() and set(view) == {"good", "bad"}
 
 
+def test_a_row_of_a_repo_spells_out_and_bounds_what_was_pushed(work: Work) -> None:
+    work.branch("topic", "Turned \u202e and \x1b[31m " + "x" * 100_000)
+    work.push("topic")
+    said = html(work.server, f"/r/{work.name}")
+    assert "Turned ⟨U+202E⟩ and ␛[31m xxx" in said and not forge.ODD.search(said.replace("\n", ""))
+    assert len(said) < 50_000
+
+
+def test_a_repo_page_stays_under_a_megabyte(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = make_server(FORGE_MAX_JOBS="1")
+    server.cli("create", "many")
+    repo = server.data / "repos" / "many.git"
+    stream = ["commit refs/heads/master\nmark :1\ncommitter C <c@d> 1 +0000\ndata 1\nx\n"]
+    for number in range(700):
+        name = f"{number}-" + '"' * 180
+        stream.append(f"commit refs/heads/{name}\ncommitter C <c@d> 1 +0000\ndata 300\n{'<' * 300}\nfrom :1\n")
+    subprocess.run(["git", "-C", repo, "fast-import", "--quiet"], input="".join(stream).encode(), check=True, env=clean_environ())
+    said = html(server, "/r/many")
+    assert len(said.encode()) < 1_000_000 and "which do not fit on one page" in said
+    assert len(server.get("/r/many")["merge_requests"]) == 700
+
+
 def test_a_base_that_failed_is_told_by_icon_and_title(work: Work) -> None:
     work.branch("topic", AUTO, deploy="exit 1\n")
     work.push("topic")

@@ -12,7 +12,7 @@
 % end
 % busy = get('busy', False)
 % if busy:
-<noscript><meta http-equiv="refresh" content="3"></noscript>
+<noscript><meta http-equiv="refresh" content="{{30 if 'type="password"' in base else 3}}"></noscript>
 % end
 % for script in get('scripts', ('live.js',)):
 <script type="module" src="/static/{{script}}"></script>

@@ -74,6 +74,9 @@ git push origin HEAD:{{base or 'master'}}</pre>
 </tbody>
 </table>
 </div>
+%   if left_out:
+<p class="dim">and {{left_out}} more, which do not fit on one page; <code>forge status {{repo}} BRANCH</code> tells of each, the JSON of this page of all.</p>
+%   end
 % end
 % if rows:
 <h2>Where the time went</h2>
