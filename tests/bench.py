@@ -220,14 +220,14 @@ def wait_for_end(process: subprocess.Popen[bytes]) -> int:
 class Server:
     """A real ``forge serve`` on a free port of the loopback, with a data directory in the lab."""
 
-    def __init__(self, lab: Lab, name: str = "data"):
+    def __init__(self, lab: Lab, name: str = "data", command: tuple[str | Path, ...] = (sys.executable, FORGE)):
         self.lab, self.data = lab, lab.folder(name)
         lab.environ |= {"FORGE_DATA_DIR": str(self.data), "FORGE_HOST": "127.0.0.1", "FORGE_PORT": "0"}
         self.errors = lab.root / f"{name}.err"
         with open(self.errors, "wb") as errors:
             self.began = time.perf_counter()
             self.process = subprocess.Popen(
-                [sys.executable, str(FORGE), "serve"],
+                [*command, "serve"],
                 cwd=lab.root,
                 env=lab.environ,
                 stdin=subprocess.DEVNULL,
@@ -749,16 +749,20 @@ def time_verdict(lab: Lab, pair: Pair, name: object) -> float:
 
 
 def bench_idle(lab: Lab) -> Iterator[Row]:
-    """Start to first answer, and what a server with nothing to do takes."""
-    started, rss = Series(), Series(unit="MB")
-    for number, _ in lab.rounds():
-        with Server(lab, f"data-{number}") as server:
-            wait_until(server.healthy, "an answer", 0)
-            started.values.append(1000 * (time.perf_counter() - server.began))
-            time.sleep(0.5)
-            rss.values.append(server.watched.memory_info().rss / MEGABYTE)
-    yield row_by_limit("start of the server → first answer", started, 350)
-    yield row_by_limit("memory of an idle server (RSS)", rss, 40)
+    """Start to first answer, and what a server with nothing to do takes: the script, and one whose bytecode is kept."""
+    with Server(lab) as server:
+        installed = server.data / "bin/forge"
+    lab.environ |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(lab.folder("bytecode"))}
+    for what, command in (("", (sys.executable, FORGE)), (", installed", (installed,))):
+        started, rss = Series(), Series(unit="MB")
+        for number, _ in lab.rounds():
+            with Server(lab, f"data-{number}", command) as server:
+                wait_until(server.healthy, "an answer", 0)
+                started.values.append(1000 * (time.perf_counter() - server.began))
+                time.sleep(0.5)
+                rss.values.append(server.watched.memory_info().rss / MEGABYTE)
+        yield row_by_limit(f"start of the server{what} → first answer", started, 350)
+        yield row_by_limit(f"memory of an idle server{what} (RSS)", rss, 40)
 
 
 def bench_start(lab: Lab) -> Iterator[Row]:
