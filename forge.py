@@ -4953,7 +4953,7 @@ def html_size(text: str) -> int:
 
 def row_size(view: Mapping[str, Any]) -> int:
     """At most the bytes of a merge request in the list of its repo."""
-    name = html_size(view["branch"]) * 2 + 3 * len(view["branch"].encode())
+    name = html_size(view["branch"]) * 2 + len(quote_bytes(view["branch"]))
     return 700 + name + sum(html_size(view[part][:most]) for part, most in (("subject", 300), ("author", 100), ("why", 1000)))
 
 
