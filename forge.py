@@ -2884,6 +2884,7 @@ class Herald:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def _run(self) -> None:
+        """Take record after record until the end; the herald's thread."""
         while True:
             with self.lock:
                 self.lock.wait_for(lambda: self.waiting or self.closing)
@@ -3377,6 +3378,7 @@ class Engine:
         return self._kept(("settings", name, *seen), lambda: repo_settings(self.config.repo(name)))
 
     def _kept(self, key: tuple[str, ...], make: Callable[[], Value], fits: Callable[[Value], bool] = lambda _: True) -> Value:
+        """What is kept under a key, or what `make` makes, which is kept then if it `fits`."""
         with self.lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
@@ -3388,6 +3390,7 @@ class Engine:
         return value
 
     def _keep(self, key: tuple[str, ...], value: Any) -> None:
+        """Keep a value; the one that was used longest ago goes."""
         with self.lock:
             self._cache[key] = value
             # a page of a repo asks for three facts of each open branch; none may push out another
@@ -5268,6 +5271,7 @@ def search_logs(logs: list[tuple[int, Path]], needle: str, until: float) -> Sear
 
 
 def _look_in(path: Path, needle: str, until: float) -> Found:
+    """What one log has of a text; nothing when it is gone."""
     try:
         return find_in_log(path, needle, SEARCH_LINES, until)
     except OSError:  # it was removed meanwhile, or cannot be read
@@ -5761,6 +5765,7 @@ class Web:
         return page_response(self._render(view, values), code, headers)
 
     def _render(self, view: str, values: Mapping[str, Any]) -> bytes:
+        """A page from its template."""
         spell = {"ago": ago, "spell_duration": spell_duration, "spell_bytes": spell_bytes, "mr_path": partial(mr_url, "")}
         spell |= {"spell_wait": spell_wait, "visible": visible, "side_by_side": side_by_side, "quote": quote_bytes}
         spell["query"] = lambda **values: urlencode(values, errors="surrogateescape")
@@ -6471,6 +6476,7 @@ class Client:
             time.sleep(0.2)
 
     def _ask(self, path: str, body: bytes | None, accept: str, timeout: float) -> tuple[Any, bytes]:
+        """Ask once: (headers, body). Raises Fault."""
         from http.client import HTTPException
         from urllib.error import HTTPError
         from urllib.request import ProxyHandler, Request, build_opener
@@ -6709,12 +6715,15 @@ def cmd_delete(config: Config, args: argparse.Namespace) -> int:
 
 
 def repo_line(repo: Mapping[str, Any]) -> list[str]:
+    """A repo as a row of a table."""
     job = repo["job"] or {"status": "", "created_at": None}
     base = f"{repo['base'] or 'no base'} {(repo['head'] or 'empty')[:10]}"
     return [repo["repo"], job["status"], base, f"{repo['open']} open", ago(job["created_at"])]
 
 
 def cmd_repos(config: Config, args: argparse.Namespace) -> int:
+    """List the repos with how each stands, and what is wrong with one below."""
+
     def text(found: Any) -> str:
         troubles = [f"{repo['repo']}: {repo['trouble']}" for repo in found["repos"] if repo["trouble"]]
         return "\n".join([table([repo_line(repo) for repo in found["repos"]]), *troubles])
@@ -6724,6 +6733,7 @@ def cmd_repos(config: Config, args: argparse.Namespace) -> int:
 
 
 def cmd_jobs(config: Config, args: argparse.Namespace) -> int:
+    """List the newest jobs that fit."""
     client = Client(config)
     wanted = {name: getattr(args, name) for name in ("branch", "status", "kind", "limit")}
     found = client.get("/jobs", repo=args.repo and check_repo(args.repo), **wanted)
@@ -6773,6 +6783,7 @@ def find_mr(client: Client, repo: str, branch: str) -> dict[str, Any]:
 
 
 def cmd_status(config: Config, args: argparse.Namespace) -> int:
+    """Show how a branch stands, with its checks."""
     client = Client(config)
 
     def text(view: Any) -> str:
