@@ -119,3 +119,16 @@ def test_a_page_follows_what_happens_without_losing_what_is_typed(work: Work, pa
     page.wait_for_selector("text=Another change")
     assert field.input_value() == "half" and page.evaluate("window.mark === 1 && document.activeElement.type === 'password'")
     assert page.input_value("form[action$=merge] input[name=head]") == work.heads()["topic"]
+
+
+def test_a_running_job_is_canceled_with_its_button(work: Work, page: Any) -> None:
+    work.branch("topic", run="echo begun; sleep 60\n")
+    job_id = work.push_job("topic")
+    work.server.running(job_id)
+    page.goto(f"{work.server.url}/jobs/{job_id}")
+    form = page.locator("form[action$=cancel]")
+    form.locator("input[type=password]").fill(PASSWORD)
+    form.get_by_role("button", name="Cancel").click()
+    page.wait_for_selector("h1 [data-status=canceled]")
+    assert work.server.ended(job_id)["status"] == "canceled" and form.count() == 0
+    assert page.title().startswith("canceled") and page.get_by_role("button", name="Retry").is_visible()
