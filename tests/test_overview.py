@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import AUTO, Server, Work, clean_environ, git_after, wait_for
+from conftest import AUTO, PASSWORD, Server, Work, clean_environ, git_after, wait_for
 
 import forge
 
@@ -430,3 +430,21 @@ def test_an_old_deployment_is_shown_with_what_it_brought(web: forge.Web, monkeyp
 
     assert brought("limit=1") == [[*range(1500, 1485, -1)]]
     assert brought("limit=2&before=45") == [[*range(30, 15, -1)], [*range(15, 0, -1)]]
+
+
+def test_what_is_kept_of_a_page_is_for_one_kind_of_reader_and_until_something_happens(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    work = server.repo("app")
+    cookie = server.ask("/login", {"password": PASSWORD}).headers["Set-Cookie"].partition(";")[0]
+    for path in ("/jobs", "/r/app"):
+        for _ in range(2):
+            assert "Log out" not in html(server, path)
+            assert "Log out" in server.ask(path, Accept="text/html", Cookie=cookie).text
+    before = [job["id"] for job in server.get("/jobs")["jobs"]]
+    work.branch("topic")
+    job_id = work.push_job("topic")
+    assert [job["id"] for job in server.get("/jobs")["jobs"]] == [job_id, *before]
+    server.idle()
+    for path in ("/jobs", "/r/app"):
+        page = html(server, path)
+        assert f'href="/jobs/{job_id}"' in page and 'data-status="running"' not in page
