@@ -112,11 +112,13 @@ def test_a_page_follows_what_happens_without_losing_what_is_typed(work: Work, pa
     work.server.ended(work.push_job("topic"))
     page.goto(f"{work.server.url}/r/{work.name}/mr/topic")
     page.evaluate("window.mark = 1")
+    page.locator("details.file > summary").click()
     field = page.locator("form[action$=merge] input[type=password]")
     field.fill("half")
     work.commit("Another change", other="more")
     work.server.ended(work.push_job("topic"))
     page.wait_for_selector("text=Another change")
+    assert page.locator("details.file").first.get_attribute("open") is None  # it was folded
     assert field.input_value() == "half" and page.evaluate("window.mark === 1 && document.activeElement.type === 'password'")
     assert page.input_value("form[action$=merge] input[name=head]") == work.heads()["topic"]
 

@@ -553,3 +553,12 @@ def test_logging_in_leads_back_to_any_page(work: Work) -> None:
     form = f"password={quote(PASSWORD)}&to={quote(back[1], safe='')}"
     assert raw(work.server, "POST", "/login", form, Accept="text/html").headers["Location"].endswith(page)
     work.server.idle()
+
+
+def test_pages_run_nothing_but_their_own_files(shared: Server) -> None:
+    for path in ("/", "/jobs", "/login", "/nothing", "/healthz", "/static/forge.css"):
+        headers = shared.ask(path, Accept="text/html").headers
+        policy = dict(rule.split(" ", 1) for rule in headers["Content-Security-Policy"].split("; "))
+        assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'", path
+        assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == policy["form-action"] == "'self'", path
+        assert headers["X-Content-Type-Options"] == "nosniff" and headers["Referrer-Policy"] == "same-origin", path
