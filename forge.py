@@ -6121,9 +6121,12 @@ class Web:
     def _piece(self, path: Path, most: int = PIECE_BYTES) -> Piece:
         """The part of a log that the query names: from a line on, what lies before an offset, or the end."""
         counts, line, before = self.engine.line_counts, query_number("line"), query_number("before")
-        if line is not None:
-            return counts.piece_from(path, max(1, line), most)
-        return counts.piece_before(path, size_of(path) if before is None else before)
+        try:
+            if line is not None:
+                return counts.piece_from(path, max(1, line), most)
+            return counts.piece_before(path, size_of(path) if before is None else before)
+        except FileNotFoundError:  # it was pruned a moment ago
+            return Piece(b"", 0, 1, 0, 0)
 
     def _find(self, path: Path, needle: str) -> Any:
         """The lines of a log that hold a text."""
