@@ -101,7 +101,6 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from functools import partial
 from heapq import merge as merge_sorted
-from html import escape
 from ipaddress import ip_address
 from pathlib import Path
 from types import UnionType
@@ -226,6 +225,7 @@ PRE, POST = "pre-merge", "post-merge"
 LIVE = ("pending", "running")
 FAILED = ("failed", "timeout")
 VERDICTS = ("passed", *FAILED)
+UNWANTED = ("superseded", "canceled")
 FINAL = ("passed", "failed", "canceled", "timeout", "superseded", "skipped")
 REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OBJECT_ID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -3317,8 +3317,8 @@ class Engine:
                 self._seen[name] = mark, refs
             others = [head for branch, head in refs.heads.items() if branch != refs.base]
             ahead = [head for branch, head in refs.heads.items() if branch in refs.ahead]
-            self.learn(name, refs.tip, ahead)
             self._learn(("commit", name), others, partial(read_commits, path))
+            self.learn(name, refs.tip, ahead)
             if refs.tip:
                 with self.lock:
                     age = {
@@ -4446,7 +4446,7 @@ def what_each_brought(deployments: Iterable[Job], merges: Iterable[Mapping[str, 
     landed = [merge["at"] for merge in merges]
     for number, job in enumerate(deployments):
         earlier = itertools.islice(deployments, number + 1, None)
-        since = next((other.created_at for other in earlier if other.status not in ("superseded", "canceled")), "")
+        since = next((other.created_at for other in earlier if other.status not in UNWANTED), "")
         yield merges[bisect_right(landed, since) : bisect_right(landed, job.created_at)][::-1]
 
 
@@ -4479,7 +4479,7 @@ def push_rows(
         for pair in pairs(job.heads):
             pushes.setdefault(pair, []).insert(0, job)
     landed = {(merge["branch"], merge["head"]): merge for merge in reversed(list(merges))}
-    ran = [job for job in deployments if job.status not in ("superseded", "canceled")][::-1]
+    ran = [job for job in deployments if job.status not in UNWANTED][::-1]
     rows = []
     for pair, tests in itertools.islice(pushes.items(), most):
         with contextlib.suppress(ValueError, KeyError):  # a record of another version
@@ -4532,8 +4532,10 @@ def timeline_svg(rows: list[PushRow]) -> str:
     for number, row in enumerate(rows):
         name = row.branch if len(row.branch) <= 28 else row.branch[:27] + "…"
         parts.append(f'<svg y="{number * ROW_HEIGHT}" width="100%" height="{ROW_HEIGHT}">')
-        parts.append(f'<text y="15">{escape(name)}</text>')
-        parts.append(f'<text x="100%" y="15" text-anchor="end">{escape(row.outcome)} · {spell_duration(row.total)}</text>')
+        parts.append(f'<text y="15">{bottle.html_escape(name)}</text>')
+        parts.append(
+            f'<text x="100%" y="15" text-anchor="end">{bottle.html_escape(row.outcome)} · {spell_duration(row.total)}</text>'
+        )
         parts.append('<rect class="ground" y="22" width="100%" height="13" rx="3"/>')
         for what, begin, end in row.stretches:
             left, right = min(100, 100 * begin / width), min(100, 100 * end / width)
@@ -4585,7 +4587,9 @@ def trend_svg(kind: str, jobs: list[Job]) -> str:
 def drawing(name: str, height: int, title: str, words: str, parts: str) -> str:
     """An SVG as wide as its place, with its title and a sentence for who cannot see it."""
     named = f'role="img" aria-labelledby="{name}-title {name}-words"'
-    told = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-words">{escape(words)}</desc>'
+    told = (
+        f'<title id="{name}-title">{bottle.html_escape(title)}</title><desc id="{name}-words">{bottle.html_escape(words)}</desc>'
+    )
     return f'<svg class="drawing" width="100%" height="{height}" {named}>{told}{parts}</svg>'
 
 
