@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -335,6 +337,116 @@ NIX = shutil.which("nix")
 needs_nix = pytest.mark.skipif(
     not NIX and not os.environ.get("FORGE_TEST_REQUIRE_NIX"), reason="nix is not installed: jobs of flakes are not tested"
 )
+
+SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")  # wants to be called by its full path
+needs_ssh = pytest.mark.skipif(
+    not SSHD and not os.environ.get("FORGE_TEST_REQUIRE_SSH"), reason="sshd is not installed: nothing is done over ssh"
+)
+
+
+@dataclass
+class Sshd:
+    """A host to log in to: an sshd on loopback with keys of its own, for the user that runs the tests."""
+
+    folder: Path
+    settings: tuple[str, ...] = ()  # more lines of sshd_config
+    port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Sshd:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            os.makedirs("/run/sshd", exist_ok=True)
+        for name in ("host_key", "id_ed25519"):
+            if not (self.folder / name).exists():
+                subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", self.folder / name], check=True)
+        (self.folder / "authorized_keys").touch()
+        if not self.port:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                self.port = free.getsockname()[1]
+        lines = [
+            *self.settings,
+            f"ListenAddress 127.0.0.1:{self.port}",
+            f"HostKey {self.folder}/host_key",
+            f"AuthorizedKeysFile {self.folder}/authorized_keys",
+            f"PidFile {self.folder}/pid",
+            "StrictModes no",  # pytest's folders lie below one that everybody may write to
+            "UsePAM no",
+            "PasswordAuthentication no",
+            "PermitRootLogin yes",
+        ]
+        (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")
+        (self.folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {(self.folder / 'host_key.pub').read_text()}")
+        with open(self.folder / "log", "ab") as log:
+            assert SSHD
+            command = [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean_environ())
+        wait_for((self.folder / "pid").exists, "the start of sshd")
+        return self
+
+    def stop(self) -> None:
+        if self.process:
+            tree = psutil.Process(self.process.pid).children(recursive=True)
+            for process in [psutil.Process(self.process.pid), *tree]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.process.wait()
+            (self.folder / "pid").unlink(missing_ok=True)
+            self.process = None
+
+    @property
+    def user(self) -> str:
+        return pwd.getpwuid(os.geteuid()).pw_name
+
+    @property
+    def url(self) -> str:
+        """What begins the address of a repo on it."""
+        return f"ssh://{self.user}@127.0.0.1:{self.port}"
+
+    def allow(self, options: str = "", key: Path | None = None) -> None:
+        """Let a key in (the host's own pair id_ed25519 unless told), with options such as command="…"."""
+        public = (key or self.folder / "id_ed25519").with_suffix(".pub").read_text().strip()
+        with open(self.folder / "authorized_keys", "a") as file:
+            file.write(f"{options} {public}\n".lstrip())
+
+    def client(self, key: Path | None = None) -> list[str]:
+        """An ssh command that uses the pair id_ed25519 (or another) and nothing of whoever runs the tests."""
+        options = [
+            "BatchMode=yes",
+            "IdentitiesOnly=yes",
+            f"UserKnownHostsFile={self.folder}/known_hosts",
+            "GlobalKnownHostsFile=none",
+        ]
+        given = [word for option in [*options, "StrictHostKeyChecking=yes"] for word in ("-o", option)]
+        return ["ssh", "-F", "none", "-i", str(key or self.folder / "id_ed25519"), *given]
+
+    def run(self, *command: str, key: Path | None = None, text: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command there by ssh."""
+        line = [*self.client(key), "-p", str(self.port), f"{self.user}@127.0.0.1", *command]
+        return subprocess.run(line, input=text, capture_output=True, text=True, timeout=60, env=clean_environ())
+
+    def secrets(self, folder: Path) -> Path:
+        """A FORGE_SECRETS_DIR by which jobs may log in here."""
+        (folder / "ssh").mkdir(parents=True)
+        for name in ("id_ed25519", "id_ed25519.pub", "known_hosts"):
+            shutil.copy(self.folder / name, folder / "ssh" / name)
+        return folder
+
+
+@pytest.fixture
+def make_sshd(tmp_path: Path) -> Iterator[Callable[..., Sshd]]:
+    """Hosts to log in to."""
+    made: list[Sshd] = []
+
+    def make(name: str = "host", *settings: str) -> Sshd:
+        made.append(Sshd(tmp_path / name, settings))
+        return made[-1].start()
+
+    yield make
+    for host in made:
+        host.stop()
+
 
 CHROMIUM = shutil.which("chromium")
 CHROMIUM_ARGS = """--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update
