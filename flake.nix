@@ -5,51 +5,100 @@
 
   outputs = { self, nixpkgs }:
     let
+      inherit (nixpkgs) lib;
       systems = [ "x86_64-linux" "aarch64-linux" ];
-      each = f: nixpkgs.lib.genAttrs systems (system: f nixpkgs.legacyPackages.${system});
+      each = f: lib.genAttrs systems (system: f system nixpkgs.legacyPackages.${system});
       python = pkgs: pkgs.python3.withPackages (p: [ p.bottle p.waitress p.psutil ]);
       # what the suite runs on; what is missing is skipped by name
       testPython = pkgs: pkgs.python3.withPackages (p: [
         p.bottle p.waitress p.psutil p.pytest p.pytest-xdist p.pytest-timeout p.hypothesis p.setuptools p.pip
       ]);
-      tools = pkgs: [ pkgs.git pkgs.curl pkgs.nix pkgs.util-linux pkgs.bubblewrap ];
-      app = pkgs: name: text: {
+      tools = pkgs: [ pkgs.git pkgs.curl pkgs.nix pkgs.util-linux pkgs.bubblewrap pkgs.openssh ];
+      app = pkgs: name: description: text: {
         type = "app";
         program = "${pkgs.writeShellScript name text}";
-        meta.description = name;
+        meta = { inherit description; };
       };
     in {
-      packages = each (pkgs: rec {
+      # A Python that knows the packages runs the module itself, since forge starts itself again for hooks and jobs by sys.executable.
+      packages = each (_: pkgs: rec {
         default = forge;
-        forge = pkgs.python3Packages.buildPythonApplication {
-          pname = "forge";
-          version = "0.1.0";
-          src = self;
-          pyproject = true;
-          build-system = [ pkgs.python3Packages.setuptools ];
-          dependencies = with pkgs.python3Packages; [ bottle waitress psutil ];
-          makeWrapperArgs = [ "--prefix PATH : ${pkgs.lib.makeBinPath [ pkgs.git pkgs.curl pkgs.bubblewrap ]}" ];
-          doCheck = false; # the suite needs real git, Nix and processes: apps.pre-merge runs it
+        forge = pkgs.runCommand "forge" {
           meta = {
             description = "A git forge in one file";
-            license = pkgs.lib.licenses.mit;
+            license = lib.licenses.mit;
             mainProgram = "forge";
           };
-        };
-      });
-
-      apps = each (pkgs: {
-        default = {
-          type = "app";
-          program = "${self.packages.${pkgs.system}.forge}/bin/forge";
-        };
-        pre-merge = app pkgs "pre-merge" ''
-          export PATH=${pkgs.lib.makeBinPath (tools pkgs)}:$PATH
-          exec ${testPython pkgs}/bin/python -m pytest -n auto
+        } ''
+          mkdir -p $out/bin $out/share/forge
+          cp -r ${./forge.py} $out/share/forge/forge.py
+          cp -r ${./hooks} $out/share/forge/hooks
+          cp -r ${./views} $out/share/forge/views
+          ${python pkgs}/bin/python -m compileall -q --invalidation-mode unchecked-hash -d forge -o 0 $out/share/forge/forge.py
+          cat > $out/bin/forge <<END
+          #!${pkgs.runtimeShell}
+          PATH=${lib.makeBinPath [ pkgs.git pkgs.curl pkgs.bubblewrap ]}:\$PATH
+          exec ${python pkgs}/bin/python -c 'import sys; sys.path.insert(0, "$out/share/forge"); import forge; sys.exit(forge.main())' "\$@"
+          END
+          chmod +x $out/bin/forge
         '';
       });
 
-      devShells = each (pkgs: {
+      apps = each (system: pkgs: {
+        default = {
+          type = "app";
+          program = "${self.packages.${system}.forge}/bin/forge";
+          meta.description = "forge itself";
+        };
+        pre-merge = app pkgs "pre-merge" "what must hold before a branch is merged" ''
+          export PATH=${lib.makeBinPath (tools pkgs)}:$PATH
+          nix --extra-experimental-features 'nix-command flakes' flake check --print-build-logs || exit
+          exec ${testPython pkgs}/bin/python -m pytest -n auto
+        '';
+        # The forge that serves this repo says where to, if anywhere:
+        # git config forge.postMerge 'FORGE_CONFIGS_URL=… nix run .#post-merge'
+        post-merge = app pkgs "post-merge" "asks the repo of the host configurations to take what was merged" ''
+          if [ -z "$FORGE_CONFIGS_URL" ]; then
+            echo "nothing to deploy: FORGE_CONFIGS_URL names no repo of host configurations"
+            exit 0
+          fi
+          exec forge bump "$FORGE_CONFIGS_URL" "''${FORGE_CONFIGS_INPUT:-forge}"
+        '';
+      });
+
+      # That the package starts, and that the module makes its units with the nixpkgs of the lock.
+      checks = each (system: pkgs: {
+        package = pkgs.runCommand "forge-starts" { } ''
+          ${self.packages.${system}.forge}/bin/forge --version > $out
+        '';
+        module = pkgs.writeText "forge-unit" (builtins.toJSON
+          (lib.nixosSystem {
+            inherit system;
+            modules = [
+              self.nixosModules.default
+              {
+                services.forge = { enable = true; domain = "forge.example.org"; repos.app = { }; };
+                system.stateVersion = "24.05";
+              }
+            ];
+          }).config.systemd.services.forge.serviceConfig);
+      });
+
+      nixosModules.default = import ./nix/module.nix self;
+
+      templates = rec {
+        default = app;
+        app = {
+          path = ./nix/templates/app;
+          description = "A repo that forge checks, merges and deploys";
+        };
+        configs = {
+          path = ./nix/templates/configs;
+          description = "The NixOS hosts that forge deploys";
+        };
+      };
+
+      devShells = each (_: pkgs: {
         default = pkgs.mkShell { packages = tools pkgs ++ [ (testPython pkgs) pkgs.just pkgs.ruff pkgs.mypy ]; };
       });
     };

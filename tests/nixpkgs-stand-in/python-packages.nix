@@ -1,0 +1,1 @@
+[ "bottle" "waitress" "psutil" "pytest" "pytest-xdist" "pytest-timeout" "hypothesis" "setuptools" "pip" ]
