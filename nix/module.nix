@@ -5,6 +5,8 @@ let
   inherit (lib) mkEnableOption mkIf mkMerge mkOption optional optionalAttrs optionals types;
   # Paths are kept as text: one that is a Nix path would be copied into the store, for all to read.
   text = path: if path == null then null else toString path;
+  secretsDir = text cfg.secretsDir;
+  knownHosts = pkgs.writeText "known_hosts" (lib.concatMapStrings (line: "${line}\n") cfg.knownHosts);
   listen = "${if lib.hasInfix ":" cfg.host then "[${cfg.host}]" else cfg.host}:${toString cfg.port}";
   anywhere = builtins.elem cfg.host [ "0.0.0.0" "::" ];
   exe = "${cfg.package}/bin/forge";
@@ -20,7 +22,7 @@ let
     FORGE_LOG_DAYS = cfg.logDays;
     FORGE_JOB_MEMORY = cfg.jobMemory;
     FORGE_JOB_PROCESSES = cfg.jobProcesses;
-    FORGE_SECRETS_DIR = text cfg.secretsDir;
+    FORGE_SECRETS_DIR = secretsDir;
     FORGE_PRIVATE = if cfg.private then 1 else 0;
     FORGE_SANDBOX = cfg.sandbox;
     FORGE_NOTIFY = cfg.notify;
@@ -204,14 +206,11 @@ in {
         // hardening;
       };
 
-      systemd.tmpfiles.rules =
-        [ "d ${cfg.dataDir} 0750 ${cfg.user} ${cfg.group} -" ]
-        ++ optionals (cfg.secretsDir != null) [
-          "d ${text cfg.secretsDir} 0700 ${cfg.user} ${cfg.group} -"
-          "d ${text cfg.secretsDir}/ssh 0700 ${cfg.user} ${cfg.group} -"
-        ]
-        ++ optional (cfg.knownHosts != [ ])
-          "L+ ${text cfg.secretsDir}/ssh/known_hosts - - - - ${pkgs.writeText "known_hosts" (lib.concatMapStrings (line: "${line}\n") cfg.knownHosts)}";
+      systemd.tmpfiles.rules = [ "d ${cfg.dataDir} 0750 ${cfg.user} ${cfg.group} -" ]
+        ++ optionals (cfg.secretsDir != null) ([
+          "d ${secretsDir} 0700 ${cfg.user} ${cfg.group} -"
+          "d ${secretsDir}/ssh 0700 ${cfg.user} ${cfg.group} -"
+        ] ++ optional (cfg.knownHosts != [ ]) "L+ ${secretsDir}/ssh/known_hosts - - - - ${knownHosts}");
 
       users.users.${cfg.user} = {
         # the forced command: git over ssh and the verbs of `forge`, no shell, no forwarding

@@ -85,7 +85,8 @@ def test_post_merge_bumps_the_configs_repo_of_its_environment(flake: Flake, forg
 def begin(flake: Flake, shared: Server, tmp_path: Path) -> Callable[[str], Work]:
     """Makes what a newcomer has who begins with a template: a repo on the forge, and a clone with its first commit.
 
-    The jobs of the template look for nixpkgs where the URL in its flake.nix says: here a repo on the same forge, with the stand-in.
+    The jobs of the template look for nixpkgs where the URL in its flake.nix says: here in a repo on the same forge,
+    which holds the stand-in.
     """
     nixpkgs = shared.data / "repos" / "nixpkgs.git"
     if not nixpkgs.exists():
@@ -177,9 +178,8 @@ def test_a_host_is_told_one_command_and_its_exit_code_decides(
     host = make_sshd()
     host.allow(f'command="echo $SSH_ORIGINAL_COMMAND >>{tmp_path}/told; exit $(cat {tmp_path}/code)"')
     config = tmp_path / "ssh_config"  # what jobs get as FORGE_SSH_CONFIG
-    config.write_text(
-        f"IdentityFile {host.folder}/id_ed25519\nUserKnownHostsFile {host.folder}/known_hosts\nBatchMode yes\nIdentitiesOnly yes\n"
-    )
+    files = f"IdentityFile {host.folder}/id_ed25519\nUserKnownHostsFile {host.folder}/known_hosts\n"
+    config.write_text(f"{files}BatchMode yes\nIdentitiesOnly yes\n")
     tree = begin_alone()
     text = (tree / "flake.nix").read_text()
     (tree / "flake.nix").write_text(text.replace('ssh = "";', f'ssh = "{host.url}";'))

@@ -56,6 +56,7 @@ let
         };
         attrsOf = type: {
           name = "attributes of ${type.name}";
+          options = type.options or { };
           merge = place: given: if isAttrs given then mapAttrs (name: type.merge "${place}.${name}") given else wrong place "set" given;
         };
         submodule = module: {
@@ -107,14 +108,16 @@ let
     parts = value:
       let type = value._type or ""; in
       if !isAttrs value || value ? outPath then null
-      else if type == "merge" then builtins.concatLists (map parts value.contents)
+      else if type == "merge"
+      then let below = map parts value.contents; in if builtins.elem null below then null else builtins.concatLists below
       else if type == "if" || type == "default"
-      then map (mapAttrs (_: inner: value // { content = inner; })) (parts value.content)
+      then let below = parts value.content; in
+        if below == null then null else map (mapAttrs (_: inner: value // { content = inner; })) below
       else [ value ];
     shallow = depth: values:
-      let found = map parts values; sets = builtins.concatLists found; in
-      if depth == 0 || builtins.elem null found then grow (builtins.concatMap (leaves false [ ]) values)
-      else mapAttrs (_: shallow (depth - 1)) (builtins.zipAttrsWith (_: below: below) sets);
+      let found = parts { _type = "merge"; contents = values; }; in
+      if depth == 0 || found == null then grow (builtins.concatMap (leaves false [ ]) values)
+      else mapAttrs (_: shallow (depth - 1)) (builtins.zipAttrsWith (_: below: below) found);
 
     evalModules = { modules, specialArgs ? { } }:
       let
