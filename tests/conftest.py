@@ -350,6 +350,7 @@ class Sshd:
 
     folder: Path
     settings: tuple[str, ...] = ()  # more lines of sshd_config
+    wrapper: tuple[str, ...] = ()  # what begins its command
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
 
@@ -380,7 +381,7 @@ class Sshd:
         (self.folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {(self.folder / 'host_key.pub').read_text()}")
         with open(self.folder / "log", "ab") as log:
             assert SSHD
-            command = [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")]
+            command = [*self.wrapper, SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=clean_environ())
         wait_for((self.folder / "pid").exists, "the start of sshd")
         return self
