@@ -173,42 +173,40 @@ def test_the_template_of_the_hosts_says_what_to_do_by_hand(begin: Callable[[str]
 
 @needs_ssh
 def test_a_host_is_told_one_command_and_its_exit_code_decides(
-    begin_alone: Callable[[], Path], flake: Flake, make_sshd: Callable[..., Sshd], tmp_path: Path
+    flake: Flake, make_sshd: Callable[..., Sshd], tmp_path: Path
 ) -> None:
-    host = make_sshd()
-    host.allow(f'command="echo $SSH_ORIGINAL_COMMAND >>{tmp_path}/told; exit $(cat {tmp_path}/code)"')
+    host, told = make_sshd(), tmp_path / "told"
+    serve = "case $SSH_ORIGINAL_COMMAND in nix-store*) exec $SSH_ORIGINAL_COMMAND;; esac"
+    host.allow(f'command="{serve}; echo \\"$SSH_ORIGINAL_COMMAND\\" >>{told}; exit $(cat {tmp_path}/code)"')
     config = tmp_path / "ssh_config"  # what jobs get as FORGE_SSH_CONFIG
     files = f"IdentityFile {host.folder}/id_ed25519\nUserKnownHostsFile {host.folder}/known_hosts\n"
-    config.write_text(f"{files}BatchMode yes\nIdentitiesOnly yes\n")
-    tree = begin_alone()
-    text = (tree / "flake.nix").read_text()
-    (tree / "flake.nix").write_text(text.replace('ssh = "";', f'ssh = "{host.url}";'))
-    environ = {"FORGE_URL": "http://forge", "FORGE_REPO": "configs", "FORGE_BRANCH": "main", "FORGE_COMMIT": "1" * 40}
+    config.write_text(f"{files}Port {host.port}\nBatchMode yes\nIdentitiesOnly yes\n")
+    tree = tmp_path / "configs"
+    tree.mkdir()
+    flake.nix("flake", "init", "-t", f"path:{flake.ours}#configs", cwd=tree)
+    text = (tree / "flake.nix").read_text().replace('ssh = "";', f'ssh = "{host.user}@127.0.0.1";')
+    (tree / "flake.nix").write_text(text.replace("github:NixOS/nixpkgs/nixos-unstable", f"path:{flake.nixpkgs}"))
+    commit = {"FORGE_URL": "http://forge", "FORGE_REPO": "configs", "FORGE_BRANCH": "main", "FORGE_COMMIT": "1" * 40}
 
     def deploy(**more: str) -> subprocess.CompletedProcess[str]:
-        return flake.nix("run", f"path:{tree}#post-merge", cwd=tree, check=False, **environ, **more)
+        return flake.nix("run", f"path:{tree}#post-merge", cwd=tree, check=False, **commit, **more)
 
     assert "deploy by hand" in deploy().stdout, "no deploy key yet"
+    keys = {"FORGE_SSH_CONFIG": str(config), "NIX_SSHOPTS": f"-F {config}"}
     (tmp_path / "code").write_text("0")
-    done = deploy(FORGE_SSH_CONFIG=str(config))
+    done = deploy(**keys)
     assert done.returncode == 0 and "by hand" not in done.stdout, done.stderr
     url = f"git+http://forge/r/configs.git?ref=main&rev={'1' * 40}#web"
-    assert (tmp_path / "told").read_text() == f"nixos-rebuild switch --flake '{url}'\n"
+    assert told.read_text() == f"nixos-rebuild switch --flake '{url}'\n"
     (tmp_path / "code").write_text("1")
-    assert deploy(FORGE_SSH_CONFIG=str(config)).returncode == 1
+    assert deploy(**keys).returncode == 1
+
+    told.unlink()
+    (tree / "flake.nix").write_text((tree / "flake.nix").read_text().replace('build = "host";', 'build = "forge";'))
+    assert deploy(**keys).returncode == 1
+    system = told.read_text().rstrip().rpartition(" && ")[2].removesuffix("/bin/switch-to-configuration switch")
+    assert told.read_text().startswith(f"nix-env --profile /nix/var/nix/profiles/system --set {system} && ")
+    assert '"hostName":"web"' in Path(system).read_text()  # what the stand-in makes of a configuration
     host.stop()
-    done = deploy(FORGE_SSH_CONFIG=str(config))
-    assert done.returncode == 1 and "web was not deployed: exit code 255" in done.stdout, done.stderr
-
-
-@pytest.fixture
-def begin_alone(flake: Flake, tmp_path: Path) -> Callable[[], Path]:
-    """Lays out the template of the hosts, without a forge."""
-
-    def make() -> Path:
-        tree = tmp_path / "configs"
-        tree.mkdir()
-        flake.nix("flake", "init", "-t", f"path:{flake.ours}#configs", cwd=tree)
-        return tree
-
-    return make
+    done = deploy(**keys)
+    assert done.returncode == 1 and "web was not deployed: it was not built or copied" in done.stdout, done.stderr

@@ -3,20 +3,21 @@
 
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
-    # An app that is deployed here. Its post-merge moves this input with each merge; take its module or package below.
-    # app.url = "git+ssh://forge@myserver/app.git";
+    # An app that is deployed here; its post-merge moves this input with each merge. Jobs fetch it from there, and hosts that build.
+    # app.url = "git+http://myserver:3030/r/app.git?ref=main";
   };
 
   outputs = inputs@{ self, nixpkgs, ... }:
     let
-      # Each host: its platform, the login that deploys to it, and its configuration.
-      # Without a login (ssh = "") its deployment tells what to do by hand, and passes.
+      # Each host: its platform, the login that deploys to it, where it is built ("host", or "forge" and then copied), its configuration.
+      # Without a login (ssh = "") its deployment says what to do by hand, and passes.
       hosts.web = {
         system = "x86_64-linux";
-        ssh = ""; # root@web.example.org, or with a port ssh://root@web.example.org:2222
+        ssh = ""; # root@web.example.org
+        build = "host";
         modules = [ ./hosts/web.nix ];
       };
-      # Where the hosts fetch this repo from; "" is its address on forge (FORGE_URL, which the hosts must reach).
+      # Where hosts that build fetch this repo from; "" is its address on forge (FORGE_URL, which they must reach then).
       source = ""; # git+ssh://forge@myserver/configs.git, say
 
       # The checks and deployments run on the machine of forge.
@@ -42,13 +43,14 @@
           exec nix --extra-experimental-features 'nix-command flakes' flake show
         '';
 
-        # forge runs this when base has moved. Each host fetches the commit, builds it and switches to it; ssh tells how that went.
+        # forge runs this when base has moved. Each host is told one command, and its exit code says how that went.
         # forge doctor --ssh root@web.example.org   makes the key for it, and says what the host has to know.
         post-merge = app pkgs "post-merge" ''
           source=${source}
           flake=''${source:-git+$FORGE_URL/r/$FORGE_REPO.git}"?ref=$FORGE_BRANCH&rev=$FORGE_COMMIT"
           status=0
-          deploy() { # name, login
+          nix() { command nix --extra-experimental-features 'nix-command flakes' "$@"; }
+          deploy() { # name, login, where it is built
             target="$flake#$1"
             switch="nixos-rebuild switch --flake ''${target@Q}"
             if [ -z "$2" ] || [ -z "$FORGE_SSH_CONFIG" ]; then
@@ -58,9 +60,15 @@
               return
             fi
             echo "deploying $FORGE_COMMIT to $1 ($2)"
+            if [ "$3" = forge ]; then
+              system=.#nixosConfigurations.$1.config.system.build.toplevel
+              nix build --no-link --print-build-logs "$system" && system=$(nix eval --raw "$system") &&
+                nix copy --to "ssh://$2" "$system" || { echo "$1 was not deployed: it was not built or copied"; status=1; return; }
+              switch="nix-env --profile /nix/var/nix/profiles/system --set $system && $system/bin/switch-to-configuration switch"
+            fi
             ssh -F "$FORGE_SSH_CONFIG" -- "$2" "$switch" || { echo "$1 was not deployed: exit code $?"; status=1; }
           }
-          ${builtins.concatStringsSep "\n" (map (name: ''deploy ${name} "${hosts.${name}.ssh}"'') (builtins.attrNames hosts))}
+          ${builtins.concatStringsSep "\n" (map (name: ''deploy ${name} "${hosts.${name}.ssh}" ${hosts.${name}.build}'') (builtins.attrNames hosts))}
           exit $status
         '';
       });
