@@ -6,11 +6,13 @@ import base64
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import NIX_CONFIG, Server, Sshd, Work, needs_nix, needs_ssh
+from conftest import NIX_CONFIG, Server, Sshd, Work, clean_environ, needs_nix, needs_ssh, wait_for
+from test_sandbox import needs_bwrap
 
 import forge
 
@@ -80,6 +82,34 @@ def test_a_job_is_built_on_the_other_machine(make_server: Callable[..., Server],
     job = work.server.ended(push_flake(work, f"two-{sandbox}"))
     log = work.server.job_log(job["id"]).decode()
     assert job["status"] == "failed" and "Connection refused" in log and "unable to start any build" in log, log
+
+
+@pytest.fixture
+def near(tmp_path: Path, far: Sshd) -> Iterator[tuple[str, ...]]:
+    """What puts a command onto a machine with a /nix of its own and a Nix daemon, which alone knows of the builder."""
+    nix = tmp_path / "near-nix"
+    nix.mkdir()
+    key = far.folder / "id_ed25519"  # below /tmp, where no job in the sandbox comes to
+    machine = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /nix && exec nix-daemon', str(nix)]
+    with subprocess.Popen(machine, env=clean_environ() | builders(far, key), stderr=subprocess.DEVNULL) as daemon:
+        try:
+            wait_for((nix / "var/nix/daemon-socket/socket").exists, "the start of the Nix daemon")
+            yield ("nsenter", "-m", "-t", str(daemon.pid))
+        finally:
+            daemon.kill()
+
+
+@needs_bwrap
+def test_with_a_daemon_jobs_need_no_key(
+    make_server: Callable[..., Server], near: tuple[str, ...], far: Sshd, tmp_path: Path
+) -> None:
+    server = make_server(start=False, FORGE_SANDBOX="bwrap", NIX_REMOTE="daemon")
+    server.wrapper = near
+    work = server.start().repo("app")
+    job = server.ended(push_flake(work, "daemon"))
+    log = server.job_log(job["id"]).decode()
+    assert job["status"] == "passed" and f"on 'ssh://{far.user}@127.0.0.1'" in log, log
+    assert f"made beside {(tmp_path / 'far-nix').stat().st_ino}\n" in log, log
 
 
 def push_flake(work: Work, name: str) -> int:
