@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from conftest import ROOT, clean_environ
 
@@ -35,9 +33,6 @@ class Flake:
         )
         assert not check or done.returncode == 0, (args, done.stdout, done.stderr)
         return done
-
-    def eval(self, what: str, *args: str) -> Any:
-        return json.loads(self.nix("eval", "--json", what, *args).stdout)
 
 
 def lay_out(folder: Path) -> Flake:

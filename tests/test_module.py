@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import clean_environ, needs_nix
+from conftest import ROOT, clean_environ, needs_nix
 from stand_in import lay_out
 
 import forge
@@ -171,6 +172,8 @@ def test_each_option_says_what_it_is(found: Found) -> None:
     listed = dict(options(found.options, "services.forge"))
     assert len(listed) > 30 and "services.forge.git.name" in listed and "services.forge.repos.protect" in listed
     assert [place for place, one in listed.items() if not (one["type"] and one["description"].strip() and one["example"])] == []
+    readme = (ROOT / "README.md").read_text()
+    assert [place for place in listed if not re.search(rf"`([a-z]+\.)?{place.rpartition('.')[2]}(\.<name>)?`", readme)] == []
 
 
 def test_its_settings_are_those_that_forge_reads(found: Found) -> None:
