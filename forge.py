@@ -3862,7 +3862,7 @@ class Engine:
                 log(f"upkeep stumbled and goes on later: {traceback.format_exc()}")
 
     def _tend_grown(self) -> None:
-        """Git maintenance of the repos that have grown, one by one, as long as all is quiet. Raises Refused, GitError, OSError."""
+        """Git maintenance of the repos that have grown, one by one, while all is quiet. Raises Refused, GitError, OSError."""
         for name in self.repo_names():
             rested = time.monotonic() > self.tended.get(name, -EVERYTHING) + TENDED_SECONDS
             with self.lock:
@@ -5581,7 +5581,7 @@ class Room(NamedTuple):
 
     @property
     def words(self) -> str:
-        files = f", {100 * self.free_files // self.files} % of the files" if self.files else ""
+        files = f", {100 * self.free_files // self.files} % of the inodes" if self.files else ""
         return f"{spell_bytes(self.free)} free ({100 * self.free // max(1, self.total)} %{files})"
 
 
@@ -6545,23 +6545,24 @@ class Web:
             "PATH_INFO": f"/{path.name}/{'git-upload-pack' if method == 'POST' else 'info/refs'}",
             "REQUEST_METHOD": "GET" if method == "HEAD" else method,
             "QUERY_STRING": query,
-            "CONTENT_TYPE": "application/x-git-upload-pack-request" if method == "POST" else "",
+            "CONTENT_TYPE": utf8(bottle.request.content_type),
             "CONTENT_LENGTH": str(len(body)),
         }
         args = ("http-backend",)
         with self._turn(self.cloners, "cloning", CLONE_WAIT), git_process(path, args, None, True, **about) as process:
-            assert process.stdin and process.stdout and process.stderr
+            out = process.stdout
+            assert process.stdin and isinstance(out, io.BufferedReader) and process.stderr
             try:
                 for feed in (partial(process.stdin.write, body), process.stdin.close):
                     with contextlib.suppress(BrokenPipeError):  # what it printed says why
                         feed()  # http-backend takes all of it before it answers
                 head = {}
-                while line := process.stdout.readline().decode("latin-1").strip():
+                while line := out.readline().decode("latin-1").strip():
                     name, _, head[name] = line.partition(": ")
                 if not head:
                     raise GitError(args, process.wait(), process.stderr.read().decode("utf-8", "replace"))
                 yield head
-                while chunk := process.stdout.read1(1 << 16):
+                while chunk := out.read1(1 << 16):
                     yield chunk
             finally:
                 end_git(process)
