@@ -6370,7 +6370,7 @@ class Web:
         if repo and not is_repo_name(repo):
             raise Refused(400, f"repo is {shorten(repo)}, which is no name of a repo")
         logs = list_logs(self.config.data_dir / "logs", repo or None, before) if needle else []
-        with self._turn(self.finders, "searching") if logs else contextlib.nullcontext():
+        with self._turn(self.finders, "others are searching; search") if logs else contextlib.nullcontext():
             done = search_logs(logs, needle, time.monotonic() + FIND_SECONDS)
         jobs = []
         with self.engine.lock:
@@ -6387,14 +6387,14 @@ class Web:
         return self._show("search", view, repo=repo, repos=self.engine.repo_names(), older=older, marked=marked)
 
     @contextlib.contextmanager
-    def _turn(self, turns: threading.BoundedSemaphore, what: str, seconds: float = 0.0) -> Iterator[None]:
+    def _turn(self, turns: threading.BoundedSemaphore, words: str, seconds: float = 0.0) -> Iterator[None]:
         """A turn to search or to clone, for which some may wait so long, so that all others are answered. Raises Refused(503)."""
         mine = self.waiters.acquire(blocking=False)
         if mine:
             mine = turns.acquire(timeout=seconds)
             self.waiters.release()
         if not mine:
-            raise Refused(503, f"others are {what}; do it again in a moment", headers={"Retry-After": "2"})
+            raise Refused(503, f"{words} again in a moment", headers={"Retry-After": "2"})
         try:
             yield
         finally:
@@ -6471,7 +6471,7 @@ class Web:
         if not 0 < len(needle) <= 200:
             raise Refused(400, "find must be a text of 1 to 200 characters")
         found = Found([], 0, True, 0)
-        with self._turn(self.finders, "searching", FIND_SECONDS / 2), contextlib.suppress(FileNotFoundError):
+        with self._turn(self.finders, "others are searching; search", FIND_SECONDS / 2), contextlib.suppress(FileNotFoundError):
             found = find_in_log(path, needle, FIND_MOST, time.monotonic() + FIND_SECONDS)
         matches = [{"line": line, "text": text} for line, text in found.matches]
         answer = {"count": found.count, "matches": matches, "complete": found.complete, "lines": found.lines}
@@ -6549,7 +6549,10 @@ class Web:
             "CONTENT_LENGTH": str(len(body)),
         }
         args = ("http-backend",)
-        with self._turn(self.cloners, "cloning", CLONE_WAIT), git_process(path, args, None, True, **about) as process:
+        with (
+            self._turn(self.cloners, "others are cloning; fetch", CLONE_WAIT),
+            git_process(path, args, None, True, **about) as process,
+        ):
             out = process.stdout
             assert process.stdin and isinstance(out, io.BufferedReader) and process.stderr
             try:
