@@ -5915,6 +5915,7 @@ PAGES_BYTES = 8 << 20  # of pages that are not made anew for each reader
 WEB_THREADS = 16
 FOLLOW_SECONDS = 30.0
 CLONERS = WEB_THREADS // 4  # clones and fetches at a time: each takes a worker, and a git or two
+STALLED_MS = 120_000  # until who reads nothing of an answer is taken for gone
 CLONE_WAIT = 10.0  # seconds that one more waits for its turn
 FETCH_BYTES = 10 << 20  # of what a git asks for, unpacked; what git http-backend itself allows
 FETCH_PATH = re.compile(r"/r/[^/]+/(?:info/refs|git-upload-pack|git-receive-pack)")
@@ -7639,6 +7640,8 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # what is accepted inherits it: a client that takes nothing of its answer keeps a worker, and a clone its git
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MS)
         listener.bind((config.host, config.port))
     except socket.gaierror:
         raise WrongSetting(f"FORGE_HOST is {config.host!r}, which is no address of this machine") from None

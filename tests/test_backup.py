@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import re
 import shutil
@@ -18,8 +17,6 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import AUTO, ROOT, Server, Work, clean_environ, wait_for
-
-import forge
 
 
 @pytest.fixture
@@ -145,27 +142,6 @@ def test_jobs_of_the_original_are_none_of_the_copy(
     assert server.ended(deployment)["status"] == "passed"
     work.landed("slow")
     assert server.cli("audit").returncode == 0 and second.cli("audit").returncode == 0
-
-
-def test_a_pid_that_is_another_process_is_no_job(tmp_path: Path) -> None:
-    """The same number, start and boot are not enough: the process must keep this very directory."""
-    run, other = tmp_path / "running/1", tmp_path / "copy/running/1"
-    for folder in (run, other):
-        folder.mkdir(parents=True)
-    process = subprocess.Popen(["sh", "-c", "read -r _; :", "forge-supervisor", str(run), "log"], stdin=subprocess.PIPE)
-    try:
-        ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        for folder in (run, other):
-            (folder / "pid").write_text(f"{process.pid} {ticks} {boot}\n")
-        found = forge.adopt(run)
-        assert found and found[0] == process.pid
-        os.close(found[1])
-        assert forge.adopt(other) is None
-        (run / "pid").write_text(f"{process.pid} {ticks} another-boot\n")
-        assert forge.adopt(run) is None
-    finally:
-        process.communicate(b"\n")
 
 
 def test_a_number_that_is_used_again_has_a_log_of_its_own(make_server: Callable[..., Server]) -> None:
