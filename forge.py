@@ -31,7 +31,7 @@ The data directory
     trash/                      what is being removed
     snapshot                    what follows from most of the journal, for a quick start; may be deleted
     bin/forge                   the command, for hooks and jobs
-    token hook-token hook-header address sessions.json session-key lock
+    token hook-token hook-header address sessions.json session-key lock upkeep
 
 Events
 ------
@@ -55,6 +55,7 @@ workers     ``WORKERS``; take repos from ``Engine.todo`` and step them
 starters    one for each job that is being started; gone when its process runs
 enders      one for each job that ended badly; reads its log, asks git, and is gone when the end is in the journal
 janitor     one; empties ``trash/``, writes the snapshot when many records have come, counts the lines of new logs
+keeper      one; prunes now and then, and packs repos that have grown while nothing runs
 herald      one, where FORGE_NOTIFY is set; runs it
 web         waitress's; they submit, ask, and read
 ==========  =========================================================================================
@@ -95,7 +96,7 @@ import zlib
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
@@ -138,6 +139,7 @@ class Config:
     job_processes: int | None = None
     secrets_dir: Path | None = None
     private: bool = False
+    log_days: int = 0  # 0: logs are kept
     sandbox: str = "auto"  # bwrap, none
     notify: str | None = None
 
@@ -204,6 +206,7 @@ def load_config(environ: Mapping[str, str]) -> Config:
         "job_processes": number("FORGE_JOB_PROCESSES"),
         "secrets_dir": path("FORGE_SECRETS_DIR"),
         "private": choice("FORGE_PRIVATE", "0", "1") == "1",
+        "log_days": number("FORGE_LOG_DAYS", 0, 100_000),
         "sandbox": choice("FORGE_SANDBOX", "auto", "none", "bwrap"),
         "notify": environ.get("FORGE_NOTIFY", "").strip() or None,
     }
@@ -1292,15 +1295,29 @@ for _number, (_key, _value) in enumerate(GIT_SETTINGS.items()):
 GIT_ENVIRONMENT["GIT_CONFIG_COUNT"] = str(len(GIT_SETTINGS))
 
 
-def git_process(repo: Path, args: tuple[str, ...], keep: int | None = None, **environ: str) -> subprocess.Popen[bytes]:
-    """Start git in the bare repo `repo`, with pipes. `environ` adds to its environment, `keep` is a file it holds open."""
+def git_process(
+    repo: Path, args: tuple[str, ...], keep: int | None = None, group: bool = False, /, **environ: str
+) -> subprocess.Popen[bytes]:
+    """Start git in the bare repo `repo`, with pipes. `environ` adds to its environment, `keep` is a file it holds open.
+
+    With `group` it leads a process group, by which `end_git` ends it with all that it has started.
+    """
     env = {"PATH": os.environ.get("PATH", os.defpath), "GIT_DIR": str(repo), **GIT_ENVIRONMENT, **environ}
     pipe = subprocess.PIPE
     try:
-        held = () if keep is None else (keep,)
-        return subprocess.Popen(["git", *args], cwd=repo, env=env, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=held)
+        held, command = () if keep is None else (keep,), ["git", *args]
+        return subprocess.Popen(
+            command, cwd=repo, env=env, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=held, start_new_session=group
+        )
     except FileNotFoundError as error:
         raise GitError(args, 127, f"fatal: {error.filename} is not there") from None
+
+
+def end_git(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
+    """Send a signal to a git that leads a group, and to what it has started; unless it has been waited for."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
 
 
 def git(repo: Path, *args: str, text: str = "", ok: tuple[int, ...] = (0,), **environ: str) -> str:
@@ -1482,13 +1499,18 @@ def keep_tested(repo: Path, job_id: int, commit: str) -> None:
     git_locking(repo, [f"{ref}.lock"], "update-ref", ref, commit)
 
 
-def drop_tested(repo: Path, in_use: set[int]) -> None:
-    """Remove the refs of tested candidates but those of jobs `in_use` and the newest. Raises GitError."""
+def drop_tested(repo: Path, in_use: set[int], pruned: Container[int] = (), dry: bool = False) -> int:
+    """Remove the refs of tested candidates but those of jobs `in_use` and the newest that are not `pruned`; how many.
+
+    Raises GitError. A `dry` run only counts.
+    """
     listed = git(repo, "for-each-ref", "--format=%(objectname) %(refname)", TESTED_REFS).split("\n")[:-1]
     commits = {name: commit for commit, _, name in (line.partition(f" {TESTED_REFS}") for line in listed)}
-    old = sorted((name for name in commits if name.isdigit() and int(name) not in in_use), key=int)[:-TESTED_KEPT]
-    if old:
+    spare = sorted((name for name in commits if name.isdigit() and int(name) not in in_use), key=int)
+    old = spare[:-TESTED_KEPT] + [name for name in spare[-TESTED_KEPT:] if int(name) in pruned]
+    if old and not dry:
         move_refs(repo, [(TESTED_REFS + name, commits[name], None) for name in old])
+    return len(old)
 
 
 def git_locking(repo: Path, locks: list[str], *args: str, text: str = "") -> str:
@@ -1506,7 +1528,7 @@ def git_locking(repo: Path, locks: list[str], *args: str, text: str = "") -> str
             stream.write("".join(f"{lock}\0" for lock in locks).encode("utf-8", "surrogateescape"))
             stream.flush()
             new.rename(note)
-            process = git_process(repo, args, keep=stream.fileno())
+            process = git_process(repo, args, stream.fileno())
             return git_output(process, args, text)
     finally:
         new.unlink(missing_ok=True)
@@ -1692,7 +1714,7 @@ def git_beginning(repo: Path, most: int, *args: str) -> tuple[bytes, bool]:
     A git that would print more, or does not end within READING_SECONDS, is killed.
     """
     process = git_process(repo, args, None, **READING)
-    assert process.stdin and process.stdout and process.stderr
+    assert process.stdin and isinstance(process.stdout, io.BufferedReader) and process.stderr
     process.stdin.close()
     clock = threading.Timer(READING_SECONDS, process.kill)
     clock.start()
@@ -2128,7 +2150,7 @@ def start_job(launcher: Launcher, launch: Launch, box: list[str]) -> int:
     launch.run.mkdir(parents=True)
     (launch.run / "exit.new").write_bytes(b" " * 32)
     launch.log.parent.mkdir(parents=True, exist_ok=True)
-    launch.log.touch()
+    launch.log.write_bytes(b"")  # a restored copy may hold the log of a job that its journal does not know
     about = [launch.kind, nix_system(), COMMAND_SETTING[launch.kind], str(launch.repo), launch.command]
     finder = ["sh", "-c", FINDER, "forge-job", *about]
     supervisor = ["sh", "-c", SUPERVISOR, "forge-supervisor", str(launch.run), str(launch.log)]
@@ -2156,7 +2178,10 @@ def process_began(pid: int) -> float | None:
 
 
 def adopt(run: Path) -> tuple[int, int, float] | None:
-    """(pid, pidfd, start) of the supervisor that keeps `run`, or None when it is gone."""
+    """(pid, pidfd, start) of the supervisor that keeps `run`, or None when it is gone.
+
+    In a copy of a data directory the notes may name the supervisor of the original, which keeps another directory.
+    """
     try:
         pid_text, ticks, boot = (run / "pid").read_text().split()
         if boot != Path("/proc/sys/kernel/random/boot_id").read_text().strip():
@@ -2165,10 +2190,12 @@ def adopt(run: Path) -> tuple[int, int, float] | None:
         pidfd = os.pidfd_open(pid)
     except (OSError, ValueError):
         return None
-    if process_began(pid) != began:
-        os.close(pidfd)
-        return None
-    return pid, pidfd, began
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if process_began(pid) == began and os.fsencode(run) in words:
+            return pid, pidfd, began
+    os.close(pidfd)
+    return None
 
 
 def supervisor_began(run: Path) -> bool:
@@ -2971,6 +2998,7 @@ class Engine:
         self.ended_last = 0.0  # when the job of the newest verdict ended, in seconds since the epoch
         self.hurry = False  # something failed that may go better soon
         self.checked: set[str] = set()  # repos whose newest merges are known to be recorded
+        self.tended: dict[str, float] = {}  # by repo: when git maintenance last ran, in monotonic seconds
         self.tries: dict[int, int] = {}  # how often a job could not be prepared
         self.promised: set[int] = set()  # job ids given away before their jobs are in the journal
         self.starved = not self.ledger.journal.ready  # work waits until there is room on the disk
@@ -3004,7 +3032,7 @@ class Engine:
             self.herald.thread.start()
         self.recover()
         self.todo[""] = None
-        targets = [self._watch, self._clean, *[self._work] * WORKERS]
+        targets = [self._watch, self._clean, self._keep_house, *[self._work] * WORKERS]
         self.threads = [threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True) for target in targets]
         for thread in self.threads:
             thread.start()
@@ -3812,6 +3840,45 @@ class Engine:
                 path = self.uncounted.popleft()
                 with contextlib.suppress(OSError):
                     self.line_counts.until(path, size_of(path))
+
+    def _keep_house(self) -> None:
+        """The keeper thread: prune now and then, and where no job runs or waits, git maintenance of a repo that has grown."""
+        pruned = -EVERYTHING
+        while True:
+            with self.lock:
+                if self.lock.wait_for(lambda: self.closing, timeout=UPKEEP_LOOK):
+                    return
+            try:
+                if time.monotonic() > pruned + UPKEEP_SECONDS:
+                    done = prune(self, self.config.log_days, by_itself=True)
+                    pruned = time.monotonic()
+                    self._tell_upkeep(done)
+                self._tend_grown()
+            except Refused:
+                continue  # a backup is made; later, then
+            except (GitError, OSError) as error:
+                self.complain("upkeep", error)
+            except Exception:
+                log(f"upkeep stumbled and goes on later: {traceback.format_exc()}")
+
+    def _tend_grown(self) -> None:
+        """Git maintenance of the repos that have grown, one by one, while all is quiet. Raises Refused, GitError, OSError."""
+        for name in self.repo_names():
+            rested = time.monotonic() > self.tended.get(name, -EVERYTHING) + TENDED_SECONDS
+            with self.lock:
+                quiet = not (self.closing or self.state.live_jobs())
+            if not quiet or not rested or not has_grown(self.config.repo(name)):
+                continue
+            with upkeep_turn(self.config.data_dir):
+                self.tended[name] = time.monotonic()
+                tend_repo(self, name, done := Pruned())
+            self._tell_upkeep(done)
+
+    @staticmethod
+    def _tell_upkeep(done: Pruned) -> None:
+        """One line in the log about what was freed, if anything was."""
+        if +done.counts:
+            log(f"upkeep: {spell_pruned(done.view(False))}")
 
     def _keep_snapshot(self, records: int) -> None:
         """Write a snapshot when so many records have come since the last one. Only what is in memory is taken under the lock."""
@@ -4656,7 +4723,7 @@ def read_metrics(engine: Engine) -> list[Metric]:
     with process.oneshot():
         cpu, memory, began = process.cpu_times(), process.memory_info().rss, process.create_time()
     build = {"version": __version__, "python": platform.python_version()}
-    free = shutil.disk_usage(engine.config.data_dir).free
+    free = room_at(engine.config.data_dir).free
 
     def one(name: str, kind: str, about: str, value: float, **labels: str) -> Metric:
         return Metric(name, kind, about, [("", labels, value)])
@@ -5482,6 +5549,260 @@ def fit(text: str, room: int) -> str:
 
 
 ###############################################################################
+# delivery: what follows a merge
+###############################################################################
+
+# -- upkeep: room on the disk ----------------------------------------------------
+
+UPKEEP_LOOK = 60.0  # seconds between two looks of the keeper
+UPKEEP_SECONDS = 3600.0  # between two times that it looks for logs and checkouts which can go
+STALE_SECONDS = 7 * 86400  # a checkout that was not used for so long goes by itself
+GROWN_LOOSE, GROWN_PACKS = 2000, 20  # objects and packs of which git maintenance makes one pack
+TENDED_SECONDS = 6 * 3600  # between two git maintenances of a repo by itself
+UNREACHABLE_KEPT = "2.weeks.ago"  # of objects that no ref reaches: a job may still work with them
+SERVING_REFS = "refs/forge/upkeep/"  # what jobs and base are at while git maintenance runs
+LOW_INODES = 10_000
+EVERYTHING = float("inf")
+
+
+class Room(NamedTuple):
+    """How much room a disk has, in bytes and files; 0 of 0 files where the file system does not count them."""
+
+    free: int
+    total: int
+    free_files: int
+    files: int
+
+    @property
+    def low(self) -> bool:
+        """Whether it is time to make room: less than 1 GiB, or 5 % of a small disk (up to 5 GiB), or few files are left."""
+        few = self.files > 0 and self.free_files < min(LOW_INODES, self.files // 20)
+        return few or self.free < max(1 << 30, min(self.total // 20, 5 << 30))
+
+    @property
+    def words(self) -> str:
+        files = f", {100 * self.free_files // self.files} % of the inodes" if self.files else ""
+        return f"{spell_bytes(self.free)} free ({100 * self.free // max(1, self.total)} %{files})"
+
+
+def room_at(path: Path) -> Room:
+    """The room where a path lies. Raises OSError."""
+    facts = os.statvfs(path)
+    return Room(facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize, facts.f_favail, facts.f_files)
+
+
+def scarce_room(config: Config) -> Room:
+    """The room of the data directory, or where the repos lie, if that is low. Raises OSError."""
+    here, there = room_at(config.data_dir), room_at(config.repos)
+    return there if there.low and not here.low else here
+
+
+def taken_by(path: Path, until: float = EVERYTHING) -> tuple[int, bool]:
+    """The bytes that a file or a directory takes on the disk; whether all was counted before `until` (monotonic seconds)."""
+    taken, todo = 0, [str(path)]
+    while todo:
+        if time.monotonic() > until:
+            return taken, False
+        here = todo.pop()
+        with contextlib.suppress(OSError):  # it is gone by now
+            facts = os.lstat(here)
+            taken += 512 * facts.st_blocks
+            if stat.S_ISDIR(facts.st_mode):
+                with os.scandir(here) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            todo.append(entry.path)
+                        else:
+                            taken += 512 * entry.stat(follow_symlinks=False).st_blocks
+    return taken, True
+
+
+@dataclass
+class Pruned:
+    """What was removed, or would be: how many of each kind, their bytes, and what was left alone for now and why."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+    left: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, size: int = 0, count: int = 1) -> None:
+        self.counts[kind] += count
+        self.sizes[kind] += size
+
+    def view(self, dry: bool) -> dict[str, Any]:
+        """As programs see it."""
+        kinds = ("logs", "checkouts", "refs", "repos")
+        removed = {kind: {"count": self.counts[kind], "bytes": self.sizes[kind]} for kind in kinds}
+        return {"dry_run": dry, "freed_bytes": sum(self.sizes.values()), "removed": removed, "left": self.left}
+
+
+def spell_pruned(view: Mapping[str, Any]) -> str:
+    """What was pruned, or would be, in a few words."""
+    verbs = {"logs": "removed", "checkouts": "removed", "refs": "removed", "repos": "packed"}
+    parts = [
+        f"{plural(found['count'], kind[:-1])} {'would be ' if view['dry_run'] else ''}{verbs[kind]}"
+        + (f" ({spell_bytes(found['bytes'])})" if found["bytes"] else "")
+        for kind, found in view["removed"].items()
+        if found["count"]
+    ]
+    would = "would be freed, without what git saves" if view["dry_run"] else "freed"
+    return f"{', '.join(parts)}; {spell_bytes(view['freed_bytes'])} {would}" if parts else "nothing to prune"
+
+
+@contextlib.contextmanager
+def upkeep_turn(directory: Path) -> Iterator[None]:
+    """Have upkeep for oneself: one at a time, and none while a backup is made (README.md). Raises Refused(409), OSError."""
+    with open(os.open(directory / "upkeep", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(409, "a backup is made, or somebody else prunes just now; do it again when that is done") from None
+        yield
+
+
+def jobs_finished(journal: Path) -> dict[int, str]:
+    """When each job finished, from jobs.jsonl as it lies there. What is no record is passed over, as the server does."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError), open(journal, "rb") as stream:
+        for line in stream:
+            if b'"job.finished"' in line:
+                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                    record = json.loads(line)
+                    if record["event"] == "job.finished":
+                        found[int(record["id"])] = str(record["finished_at"])
+    return found
+
+
+def prune(engine: Engine, days: int, dry: bool = False, by_itself: bool = False) -> Pruned:
+    """Remove logs of jobs that finished so many days ago (0: none), checkouts and refs of no more use; then git maintenance.
+
+    By itself it leaves checkouts that were used lately. A `dry` run removes nothing. Raises Refused(409), OSError.
+    """
+    done = Pruned()
+    with upkeep_turn(engine.config.data_dir):
+        logs = list_logs(engine.config.data_dir / "logs", None, None) if days else []
+        finished = jobs_finished(engine.config.data_dir / "jobs.jsonl") if logs else {}
+        moment = at_time(time.time() - days * 86400)
+        old = {job_id for job_id, at in finished.items() if at < moment} if days else set()
+        for job_id, folder in logs:
+            if job_id in old:
+                prune_log(folder / f"{job_id}.log", done, dry)
+        prune_checkouts(engine, STALE_SECONDS if by_itself else 0, done, dry)
+        for name in engine.repo_names():
+            try:
+                with engine.lock:
+                    in_use = {job.id for job in engine.state.jobs.values()}
+                done.add("refs", count=drop_tested(engine.usable(name), in_use, old, dry))
+                if not by_itself:
+                    tend_repo(engine, name, done, dry)
+            except (Refused, GitError, OSError) as error:
+                done.left.append(f"{name}: {error}")
+    return done
+
+
+def prune_log(path: Path, done: Pruned, dry: bool) -> None:
+    """Remove a log. Who reads it just now reads on."""
+    with contextlib.suppress(FileNotFoundError):
+        taken = 512 * path.stat().st_blocks
+        if not dry:
+            path.unlink()
+        done.add("logs", taken)
+
+
+def prune_checkouts(engine: Engine, unused: float, done: Pruned, dry: bool) -> None:
+    """Remove the checkouts that no job has used for so many seconds; never one that a job has."""
+    for slot in sorted((engine.config.data_dir / "work").glob("*/[0-9]*")):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            key = slot.parent.name, int(slot.name)
+            age = time.time() - slot.stat().st_mtime  # each use makes its tmp anew
+            if age < unused or key in checkouts_in_use(engine):
+                continue
+            taken, _ = taken_by(slot)
+            with engine.lock:  # a job that starts now takes another
+                busy = key in checkouts_in_use(engine)
+                if not busy:
+                    engine.slots[key] = 0
+            if not busy:
+                try:
+                    if not dry:
+                        discard(slot, engine.trash)
+                    done.add("checkouts", taken)
+                finally:
+                    with engine.lock:
+                        engine.slots.pop(key, None)
+    engine.littered.set()
+
+
+def checkouts_in_use(engine: Engine) -> set[tuple[str, int]]:
+    """The (repo, number) of the checkouts that jobs have, or had when the server ended."""
+    with engine.lock:
+        running = [job for job in engine.state.live_jobs() if job.status == "running"]
+        return {*engine.slots, *((job.repo, job.checkout) for job in running if job.checkout is not None)}
+
+
+def has_grown(repo: Path) -> bool:
+    """Whether a repo has so many loose objects or packs that git gets slow; the first are estimated as git does it."""
+    with contextlib.suppress(FileNotFoundError):
+        if 256 * len(os.listdir(repo / "objects/17")) > GROWN_LOOSE:
+            return True
+    return len(list((repo / "objects/pack").glob("*.pack"))) > GROWN_PACKS
+
+
+def tend_repo(engine: Engine, name: str, done: Pruned, dry: bool = False) -> None:
+    """Git maintenance of a repo in which no job runs: one pack of what its refs reach, packed refs. Raises Refused, GitError.
+
+    What no ref reaches is kept for two weeks. A job may work longer than that with a commit that was base once, and begin
+    while this goes on: refs name what jobs and base are at meanwhile.
+    """
+    path = engine.usable(name)
+    with engine.lock:
+        jobs = engine.state.live_jobs(name)
+        known = engine.state.repos.get(name, Repo())
+        named = {known.tip, *(commit for job in jobs for commit in (job.commit, job.base, job.tested))} - {None}
+    if any(job.status == "running" for job in jobs):
+        done.left.append(f"{name}: a job runs in it; git maintenance waits until it has ended")
+        return
+    if dry:
+        done.add("repos")
+        return
+    before = taken_by(path / "objects")[0]
+    listed = git(path, "for-each-ref", "--format=%(objectname) %(refname)", SERVING_REFS).split("\n")[:-1]
+    left = [(ref, commit, None) for commit, _, ref in (line.partition(" ") for line in listed)]
+    asked = "".join(f"{commit}\n" for commit in sorted(named, key=str))
+    there = [line for line in git(path, "cat-file", "--batch-check=%(objectname)", text=asked).split() if line in named]
+    if left:  # an earlier maintenance was killed
+        move_refs(path, left)
+    move_refs(path, [(f"{SERVING_REFS}{commit}", "0" * len(commit), commit) for commit in there])
+    try:
+        with engine.turn(name):
+            refs = git(path, "for-each-ref", "--format=%(refname).lock").split("\n")[:-1]
+            git_locking(path, ["packed-refs.lock", "packed-refs.new", *refs], "pack-refs", "--all", "--prune")
+        collect_garbage(engine, path)
+    finally:
+        move_refs(path, [(f"{SERVING_REFS}{commit}", commit, None) for commit in there])
+    done.add("repos", max(0, before - taken_by(path / "objects")[0]))
+
+
+def collect_garbage(engine: Engine, repo: Path) -> None:
+    """Run git gc, behind all others; it ends early when the server does. Raises GitError."""
+    settings = {"gc.packRefs": "false", "gc.writeCommitGraph": "false", "pack.threads": "1", "pack.windowMemory": "128m"}
+    chosen = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
+    args = (*chosen, "gc", "--quiet", "--cruft", f"--prune={UNREACHABLE_KEPT}")
+    with git_process(repo, args, None, True) as process:
+        try:
+            os.setpriority(os.PRIO_PROCESS, process.pid, 10)
+            while process.returncode is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    _, said = process.communicate(timeout=0.5)
+                if engine.closing:
+                    end_git(process, signal.SIGTERM)  # it removes its half-made pack
+        finally:
+            end_git(process)
+    if process.returncode:
+        raise GitError(("gc",), process.returncode, said.decode("utf-8", "replace"))
+
+
+###############################################################################
 # web: who may come in
 ###############################################################################
 
@@ -5593,6 +5914,11 @@ MAX_BODY = 1 << 20
 PAGES_BYTES = 8 << 20  # of pages that are not made anew for each reader
 WEB_THREADS = 16
 FOLLOW_SECONDS = 30.0
+CLONERS = WEB_THREADS // 4  # clones and fetches at a time: each takes a worker, and a git or two
+STALLED_MS = 120_000  # until who reads nothing of an answer is taken for gone
+CLONE_WAIT = 10.0  # seconds that one more waits for its turn
+FETCH_BYTES = 10 << 20  # of what a git asks for, unpacked; what git http-backend itself allows
+FETCH_PATH = re.compile(r"/r/[^/]+/(?:info/refs|git-upload-pack|git-receive-pack)")
 FINDERS = 2  # searches in logs at a time: each takes a worker, and a processor as long as it lasts
 COOKIE = "forge_session"
 
@@ -5609,7 +5935,8 @@ class Web:
         self.kept: dict[tuple[str, str, bool, bool], tuple[object, bytes]] = {}  # by request: pages, and what they were made from
         self.followers = threading.BoundedSemaphore(WEB_THREADS // 4)  # workers that may wait for a log at a time
         self.finders = threading.BoundedSemaphore(FINDERS)
-        self.waiters = threading.BoundedSemaphore(WEB_THREADS // 4)  # workers that may wait for a turn to search
+        self.cloners = threading.BoundedSemaphore(CLONERS)
+        self.waiters = threading.BoundedSemaphore(WEB_THREADS // 4)  # workers that may wait for a turn to search or to clone
         self.app = bottle.Bottle()
         self.app.install(self._answer)
         self.app.add_hook("before_request", self._check_request)
@@ -5647,7 +5974,12 @@ class Web:
             ("POST", "/login", self.login),
             ("GET", "/logout", self.login_page),
             ("POST", "/logout", self.logout),
+            ("POST", "/prune", self.prune),
             ("POST", "/hooks/post-receive", self.post_receive),
+            ("GET", "/r/<repo>.git", self.clone_page),
+            ("GET", "/r/<repo>/info/refs", self.fetch),
+            ("POST", "/r/<repo>/git-upload-pack", self.fetch),
+            ("POST", "/r/<repo>/git-receive-pack", self.fetch),
             ("GET", "/r/<repo>", self.repo),
             ("GET", "/r/<repo>/history", self.history),
             ("GET", "/r/<repo>/badge.svg", self.badge),
@@ -5675,7 +6007,7 @@ class Web:
                     raise Refused(413, "the body is larger than 1 MiB")
             open_path = request.path in ("/login", "/healthz", "/hooks/post-receive") or request.path.startswith("/static/")
             if self.config.private and not open_path:
-                self._authorize(wants_form=request.method == "POST")
+                self._authorize(wants_form=request.method == "POST" and not is_fetch())
         except Refused as error:
             raise self._refusal(error) from None
 
@@ -5743,6 +6075,8 @@ class Web:
 
     def _refusal(self, error: Refused) -> bottle.HTTPResponse:
         headers = dict(error.extra.get("headers", {}))
+        if error.status == 401 and is_fetch():  # so that git asks for name and password, or takes them from the URL
+            headers["WWW-Authenticate"] = 'Basic realm="forge", charset="UTF-8"'
         extra = {key: value for key, value in error.extra.items() if key != "headers"}
         wanted = wanted_type()
         if wanted == "html":
@@ -5845,8 +6179,9 @@ class Web:
             repos = [repo_summary(engine, name) for name in names]
             running, pending = self._running()
         icon, words = tab_of(len(running), [repo["verdict"] for repo in repos])
-        view = {"repos": repos, "running": running}
-        return self._show("index", view, pending=pending, clone=str(self.config.repos), icon=icon, words=words)
+        room = scarce_room(self.config)
+        view = {"repos": repos, "running": running, "disk": {"free_bytes": room.free, "total_bytes": room.total}}
+        return self._show("index", view, room=room, pending=pending, clone=str(self.config.repos), icon=icon, words=words)
 
     def _running(self, repo: str | None = None) -> tuple[list[dict[str, Any]], int]:
         """The jobs that run, and how many wait; the lock is held."""
@@ -5875,7 +6210,7 @@ class Web:
             wanted = [request for request in requests if shown in ("", request["standing"])]
             wanted.sort(key=lambda request: order.index(request["standing"]))
             listed = wanted[: fitting(map(row_size, wanted), ROWS_BYTES)]
-            about = {"heads": len(refs.heads), "path": str(self.config.repo(repo))}
+            about = {"heads": len(refs.heads), "path": str(self.config.repo(repo)), "clone": f"{engine.url}/r/{repo}.git"}
             about |= {"trouble": engine.troubles.get(repo), "standings": STANDINGS, "tally": tally, "shown": shown}
             return {"merge_requests": listed, "left_out": len(wanted) - len(listed), **about, **self._pulse(repo)}
 
@@ -6036,7 +6371,7 @@ class Web:
         if repo and not is_repo_name(repo):
             raise Refused(400, f"repo is {shorten(repo)}, which is no name of a repo")
         logs = list_logs(self.config.data_dir / "logs", repo or None, before) if needle else []
-        with self._turn() if logs else contextlib.nullcontext():
+        with self._turn(self.finders, "others are searching; search") if logs else contextlib.nullcontext():
             done = search_logs(logs, needle, time.monotonic() + FIND_SECONDS)
         jobs = []
         with self.engine.lock:
@@ -6053,18 +6388,18 @@ class Web:
         return self._show("search", view, repo=repo, repos=self.engine.repo_names(), older=older, marked=marked)
 
     @contextlib.contextmanager
-    def _turn(self, seconds: float = 0.0) -> Iterator[None]:
-        """A turn to search, for which some may wait so long, so that all others are answered. Raises Refused(503)."""
+    def _turn(self, turns: threading.BoundedSemaphore, words: str, seconds: float = 0.0) -> Iterator[None]:
+        """A turn to search or to clone, for which some may wait so long, so that all others are answered. Raises Refused(503)."""
         mine = self.waiters.acquire(blocking=False)
         if mine:
-            mine = self.finders.acquire(timeout=seconds)
+            mine = turns.acquire(timeout=seconds)
             self.waiters.release()
         if not mine:
-            raise Refused(503, "others are searching; search again in a moment", headers={"Retry-After": "2"})
+            raise Refused(503, f"{words} again in a moment", headers={"Retry-After": "2"})
         try:
             yield
         finally:
-            self.finders.release()
+            turns.release()
 
     def job(self, job_id: str) -> Any:
         """A job with a piece of its log in plain lines, which log.js colours: the end, or what was asked for."""
@@ -6137,7 +6472,7 @@ class Web:
         if not 0 < len(needle) <= 200:
             raise Refused(400, "find must be a text of 1 to 200 characters")
         found = Found([], 0, True, 0)
-        with self._turn(FIND_SECONDS / 2), contextlib.suppress(FileNotFoundError):
+        with self._turn(self.finders, "others are searching; search", FIND_SECONDS / 2), contextlib.suppress(FileNotFoundError):
             found = find_in_log(path, needle, FIND_MOST, time.monotonic() + FIND_SECONDS)
         matches = [{"line": line, "text": text} for line, text in found.matches]
         answer = {"count": found.count, "matches": matches, "complete": found.complete, "lines": found.lines}
@@ -6175,6 +6510,66 @@ class Web:
                     time.sleep(0.1)
         finally:
             self.followers.release()
+
+    # -- clone and fetch ----------------------------------------------------------------
+
+    def clone_page(self, repo: str) -> Any:
+        """Who opens the address of a clone in a browser wants to see the repo."""
+        self.engine.usable(repo)
+        return bottle.HTTPResponse("", 303, {"Location": f"/r/{repo}"})
+
+    def fetch(self, repo: str) -> Any:
+        """Clone and fetch: git's requests go to git http-backend, which can only read here. Raises Refused."""
+        request, name = bottle.request, repo.removesuffix(".git")
+        posted = request.method == "POST"
+        wanted = request.path.rpartition("/")[2] if posted else request.query.get("service")
+        path = self.engine.usable(name)
+        if wanted == "git-receive-pack":
+            raise Refused(403, f"{name} can only be read over http; push to {path} on the server, by ssh or by its path")
+        if wanted != "git-upload-pack":
+            raise Refused(403, "this git asks for single files (the dumb protocol), which are not served; use git 1.6.6 or newer")
+        body = fetch_body() if posted else b""
+        answer = self._backend(path, request.method, "" if posted else "service=git-upload-pack", body)
+        head = next(answer)  # from here on the answer holds a turn and a git, until it is closed
+        return bottle.HTTPResponse(answer, int(head.pop("Status", "200")[:3]), head)
+
+    def _backend(self, path: Path, method: str, query: str, body: bytes) -> Iterator[Any]:
+        """Run git http-backend on a repo: yields its headers, then its answer as it comes. Raises Refused, GitError.
+
+        Closed before its end (the client is gone), it ends git.
+        """
+        protocol = header("Git-Protocol")
+        about = {
+            "GIT_PROJECT_ROOT": str(path.parent),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "GIT_PROTOCOL": protocol if re.fullmatch(r"[a-z0-9=:.-]{1,50}", protocol) else "",
+            "PATH_INFO": f"/{path.name}/{'git-upload-pack' if method == 'POST' else 'info/refs'}",
+            "REQUEST_METHOD": "GET" if method == "HEAD" else method,
+            "QUERY_STRING": query,
+            "CONTENT_TYPE": utf8(bottle.request.content_type),
+            "CONTENT_LENGTH": str(len(body)),
+        }
+        args = ("http-backend",)
+        with (
+            self._turn(self.cloners, "others are cloning; fetch", CLONE_WAIT),
+            git_process(path, args, None, True, **about) as process,
+        ):
+            out = process.stdout
+            assert process.stdin and isinstance(out, io.BufferedReader) and process.stderr
+            try:
+                for feed in (partial(process.stdin.write, body), process.stdin.close):
+                    with contextlib.suppress(BrokenPipeError):  # what it printed says why
+                        feed()  # http-backend takes all of it before it answers
+                head = {}
+                while line := out.readline().decode("latin-1").strip():
+                    name, _, head[name] = line.partition(": ")
+                if not head:
+                    raise GitError(args, process.wait(), process.stderr.read().decode("utf-8", "replace"))
+                yield head
+                while chunk := out.read1(1 << 16):
+                    yield chunk
+            finally:
+                end_git(process)
 
     # -- actions ----------------------------------------------------------------------
 
@@ -6232,6 +6627,15 @@ class Web:
         return self._done(job_view(self.engine, job), f"/jobs/{job.id}", 202)
 
     # -- what the hooks say --------------------------------------------------------------
+
+    def prune(self) -> Any:
+        """Free room, as ``forge prune`` asks for it; answers when it is done."""
+        self._authorize()
+        days = self._form("days") or str(self.config.log_days)
+        if not re.fullmatch("[0-9]{1,6}", days):
+            raise Refused(400, f"days is {shorten(days)}, but must be a whole number")
+        dry = self._form("dry_run") == "1"
+        return self._done(prune(self.engine, int(days), dry).view(dry), "/")
 
     def post_receive(self) -> Any:
         """Take a push from a hook, or go on showing a log to a pusher who waits."""
@@ -6324,12 +6728,35 @@ class Web:
 
 
 def wanted_type() -> str:
-    """What the client asks for: json, html or text."""
+    """What the client asks for: json, html or text; git shows its user text only."""
     accept = header("Accept").lower()
     for name, kind in (("application/json", "json"), ("text/html", "html"), ("text/plain", "text")):
         if name in accept:
             return kind
-    return "html" if bottle.request.method == "GET" else "json"
+    return "text" if is_fetch() else "html" if bottle.request.method == "GET" else "json"
+
+
+def fetch_body() -> bytes:
+    """What a git that fetches has sent, unpacked. Raises Refused."""
+    body: bytes = bottle.request.body.read()
+    coding = header("Content-Encoding").lower()
+    if coding not in ("", "identity", "gzip", "x-gzip"):
+        raise Refused(400, f"the body is packed by {shorten(coding)}, but must be plain or gzip")
+    if coding in ("", "identity"):
+        return body
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        body = unpacker.decompress(body, FETCH_BYTES)
+    except zlib.error:
+        raise Refused(400, "the body says that it is gzip, but is not") from None
+    if unpacker.unconsumed_tail:
+        raise Refused(413, f"the body unpacks to more than {spell_bytes(FETCH_BYTES)}")
+    return body
+
+
+def is_fetch() -> bool:
+    """Whether the request is one that git makes."""
+    return FETCH_PATH.fullmatch(bottle.request.path) is not None
 
 
 def json_body(program: Mapping[str, Any]) -> bytes:
@@ -6390,6 +6817,8 @@ def header(name: str) -> str:
 def bearer() -> str | None:
     """What the request authenticates with in its header, or None."""
     scheme, _, given = header("Authorization").partition(" ")
+    if scheme.lower() == "basic" and is_fetch():  # git knows no other way
+        return (bottle.parse_auth(header("Authorization")) or ("", ""))[1]
     return given.strip() if scheme.lower() == "bearer" else None
 
 
@@ -7070,6 +7499,43 @@ def cmd_audit(config: Config, args: argparse.Namespace) -> int:
     return 0 if found["ok"] else 1
 
 
+def cmd_prune(config: Config, args: argparse.Namespace) -> int:
+    """Free room through the server; without one do it here, with the data directory to ourselves."""
+    days, client = args.days or config.log_days, Client(config)
+    form = {"dry_run": "1" if args.dry_run else "", **({"days": str(days)} if days else {})}
+    try:
+        done = json.loads(client.ask("/prune", urlencode(form).encode(), timeout=86400)[1])
+    except Fault as fault:
+        if fault.code != 3:
+            raise
+        done = prune_alone(config, days, args.dry_run)
+
+    def text(found: Any) -> str:
+        kept = [] if days or found["removed"]["logs"]["count"] else ["logs are kept; --days N or FORGE_LOG_DAYS removes old ones"]
+        return "\n".join([spell_pruned(found), *kept, *printable(found["left"])])
+
+    show(args, done, text)
+    return 0
+
+
+def prune_alone(config: Config, days: int, dry: bool) -> dict[str, Any]:
+    """Prune a data directory that no server has. Raises Fault."""
+    own_data_dir(config)
+    try:
+        engine = Engine(replace(config, sandbox="none"))  # it starts no job
+    except AlreadyServed as error:
+        raise Fault(1, str(error)) from None
+    try:
+        done = prune(engine, days, dry)
+        if not dry:
+            empty_trash(engine.trash)
+    except Refused as error:
+        raise Fault(1, error.text) from None
+    finally:
+        engine.stop()
+    return done.view(dry)
+
+
 Check = tuple[str, bool, str]  # what, whether it is well, what was found or what to do
 
 
@@ -7109,10 +7575,10 @@ def examine(config: Config) -> Iterator[Check]:
 
 def examine_data_dir(config: Config) -> Iterator[Check]:
     """Check what is in the data directory."""
-    root, free = config.data_dir, shutil.disk_usage(config.data_dir).free
+    root = config.data_dir
     mine, owner = root.stat().st_uid == os.geteuid() and os.access(root, os.W_OK), root.stat().st_uid
     yield "data", mine, str(root) if mine else f"{root} belongs to uid {owner}, or is read-only; run forge as its user"
-    yield "disk", free > 1 << 30, f"{spell_bytes(free)} free"
+    yield from examine_room(config)
     for name in ("token", "hook-token"):
         with contextlib.suppress(FileNotFoundError):
             mode = stat.S_IMODE((root / name).stat().st_mode)
@@ -7134,6 +7600,21 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
     except OSError:
         well = False
     yield "password", well, "set" if well else f"{config.password_file} cannot be read or is empty"
+
+
+def examine_room(config: Config) -> Iterator[Check]:
+    """Check the disks of the data directory and of the repos, and tell what takes how much."""
+    places = {os.stat(place).st_dev: place for place in (config.repos, config.data_dir) if place.is_dir()}
+    for place in reversed(places.values()):
+        room = room_at(place)
+        help_ = "; make room: forge prune, FORGE_LOG_DAYS, or a larger disk" if room.low else ""
+        yield "disk", not room.low, f"{place}: {room.words}{help_}"
+    until, parts = time.monotonic() + 3, []
+    for name in ("repos", "logs", "work", "home"):
+        taken, whole = taken_by(config.data_dir / name, until)
+        parts.append(f"{name} {'' if whole else 'more than '}{spell_bytes(taken)}")
+    kept = f"logs are kept for {plural(config.log_days, 'day')}" if config.log_days else "logs are kept for ever (FORGE_LOG_DAYS)"
+    yield "room", True, f"{', '.join(parts)}; {kept}"
 
 
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
@@ -7159,6 +7640,8 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # what is accepted inherits it: a client that takes nothing of its answer keeps a worker, and a clone its git
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MS)
         listener.bind((config.host, config.port))
     except socket.gaierror:
         raise WrongSetting(f"FORGE_HOST is {config.host!r}, which is no address of this machine") from None
@@ -7393,6 +7876,9 @@ def build_parser() -> argparse.ArgumentParser:
     verb("retry", "run a job again", cmd_retry, "ID")
     audit = verb("audit", "prove from journal and git that every merge was of a tested tree, once", cmd_audit)
     audit.add_argument("repo", metavar="REPO", nargs="?", help="only this repo")
+    pruning = verb("prune", "free room: old logs, checkouts and refs of no more use; pack the repos", cmd_prune)
+    pruning.add_argument("--days", type=job_number, metavar="N", help="remove logs older than N days (default: FORGE_LOG_DAYS)")
+    pruning.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     verb("doctor", "check this machine and the data directory", cmd_doctor)
     demo = verb("demo", "a tour: a server of its own, a branch that fails and one that merges", cmd_demo, as_json=False)
     demo.add_argument("--once", action="store_true", help="end after the story")

@@ -1011,6 +1011,38 @@ def bench_repo_page(lab: Lab) -> Iterator[Row]:
             )
 
 
+def bench_clone(lab: Lab) -> Iterator[Row]:
+    """A clone of 200 MB over http beside one by git's protocol over the repo's path, and what it takes of the server."""
+    took, bare, grown = Series(), Series(), Series(unit="MB")
+    with Server(lab) as server:
+        pair = Pair(lab, server, WITH_SCRIPT)
+        lab.run("git", "-C", pair.repos["forge"], "config", "core.bigFileThreshold", "1m")  # it is to be sent, not compressed
+        large = lab.root / "large"
+        large.write_bytes(os.urandom(200_000_000))
+        tree = lab.folder("tree")
+        setting = ("-c", "core.compression=0", "-c", "core.bigFileThreshold=1m")
+        lab.run("git", *setting, "clone", "--quiet", pair.repos["forge"], tree)
+        large.rename(tree / "large")
+        lab.run("git", *setting, "-C", tree, "add", "large")
+        lab.run("git", "-C", tree, "commit", "--quiet", "--message", "Something large")
+        lab.run("git", *setting, "-C", tree, "push", "--quiet", "origin", "HEAD:main")
+        server.settle()
+        before = server.watched.memory_info().rss
+        sources = {"forge": f"{server.url}/r/{pair.name}.git", "bare": f"file://{pair.repos['forge']}"}
+        for _, sides in lab.rounds(5):
+            for side in sides:
+                copy = lab.root / "copy"
+                began = time.perf_counter()
+                lab.run("git", "clone", "--quiet", "--bare", sources[side], copy)
+                (took if side == "forge" else bare).values.append(1000 * (time.perf_counter() - began))
+                shutil.rmtree(copy)
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        peak = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
+        grown.values.append((peak - before) / MEGABYTE)
+    yield row_by_ratio("clone of 200 MB over http", took, bare, 2)
+    yield row_by_limit("… what it adds to the server's memory", grown, 50)
+
+
 def bench_jobs_page(lab: Lab) -> Iterator[Row]:
     """The newest jobs out of 100,000, for one reader and, where wrk is installed, for eight that ask without a pause."""
     for number in range(5):
@@ -1054,6 +1086,7 @@ BENCHES: dict[str, Bench] = {
     "viewers": Bench(bench_viewers),
     "repo-page": Bench(bench_repo_page),
     "jobs-page": Bench(bench_jobs_page),
+    "clone": Bench(bench_clone),
 }
 
 

@@ -168,14 +168,14 @@ def test_few_wait_for_a_turn_to_search(tmp_path: Path) -> None:
 
     def search() -> int:
         try:
-            with web._turn(60):
+            with web._turn(web.finders, "others search;", 60):
                 return 200
         except forge.Refused as refused:
             return refused.status
 
     with ThreadPoolExecutor(forge.WEB_THREADS) as pool, contextlib.ExitStack() as others:
         for _ in range(forge.FINDERS):
-            others.enter_context(web._turn())
+            others.enter_context(web._turn(web.finders, "others search;"))
         asked = [pool.submit(search) for _ in range(forge.WEB_THREADS)]
         wait_for(lambda: sum(one.done() for one in asked) == len(asked) - few, "all but a few are refused")
         others.close()

@@ -1157,20 +1157,27 @@ def test_a_job_cannot_say_what_it_ran(work: Work) -> None:
 
 
 def test_a_process_with_the_same_number_is_not_taken_for_the_supervisor(tmp_path: Path) -> None:
+    """Number, start and boot must be the same, and the process must keep this very directory: a copy names the original's."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    began = round((forge.process_began(os.getpid()) or 0) * forge.CLOCK_TICKS)
-    for text, found in (
-        (f"{os.getpid()} {began} {boot}", True),
-        (f"{os.getpid()} {began + 1} {boot}", False),
-        (f"{os.getpid()} {began} {boot[::-1]}", False),
-        ("", False),
-        ("x y z", False),
+    (tmp_path / "copy").mkdir()
+    command = ["sh", "-c", "read -r _; :", "forge-supervisor", str(tmp_path), "log"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    wait_for(lambda: b"forge-supervisor" in Path(f"/proc/{process.pid}/cmdline").read_bytes(), "the start of sh")
+    began = round((forge.process_began(process.pid) or 0) * forge.CLOCK_TICKS)
+    for run, text, found in (
+        (tmp_path, f"{process.pid} {began} {boot}", True),
+        (tmp_path / "copy", f"{process.pid} {began} {boot}", False),
+        (tmp_path, f"{process.pid} {began + 1} {boot}", False),
+        (tmp_path, f"{process.pid} {began} {boot[::-1]}", False),
+        (tmp_path, "", False),
+        (tmp_path, "x y z", False),
     ):
-        (tmp_path / "pid").write_text(text)
-        adopted = forge.adopt(tmp_path)
-        assert bool(adopted) is found, text
+        (run / "pid").write_text(text)
+        adopted = forge.adopt(run)
+        assert bool(adopted) is found, (run, text)
         if adopted:
             os.close(adopted[1])
+    process.communicate(b"\n")
 
 
 def test_a_start_that_a_crash_cut_short_is_made_up_for(make_server: Callable[..., Server]) -> None:

@@ -3,6 +3,9 @@
 % badge, moment, running_strip = parts['badge'], parts['moment'], parts['running_strip']
 <h1>Repositories</h1>
 % running_strip(running, pending)
+% if room.low:
+<p class="trouble">The disk is nearly full: {{room.words}}. On the server: <code>forge prune</code> makes room, and <code>FORGE_LOG_DAYS</code> keeps logs from filling it.</p>
+% end
 % if not repos:
 <p class="empty">There is no repo yet. Make one on the server with <code>forge create NAME</code>, or copy a bare repository into <code>{{clone}}</code>. Then push a first branch to the path that <code>forge create</code> prints: it becomes base.</p>
 % else:
@@ -57,4 +60,7 @@
 </tbody>
 </table>
 </div>
+% end
+% if not room.low:
+<p class="dim">Disk: {{room.words}}</p>
 % end

@@ -21,7 +21,7 @@ last deployment \\
 %   moment(deployment['created_at'])
  ·
 % end
-<code>git clone {{path}}</code>
+<code>git clone {{clone}}</code> · push to <code>{{path}}</code>
 </p>
 <nav class="tabs" aria-label="{{repo}}"><a href="/r/{{repo}}" aria-current="page">Merge requests</a> <a href="/r/{{repo}}/history">History</a> <a href="/r/{{repo}}/deployments">Deployments</a> <a href="/jobs?repo={{repo}}">Jobs</a></nav>
 % running_strip(running, pending)
