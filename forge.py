@@ -4445,7 +4445,8 @@ class Engine:
             known = [*self.state.repos[name].holds.values()]
         lifted = lifted_by(known, target, tree)
         placed = holds_of(list(undone.values())[::-1], tree, locks, locks[target])
-        placed = [hold | {"rollback": commit} for hold in placed if hold["commit"] not in {hold.commit for hold in known}]
+        said = {"rollback": commit, "reason": f"{refs.base} was rolled back to {target[:12]}"}
+        placed = [hold | said for hold in placed if hold["commit"] not in {hold.commit for hold in known}]
         intent = {"repo": name, "base": refs.base, "merges": [about], "holds": placed, "lifted": lifted}
         error = self._act(name, ("merge.begun", intent), [(f"refs/heads/{refs.base}", refs.tip, commit)])
         if error:
@@ -5850,8 +5851,7 @@ def holds_of(
             continue
         before = locks.get(landed.parents.split(" ")[0], {})
         brought = [pair for pair in inputs_brought(before, locks[landed.commit]) if kept.get(pair["input"]) != pair["commit"]]
-        about = {"commit": landed.commit, "tree": landed.tree, "inputs": brought}
-        placed.append(about | {"reason": "it was rolled back"})
+        placed.append({"commit": landed.commit, "tree": landed.tree, "inputs": brought})
     return placed
 
 

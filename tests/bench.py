@@ -599,8 +599,9 @@ def bench_rollback(lab: Lab) -> Iterator[Row]:
     took = Series()
     with Server(lab) as server:
         pair = Pair(lab, server, WITH_SCRIPT)
-        config, begun = pair.repos["forge"] / "config", lab.root / "begun"
-        lab.run("git", "config", "--file", config, "forge.postMerge", 'git rev-parse HEAD > "$HOME/begun"')
+        lab.run(
+            "git", "config", "--file", pair.repos["forge"] / "config", "forge.postMerge", 'git rev-parse HEAD > "$HOME/begun"'
+        )
         begun = server.data / "home" / pair.name / "post-merge" / "begun"
         targets = []
         for name in ("first", "second"):
@@ -608,9 +609,9 @@ def bench_rollback(lab: Lab) -> Iterator[Row]:
             server.settle()
             targets.append(pair.tip("forge").strip())
         for number, _ in lab.rounds():
-            began, before = time.perf_counter(), pair.tip("forge").strip()
+            began, before = time.perf_counter(), pair.tip("forge")
             lab.run(sys.executable, FORGE, "rollback", pair.name, targets[number % 2])
-            ended = wait_until(lambda: pair.tip("forge").strip() not in (before, "") and begun.read_text() == pair.tip("forge"), "it")
+            ended = wait_until(lambda: pair.tip("forge") != before and begun.read_text() == pair.tip("forge"), "a deployment")  # noqa: B023
             took.values.append(1000 * (ended - began))
             server.settle()
     yield row_by_limit("rollback → its deployment has begun", took, 1000)

@@ -34,7 +34,11 @@
 <p>What was rolled back does not come back by a merge until somebody lifts its hold.</p>
 <form method="post" action="/r/{{repo}}/hold" data-key="holds">
 <button hidden disabled></button><input type="hidden" name="lift" value="1">
-% password_field()
+% if not logged_in:
+<p class="actions">
+%   password_field()
+</p>
+% end
 <div class="wide">
 <table class="rows">
 <thead><tr><th>Commit</th><th>It brought</th><th>Why</th><th>Since</th><th>Lift</th></tr></thead>
