@@ -38,6 +38,7 @@ Events
 ``jobs.jsonl``:   repo.found repo.gone base.moved branch.gone
                   job.queued job.started job.unstarted job.stopping job.finished head.blamed flake.found
 ``merges.jsonl``: merge.asked, merge.begun → merged | merge.abandoned, branch.deleting → branch.deleted | branch.kept
+                  hold.placed hold.lifted
 
 An effect on refs is written as an intent (begun, deleting), done, and written as an outcome. The next look at the repo
 after a crash compares each open intent with git (``Engine._settle``), before anything else is done there.
@@ -94,7 +95,7 @@ import unicodedata
 import uuid
 import zlib
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -269,7 +270,7 @@ class Job:
     heads: list[dict[str, str]]
     created_at: str
     status: str = "pending"
-    cause: str = "push"  # push, retest (the queue tests passed heads together), rerun (interrupted), retry
+    cause: str = "push"  # push, retest (the queue tests passed heads together), rerun (interrupted), retry, rollback
     command: str | None = None
     configured: str | None = None  # the command that the repo's config named, "" for a detected one
     base: str | None = None
@@ -304,8 +305,13 @@ class Job:
 
     @property
     def is_first(self) -> bool:
-        """Whether it tests one head for its own verdict, not passed heads for the queue."""
-        return self.kind == PRE and self.cause != "retest"
+        """Whether it tests one head for its own verdict, not passed heads for the queue, nor a rollback."""
+        return self.kind == PRE and self.cause not in ("retest", "rollback")
+
+    @property
+    def is_rollback(self) -> bool:
+        """Whether it tests an older tree of base, whose commit is its one head."""
+        return self.cause == "rollback"
 
     @property
     def is_result(self) -> bool:
@@ -344,6 +350,18 @@ class Branch:
 
 
 @dataclass
+class Hold:
+    """What must not come back to base by a merge: the tree of a base commit, and the locked inputs that it brought."""
+
+    commit: str
+    tree: str
+    inputs: list[dict[str, str]]  # {"input", "commit"} each
+    reason: str
+    since: str
+    rollback: str | None = None  # the commit that rolled it back; None: somebody placed it by hand
+
+
+@dataclass
 class Repo:
     """What is known of a repo: `tip` is the commit of base that post-merge has been told of."""
 
@@ -355,6 +373,9 @@ class Repo:
     early_job: int = 0  # the newest of those that did not wait for the first tests
     suspects: list[dict[str, str]] = field(default_factory=list)  # heads that failed together, and on which base
     suspects_on: str | None = None
+    undeployed: str | None = None  # the base from which on nothing was deployed, since those jobs never ran
+    rollback: int | None = None  # the job that tests a rollback, until that has landed or is given up
+    holds: dict[str, Hold] = field(default_factory=dict)  # by commit, in the order in which they were placed
 
 
 class Refs(NamedTuple):
@@ -502,7 +523,7 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 Event = tuple[str, dict[str, Any]]
 MERGE_EVENTS = frozenset(
-    ("merge.asked", "merge.begun", "merged", "merge.abandoned", "branch.deleting", "branch.deleted", "branch.kept")
+    "merge.asked merge.begun merged merge.abandoned branch.deleting branch.deleted branch.kept hold.placed hold.lifted".split()
 )
 
 
@@ -646,9 +667,9 @@ class Journal:
 RESULT_BYTES = 8
 
 
-def result_key(repo: str, tree: str, configured: str) -> bytes:
-    """What stands in a column for a tree of a repo and the command that is configured to test it."""
-    return hashlib.blake2b(f"{repo}\0{tree}\0{configured}".encode("utf-8", "surrogateescape"), digest_size=RESULT_BYTES).digest()
+def result_key(repo: str, tree: str) -> bytes:
+    """What stands in a column for a tree of a repo."""
+    return hashlib.blake2b(f"{repo}\0{tree}".encode("utf-8", "surrogateescape"), digest_size=RESULT_BYTES).digest()
 
 
 class JobIndex:
@@ -681,7 +702,7 @@ class JobIndex:
         if len(record.get("heads") or ()) > 1:
             self.together[job_id] = [branch_hash(repo, head["branch"]) for head in record["heads"][:-1]]
         if record.get("exit_code") is not None and record["kind"] == PRE and record.get("tree"):
-            found = result_key(repo, record["tree"], record.get("configured") or "")
+            found = result_key(repo, record["tree"])
             self.results[job_id * RESULT_BYTES : (job_id + 1) * RESULT_BYTES] = found
 
     def with_result(self, key: bytes) -> Iterator[int]:
@@ -835,6 +856,9 @@ def _fold_base_moved(state: State, record: Mapping[str, Any]) -> None:
     repo.base, repo.tip = record["branch"], record["new"]
     repo.born = repo.born or repo.tip is not None
     _forget_branch(state, record["repo"], record["branch"])
+    rollback = state.jobs.get(repo.rollback or 0)
+    if rollback and not rollback.live:  # it passed, and base moved before it landed
+        _end_rollback(state, repo)
 
 
 def _fold_branch_gone(state: State, record: Mapping[str, Any]) -> None:
@@ -846,6 +870,10 @@ def _fold_job_queued(state: State, record: Mapping[str, Any]) -> None:
     state.jobs[job.id] = job
     if job.kind == PRE:
         repo = state.repos.setdefault(job.repo, Repo())
+        if job.is_rollback:
+            _end_rollback(state, repo)
+            repo.rollback = job.id
+            return
         for head in job.heads:
             known = repo.branches.get(head["branch"])
             if known is None or known.head != head["commit"]:
@@ -867,6 +895,8 @@ def _fold_job_changed(state: State, record: Mapping[str, Any]) -> None:
         known.update([item for item in record.items() if item[0] in known])
         if record["event"] == "job.started":
             job.status = "running"
+        if job.kind == POST and job.repo in state.repos and (job.started_at is None or record["event"] == "job.started"):
+            state.repos[job.repo].undeployed = None if job.started_at else job.base
         if not job.live:
             if job.kind == PRE and job.repo in state.repos:
                 _judge(state.repos[job.repo], job, record)
@@ -874,7 +904,11 @@ def _fold_job_changed(state: State, record: Mapping[str, Any]) -> None:
 
 
 def _judge(repo: Repo, job: Job, record: Mapping[str, Any]) -> None:
-    """What the end of a pre-merge job means for the branches whose heads it tested."""
+    """What the end of a pre-merge job means for the branches whose heads it tested, or the rollback."""
+    if job.is_rollback:
+        if job.status != "passed" and not (job.interrupted and job.retry_of is None) and repo.rollback == job.id:
+            repo.rollback = None
+        return
     for head in job.heads:
         branch = repo.branches.get(head["branch"])
         if branch is None or branch.head != head["commit"]:
@@ -939,10 +973,27 @@ def _fold_outcome(state: State, record: Mapping[str, Any]) -> None:
         intent["merges"] = [merge for merge in intent.get("merges", []) if merge["branch"] != record["branch"]]
         repo = state.repos.setdefault(record["repo"], Repo())
         repo.suspects = [head for head in repo.suspects if head["branch"] != record["branch"]]
-        if repo.suspects_on == record["parent"]:  # what fails together does so on top of a part of it, too
+        if record.get("how") == "rollback":
+            _end_rollback(state, repo)
+        elif repo.suspects_on == record["parent"]:  # what fails together does so on top of a part of it, too
             repo.suspects_on = record["merge_commit"]
     if not intent.get("merges") or record["event"] == "merge.abandoned":
         state.intents.pop(record["begun"], None)
+
+
+def _end_rollback(state: State, repo: Repo) -> None:
+    before, repo.rollback = repo.rollback, None
+    _drop_unused(state, before)
+
+
+def _fold_hold_placed(state: State, record: Mapping[str, Any]) -> None:
+    holds = state.repos.setdefault(record["repo"], Repo()).holds
+    facts = {name: record.get(name) or "" for name in ("commit", "tree", "reason")}
+    holds[record["commit"]] = Hold(**facts, inputs=record["inputs"], since=record["at"], rollback=record.get("rollback"))
+
+
+def _fold_hold_lifted(state: State, record: Mapping[str, Any]) -> None:
+    state.repos.setdefault(record["repo"], Repo()).holds.pop(record["commit"], None)
 
 
 def _forget_branch(state: State, repo: str, name: str) -> None:
@@ -954,10 +1005,12 @@ def _forget_branch(state: State, repo: str, name: str) -> None:
 def _drop_unused(state: State, job_id: int | None) -> None:
     """Forget a job that has ended and is not the newest of an open branch."""
     job = state.jobs.get(job_id or 0)
-    branches = state.repos[job.repo].branches if job and job.repo in state.repos else {}
+    repo = state.repos.get(job.repo) if job else None
+    branches = repo.branches if repo else {}
     if (
         job
         and not job.live
+        and not (repo and repo.rollback == job.id)
         and all(head["branch"] not in branches or branches[head["branch"]].job != job.id for head in job.heads)
     ):
         del state.jobs[job.id]
@@ -983,13 +1036,15 @@ FOLDS: dict[str, tuple[Callable[[State, Mapping[str, Any]], None], str]] = {
     "branch.deleting": (_fold_intent, "repo branch head"),
     "branch.deleted": (_fold_outcome, "repo branch begun"),
     "branch.kept": (_fold_outcome, "repo begun"),
+    "hold.placed": (_fold_hold_placed, "repo commit tree inputs reason"),
+    "hold.lifted": (_fold_hold_lifted, "repo commit"),
 }
 
 # What each field must be, wherever it is: a record of another version, or one that was damaged, must not get as far as
 # the code that believes in it.
 FIELD_HINTS = get_type_hints(Job) | dict.fromkeys(("tip", "old", "new"), str | None) | {"begun": int, "job": int}
 FIELD_HINTS |= dict.fromkeys(("head", "how", "merge_commit", "parent"), str) | dict.fromkeys(("merges", "others", "jobs"), list)
-FIELD_HINTS |= {"duration": float | int | None}
+FIELD_HINTS |= {"duration": float | int | None, "rollback": str | None} | dict.fromkeys(("inputs", "holds", "lifted"), list)
 FIELD_KINDS = {
     name: {get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
     for name, hint in FIELD_HINTS.items()
@@ -999,6 +1054,9 @@ PART_CHECKS: dict[str, Callable[[Any], bool]] = {  # of what is in a list
     "merges": lambda part: all(type(part[name]) is str for name in ("branch", "head", "merge_commit")),
     "chain": lambda part: type(part) is list and [*map(type, part)] == [str, str],
     "others": lambda part: type(part) is str,
+    "lifted": lambda part: type(part) is str,
+    "inputs": lambda part: [type(part[name]) for name in ("input", "commit")] == [str, str],
+    "holds": lambda part: {"commit", "tree", "inputs", "reason"} <= part.keys(),
     "stopping": lambda part: type(part) is str,
     "jobs": lambda part: type(part) is int,
 }
@@ -1207,12 +1265,12 @@ class Ledger:
         jobs = self.search(10, job_id, job.repo, job.branch, job.kind) if job else []
         return next((job.status for job in jobs if job.status in VERDICTS), None)
 
-    def result(self, repo: str, tree: str, configured: str, status: str | None = None) -> Job | None:
-        """The newest job whose command gave a verdict (or `status`) on a tree of a repo, or None."""
-        for job_id in self.finished.with_result(result_key(repo, tree, configured)):
+    def result(self, repo: str, tree: str, configured: str | None, status: str | None = None) -> Job | None:
+        """The newest job whose command (None: whichever) gave a verdict (or `status`) on a tree of a repo, or None."""
+        for job_id in self.finished.with_result(result_key(repo, tree)):
             job = self.job(job_id)
-            fits = job and (job.repo, job.tree, job.configured or "") == (repo, tree, configured) and status in (None, job.status)
-            if job and fits and job.is_result:
+            fits = job and (job.repo, job.tree) == (repo, tree) and configured in (None, job.configured or "")
+            if job and fits and status in (None, job.status) and job.is_result:
                 return job
         return None
 
@@ -1241,27 +1299,20 @@ class Ledger:
         return merges[0] if merges and not (jobs and jobs[0].id > merges[0]["job"]) else None
 
     def merges_of(
-        self, repo: str, branch: str | None = None, limit: int = 100, before: int | None = None, since: str = ""
+        self, repo: str, branch: str | None = None, limit: int = 100, before: int | None = None
     ) -> list[dict[str, Any]]:
         """The newest merges of a repo (of one branch of it), newest first, as the journal has them.
 
-        Only those among its first `before` merges, and none that is as old as `since`.
+        Only those among its first `before` merges.
         """
         found: list[dict[str, Any]] = []
         for place in self.merges.newest(repo, branch, before):
             if len(found) >= limit:
                 break
             record = self._read("merges", place)
-            if record and since and record["at"] <= since:
-                break
             if record and branch in (None, record["branch"]):
                 found.append(record)
         return found
-
-    def merges_until(self, repo: str, moment: str) -> int:
-        """How many merges of a repo there had been at a moment."""
-        places = self.merges.places.get(repo, array("q"))
-        return bisect_right(places, moment, key=lambda place: (self._read("merges", place) or {"at": ""})["at"])
 
 
 ###############################################################################
@@ -1602,7 +1653,7 @@ def read_commits(repo: Path, commits: Iterable[str]) -> dict[str, CommitFacts]:
 
 
 class Landed(NamedTuple):
-    """A commit of base as git has it; the last three are its trailers."""
+    """A commit of base as git has it; the last four are its trailers."""
 
     commit: str
     tree: str
@@ -1612,19 +1663,28 @@ class Landed(NamedTuple):
     branch: str
     head: str
     job: str
+    rollback_to: str = ""
+
+    @property
+    def is_rollback(self) -> bool:
+        """Whether it says that forge made it to go back to an earlier tree."""
+        return self.subject.startswith("Forge Rollback: ") and bool(self.rollback_to)
 
     @property
     def claims(self) -> bool:
         """Whether it says that forge made it."""
-        return self.subject.startswith("Forge Merge: ") and bool(self.branch or self.head or self.job)
+        return self.is_rollback or (self.subject.startswith("Forge Merge: ") and bool(self.branch or self.head or self.job))
+
+
+LANDED_TRAILERS = ("Branch", "Head", "Job", "Rollback-To")
 
 
 def read_landed(repo: Path, tip: str, *how: str) -> dict[str, Landed]:
     """The commits of `tip` by id, newest first, with one git. Raises GitError."""
-    trailers = (f"%(trailers:key=Forge-{key},valueonly,unfold,separator=%x2C)" for key in ("Branch", "Head", "Job"))
+    trailers = (f"%(trailers:key=Forge-{key},valueonly,unfold,separator=%x2C)" for key in LANDED_TRAILERS)
     form = "%x00".join(("%H", "%T", "%P", "%aI", "%s", *trailers))
     words = git(repo, "log", *how, "-z", "--no-show-signature", f"--format={form}", "--end-of-options", tip).split("\0")
-    return {words[at]: Landed(*words[at : at + 8]) for at in range(0, len(words) - 7, 8)}
+    return {words[at]: Landed(*words[at : at + 9]) for at in range(0, len(words) - 8, 9)}
 
 
 def asks_for_merge(trailers: str) -> bool:
@@ -1634,6 +1694,39 @@ def asks_for_merge(trailers: str) -> bool:
         if key.strip().lower() in ("auto-merge", "forge-auto-merge") and value.strip().lower() in ("yes", "true"):
             return True
     return False
+
+
+def rollback_message(target: str, undone: Sequence[Landed], job_id: int) -> str:
+    """The message of a commit that gives base an earlier tree again; `undone` are the commits it takes back, newest first."""
+    listed = [f"- {landed.commit[:12]} {visible(landed.subject, 100)}" for landed in undone[:UNDONE_NAMED]]
+    listed += [f"- and {len(undone) - UNDONE_NAMED} more"] if len(undone) > UNDONE_NAMED else []
+    said = f"The tree is that of {target} again. This takes back:\n\n" + "\n".join(listed)
+    job = f"Forge-Job: {job_id}\n" if job_id else ""
+    return f"Forge Rollback: {target[:12]}\n\n{said}\n\nForge-Rollback-To: {target}\n{job}"
+
+
+def read_locks(repo: Path, revisions: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The locked inputs of commits or trees, as `locked_inputs` has them; a lock that is too large counts as none.
+
+    Raises GitError.
+    """
+    revisions = list(dict.fromkeys(revisions))
+    asked = "".join(f"{revision}:flake.lock\n" for revision in revisions)
+    told = git(repo, "cat-file", "--batch-check", text=asked).split("\n")
+    blobs = {}  # by revision
+    for revision, (object_id, *about) in zip(revisions, map(str.split, told), strict=False):
+        if about[0] == "blob" and int(about[1]) <= LOCK_BYTES:
+            blobs[revision] = object_id
+    found: dict[str, dict[str, str]] = {}
+    wanted = sorted(set(blobs.values()))
+    for at in range(0, len(wanted), LOCKS_AT_ONCE):
+        some = wanted[at : at + LOCKS_AT_ONCE]
+        rest = git(repo, "cat-file", "--batch", text="".join(f"{blob}\n" for blob in some)).encode("utf-8", "surrogateescape")
+        for blob in some:
+            header, _, rest = rest.partition(b"\n")
+            size = int(header.split()[2])
+            found[blob], rest = locked_inputs(rest[:size]), rest[size + 1 :]
+    return {revision: found.get(blobs.get(revision, ""), {}) for revision in revisions}
 
 
 def tree_of(repo: Path, commit: str) -> str:
@@ -2508,7 +2601,7 @@ def sandbox_trouble(code: int | None, log_file: Path) -> str | None:
 
 
 class Queue(NamedTuple):
-    """Test heads: passed ones chained on the base that is there now (retest), or one whose job was interrupted (rerun)."""
+    """Test heads: passed ones chained on the base that is there now (retest), or what was interrupted (rerun, rollback)."""
 
     heads: tuple[tuple[str, str], ...]  # (branch, commit), in landing order
     cause: str
@@ -2516,7 +2609,7 @@ class Queue(NamedTuple):
 
 
 class Merge(NamedTuple):
-    """Move base to the candidate that a job tested, and remove its branches. `how` is for each of its heads."""
+    """Move base to the candidate that a job tested, and remove its branches; or roll back. `how` is for each of its heads."""
 
     job: Job
     how: tuple[str, ...]
@@ -2540,11 +2633,19 @@ class Waiting(NamedTuple):
     since: str
 
 
+class Held(NamedTuple):
+    """That a merge would bring back what is on hold: by which hold, and in words."""
+
+    commit: str
+    words: str
+
+
 class Facts(NamedTuple):
     """What the gate has to know of a head beside the journal: does it ask for a merge, how does it merge with base."""
 
     auto_merge: bool
     merged: Merged
+    held: Held | None = None
 
 
 def choose_base(refs: Refs, push: Push, born: bool) -> str | None:
@@ -2605,8 +2706,10 @@ def why_unwanted(job: Job, refs: Refs, again: set[str]) -> tuple[str, str] | Non
     """(status, reason) to end a live job with, since what it tests is of no interest any more. `again` were pushed anew."""
     if job.kind == POST:
         return None
-    if not job.is_first and job.base != refs.tip:
-        return "superseded", f"{refs.base} has moved on"
+    if not job.is_first and (job.base != refs.tip or (job.is_rollback and job.branch != refs.base)):
+        return "superseded", f"{refs.base} has moved on{'; roll back again' if job.is_rollback else ''}"
+    if job.is_rollback:
+        return None
     for branch, commit in pairs(job.heads):
         status, reason = "canceled", ""
         if branch not in refs.heads:
@@ -2626,7 +2729,7 @@ def _notice_base(name: str, state: State, known: Repo, refs: Refs, fresh: Iterat
     moved = {"repo": name, "branch": refs.base, "old": known.tip, "new": refs.tip}
     events: list[Event] = [("base.moved", moved)]
     if refs.tip is not None and refs.base is not None and refs.tip != known.tip:
-        before = known.tip
+        before = known.undeployed or known.tip
         for job in state.live_jobs(name):
             if job.kind == POST and job.status == "pending" and not job.stopping:
                 events.append(end_job(job, "superseded", f"{refs.base} moved on before this was deployed"))
@@ -2674,6 +2777,7 @@ def line_up(
             or branch.passed is None
             or about is None
             or about.merged.tree is None
+            or about.held
             or job is None
             or (job.live and job.is_first)
         ):
@@ -2699,6 +2803,13 @@ def decide(
         there = refs.heads.get(name) == branch.head and name in refs.ahead
         if job and there and job.is_first and job.interrupted and job.cause != "rerun":
             return Queue(((name, branch.head),), "rerun", job.id)
+    rollback = jobs.get(known.rollback or 0)
+    if rollback:  # nothing else is to land before it
+        if rollback.live or rollback.commit in apart:
+            return None
+        if rollback.status == "passed":
+            return Merge(rollback, ("rollback",))
+        return Queue(pairs(rollback.heads), "rollback", rollback.id)
     newest = jobs.get(known.queue_job or 0)
     if newest and newest.live:
         return None
@@ -2711,7 +2822,9 @@ def decide(
         return all(name in lined and lined[name].branch.head == head for name, head in pairs(heads))
 
     passed = jobs[line[0].branch.job or 0]
-    if passed.status == "passed" and passed.chain and passed.base == refs.tip and all_lined(passed.heads):
+    # several may come to a tree that is on hold, although none of them does alone
+    held = len(passed.chain) > 1 and not held_trees(known).isdisjoint(tree for _, tree in passed.chain)
+    if passed.status == "passed" and passed.chain and not held and passed.base == refs.tip and all_lined(passed.heads):
         return Merge(passed, tuple(lined[name].how for name, _ in pairs(passed.heads)))
     if newest and newest.interrupted and newest.retry_of is None and all_lined(newest.heads):
         return Queue(pairs(newest.heads), "retest", newest.id)
@@ -2731,12 +2844,19 @@ def decide(
     return Queue(tuple((waiting.name, waiting.branch.head) for waiting in line), "retest")
 
 
+def held_trees(known: Repo) -> set[str]:
+    """The trees of a repo that are on hold."""
+    return {hold.tree for hold in known.holds.values()}
+
+
 def pairs(heads: list[dict[str, str]]) -> tuple[tuple[str, str], ...]:
     """The heads of a job as (branch, commit)."""
     return tuple((head["branch"], head["commit"]) for head in heads)
 
 
-def why_blocked(name: str, refs: Refs, known: Repo, job: Job | None, merged: Merged | None) -> list[str]:
+def why_blocked(
+    name: str, refs: Refs, known: Repo, job: Job | None, merged: Merged | None, held: Held | None = None
+) -> list[str]:
     """What keeps a branch from being merged into base when somebody asks for it, in words; [] when nothing does.
 
     `job` is its newest job.
@@ -2761,6 +2881,12 @@ def why_blocked(name: str, refs: Refs, known: Repo, job: Job | None, merged: Mer
     elif merged and merged.conflicts:
         paths = ", ".join(merged.conflicts[:5]) + (f" and {len(merged.conflicts) - 5} more" if len(merged.conflicts) > 5 else "")
         blockers.append(f"it conflicts with {refs.base} in {paths}; merge or rebase onto {refs.base} and push again")
+    if held:
+        blockers.append(held.words)
+    if known.rollback is not None:
+        blockers.append(
+            f"{refs.base} is being rolled back, which job {known.rollback} tests; nothing is merged before that is done"
+        )
     return blockers
 
 
@@ -2811,9 +2937,12 @@ def why_no_retry(old: Job, refs: Refs, live: Iterable[Job]) -> str | None:
     """Why a job cannot be run again, or None. `live` are the repo's pending and running jobs."""
     if old.live:
         return f"job {old.id} has not ended yet: {old.status}"
+    if old.is_rollback and (refs.base, refs.tip) != (old.branch, old.base):
+        at = (refs.tip or "nothing")[:12]
+        return f"job {old.id} tested a rollback of {(old.base or '')[:12]}, but {refs.base or 'base'} is at {at}; roll back again"
     if old.kind == POST and refs.tip != old.commit:
         return f"job {old.id} deployed {old.commit[:12]}, but base is at {(refs.tip or 'nothing')[:12]}; roll back instead"
-    if old.kind == PRE and not still_open(old, refs):
+    if old.kind == PRE and not old.is_rollback and not still_open(old, refs):
         head = refs.heads.get(old.branch)
         stands = "is gone" if head is None else "has nothing to merge" if head == old.commit else f"is at {head[:12]} now"
         return f"job {old.id} tested {old.commit[:12]}, but {old.branch} {stands}; push again to have it tested"
@@ -2858,6 +2987,7 @@ def news_of(record: Mapping[str, Any], before: str | None, url: str) -> list[dic
         events = ["rolled-back" if record.get("how") == "rollback" else "merged"]
         job_id, commit, at = record["job"], record["merge_commit"], record.get("merged_at") or record["at"]
         about = {"head": record["head"], "how": record.get("how")}
+        page = f"{url}/jobs/{job_id}" if job_id else f"{url}/r/{record['repo']}/history"
     else:
         job_id, commit, at = record["id"], record["commit"], record.get("finished_at") or record["created_at"]
         passed = record["status"] == "passed"
@@ -2869,7 +2999,8 @@ def news_of(record: Mapping[str, Any], before: str | None, url: str) -> list[dic
         events = [event for event, true in told.items() if true]
         about = {name: record.get(name) for name in ("kind", "status", "reason", "exit_code", "duration", "digest")}
         about["branches"] = [head["branch"] for head in record["heads"]]
-    place = {"repo": record["repo"], "branch": record["branch"], "commit": commit, "job": job_id, "url": f"{url}/jobs/{job_id}"}
+        page = f"{url}/jobs/{job_id}"
+    place = {"repo": record["repo"], "branch": record["branch"], "commit": commit, "job": job_id or None, "url": page}
     return [{"event": event, **place, **about, "at": at} for event in events]
 
 
@@ -3242,6 +3373,7 @@ class Engine:
         self.dispatch()
         with self.lock:
             newest = [self.state.newest_job(name, branch) for branch in self.state.repos[name].branches]
+            newest.append(self.state.jobs.get(self.state.repos[name].rollback or 0))
             if any(job and (job.status == "pending" or not job.live) and job.id not in self.starting for job in newest):
                 self.poke(name)  # else there is nothing to decide
         return refs
@@ -3366,6 +3498,22 @@ class Engine:
         """How two commits of a repo merge."""
         return self._kept(("merge", name, base, head), lambda: merge_tree(self.config.repo(name), base, head))
 
+    def locked(self, name: str, tree: str) -> dict[str, str]:
+        """The locked inputs of a tree of a repo."""
+        return self._kept(("lock", name, tree), lambda: read_locks(self.config.repo(name), [tree])[tree])
+
+    def held(self, name: str, base: str | None, merged: Merged | None) -> Held | None:
+        """By which hold a merge into the commit `base` is stopped, if any; where nothing is on hold, nothing is read."""
+        with self.lock:
+            holds = [*self.state.repos.get(name, Repo()).holds.values()]
+        if not (holds and base and merged and merged.tree):
+            return None
+        before = self._kept(("tree", name, base), lambda: tree_of(self.config.repo(name), base))
+        if before == merged.tree:
+            return None
+        locks = [self.locked(name, tree) if any(hold.inputs for hold in holds) else {} for tree in (before, merged.tree)]
+        return held_by(name, holds, merged.tree, *locks)
+
     def counts(self, name: str, base: str, head: str) -> tuple[str | None, int, int]:
         """What `count_commits` says of two commits of a repo."""
         return self._kept(("count", name, base, head), lambda: count_commits(self.config.repo(name), base, head))
@@ -3388,6 +3536,10 @@ class Engine:
         self._learn(("commit", name), heads, partial(read_commits, path))
         if base:
             self._learn(("merge", name, base), heads, partial(merge_trees, path, base))
+        with self.lock:
+            held = base and any(hold.inputs for hold in self.state.repos.get(name, Repo()).holds.values())
+            merged = [self._cache.get(("merge", name, base or "", head)) for head in heads] if held else []
+        self._learn(("lock", name), [one.tree for one in merged if one and one.tree], partial(read_locks, path))
 
     def _learn(self, about: tuple[str, ...], heads: Iterable[str], read: Callable[[list[str]], Any]) -> None:
         """Keep what `read` says of heads of which it is not known yet; what git cannot tell is left to who asks for one."""
@@ -3554,13 +3706,16 @@ class Engine:
         return {"base": base, "tested": job.commit, "tree": tree_of(path, job.commit), "chain": []}
 
     def _chain(
-        self, name: str, tip: str, heads: Iterable[tuple[str, str]], job_id: int
+        self, name: str, tip: str, heads: Iterable[tuple[str, str]], job_id: int, without: Iterable[str] = ()
     ) -> tuple[list[tuple[str, str]], list[list[str]]]:
-        """Merge heads one after the other onto `tip`: those that could be, and [merge commit, tree] of each. Raises GitError."""
+        """Merge heads one after the other onto `tip`: those that could be, and [merge commit, tree] of each. Raises GitError.
+
+        A head that would make a tree of those in `without` is left out.
+        """
         merged_heads, chain = [], []
         for branch, head in heads:
             merged = self.merged(name, tip, head)
-            if merged.tree:
+            if merged.tree and merged.tree not in without:
                 path = self.config.repo(name)
                 commit = partial(commit_tree, path, merged.tree, (tip, head), merge_message(branch, head, job_id))
                 try:
@@ -3937,7 +4092,7 @@ class Engine:
     def _perform(self, name: str, refs: Refs, action: Queue | Merge | Blame | None) -> bool:
         """Do what the gate decided; whether to ask it again. The repo's turn is held."""
         if isinstance(action, Merge):
-            return self._merge(name, refs, action)
+            return (self._land_rollback if action.job.is_rollback else self._merge)(name, refs, action)
         if isinstance(action, Blame):
             with self.lock:
                 passed_on = self.state.repos[name].branches[action.branch].passed_on
@@ -3945,9 +4100,11 @@ class Engine:
             since = read_landed(self.config.repo(name), refs.tip or "", *how)
             with self.lock:
                 merges = [merge for merge in self.ledger.merges_of(name) if merge["merge_commit"] in since]
-                others = [merge["branch"] for merge in merges][::-1]
+                others = [f"a rollback of {m['branch']}" if m["how"] == "rollback" else m["branch"] for m in merges][::-1]
                 others += [f"direct pushes to {refs.base}"] if len(since) > len(merges) and passed_on else []
                 self.record(("head.blamed", {"repo": name, **action._asdict(), "others": others}))
+        elif action and action.cause == "rollback":
+            self._queue_rollback(name, refs, action.heads[0][1], action.retry_of)
         elif action and action.cause == "retest":
             self._queue_together(name, refs, action.heads, action.retry_of)
         elif action:
@@ -3963,8 +4120,9 @@ class Engine:
         assert refs.tip
         with self.lock:
             self.promised.add(job_id := self.next_id())
+            held = held_trees(self.state.repos[name])
         try:
-            merged_heads, chain = self._chain(name, refs.tip, heads, job_id)
+            merged_heads, chain = self._chain(name, refs.tip, heads, job_id, held)
             if not chain:
                 raise Refused(409, f"nothing of it can be merged into {refs.base} by now; look at it again")
             keep_tested(self.config.repo(name), job_id, chain[-1][0])
@@ -4003,7 +4161,8 @@ class Engine:
         facts = {}
         for head in heads:
             try:
-                facts[head] = Facts(self.commit(name, head).auto_merge, self.merged(name, refs.tip, head))
+                merged = self.merged(name, refs.tip, head)
+                facts[head] = Facts(self.commit(name, head).auto_merge, merged, self.held(name, refs.tip, merged))
             except GitError as error:  # one broken commit must not hold up the other branches
                 self.complain(f"{name}: {head} cannot be judged", error)
         return facts
@@ -4072,7 +4231,8 @@ class Engine:
         tip = heads.get(intent["base"])
         if tip is None or not is_ancestor(path, intent["merges"][-1]["merge_commit"], tip):
             return outcome_of(intent, reason)
-        left = [(f"refs/heads/{merge['branch']}", merge["head"], None) for merge in intent["merges"]]
+        gone = [merge for merge in intent["merges"] if merge["branch"] != intent["base"]]  # a rollback removes no branch
+        left = [(f"refs/heads/{merge['branch']}", merge["head"], None) for merge in gone]
         left = [move for move in left if heads.get(move[0][11:]) == move[1]]
         if left:
             move_refs(path, left)
@@ -4116,7 +4276,10 @@ class Engine:
             self.unspoken -= {job.id for job in spoken}
             known = self.state.repos.get(name, Repo())
             for verdict in spoken:
-                for head in verdict.heads:
+                if verdict.is_rollback:
+                    why = self.stuck.get((name, verdict.branch, verdict.commit)) or f"{verdict.status}, {verdict.reason}"
+                    log(f"{name}/{verdict.branch} was not rolled back to {verdict.commit}: job {verdict.id}: {why}")
+                for head in verdict.heads if not verdict.is_rollback else ():
                     why = self._why_not(known, refs, verdict, head, facts)
                     log(f"auto-merge not attempted for {name}/{head['branch']}: {why}")
 
@@ -4128,7 +4291,7 @@ class Engine:
             return job.reason or "the branch has moved on"
         if newest.id != job.id:
             return f"{job.reason if newest.is_first else 'base has moved on'}; job {newest.id} tests it again"
-        blockers = why_blocked(head["branch"], refs, known, job, about.merged if about else None)
+        blockers = why_blocked(head["branch"], refs, known, job, *(about[1:] if about else (None,)))
         return explain(blockers, wish_of(branch, about) if about else None, job.base != refs.tip)
 
     # -- what people ask for ------------------------------------------------------
@@ -4142,9 +4305,10 @@ class Engine:
             refs = self.look(name)
             head = self._open_head(name, refs, branch, head)
             merged = self.merged(name, refs.tip, head) if refs.tip else None
+            held = self.held(name, refs.tip, merged)
             with self.lock:
                 known, job = self.state.repos[name], self.state.newest_job(name, branch)
-                blockers = why_blocked(branch, refs, known, job, merged)
+                blockers = why_blocked(branch, refs, known, job, merged, held)
                 if job and job.live:
                     blockers = [blocker for blocker in blockers if blocker != _job_blocker(job)]
                 if blockers:
@@ -4216,15 +4380,176 @@ class Engine:
                 reason = why_no_retry(old, refs, self.state.live_jobs(old.repo))
                 if reason:
                     raise Refused(409, reason)
+                if old.is_rollback:
+                    self._check_no_rollback(old.repo)
                 if old.kind == POST or old.is_first:
                     base = old.base if old.kind == POST else None
                     event = queue_job(self.next_id(), old.repo, old.kind, pairs(old.heads), "retry", base=base, retry_of=job_id)
                     self.record(event)
                     job = self.state.jobs[event[1]["id"]]
-            if old.kind == PRE and not old.is_first:
+            if old.is_rollback:
+                job = self._queue_rollback(old.repo, refs, old.commit, job_id)
+            elif old.kind == PRE and not old.is_first:
                 job = self._queue_together(old.repo, refs, still_open(old, refs), job_id)
         self.dispatch()
         return job
+
+    # -- the way back ---------------------------------------------------------------
+
+    def roll_back(self, name: str, given: str, untested: bool = False) -> dict[str, Any]:
+        """Give base the tree of the earlier commit `given` again: at once if that tree has passed, or `untested`.
+
+        Returns the record, or {"status": "queued", "job": Job}. Raises Refused, GitError.
+        """
+        with self.turn(name):
+            refs = self.look(name)
+            line, target = self._base_commit(name, refs, given)
+            if target.tree == next(iter(line.values())).tree:
+                is_tip = target.commit == refs.tip
+                why = f"is at {target.commit[:12]}" if is_tip else f"has the tree of {target.commit[:12]}"
+                raise Refused(409, f"{refs.base} {why} already; there is nothing to roll back")
+            with self.lock:
+                passed = self.ledger.result(name, target.tree, None, "passed")
+                if not untested:
+                    self._check_no_rollback(name)
+            if not passed and not untested:
+                job = self._queue_rollback(name, refs, target.commit)
+            else:
+                error = self._roll_back_to(name, refs, target.commit, target.tree, passed)
+                if error:
+                    raise error if self.no_room(error) else Refused(409, f"{refs.base} was not rolled back: {error}")
+                self.look(name)  # base has moved: post-merge
+        self.dispatch()
+        self.poke(name)
+        if not passed and not untested:
+            return {"status": "queued", "job": job}
+        with self.lock:
+            return self.ledger.merges_of(name, refs.base, 1)[0]
+
+    def _check_no_rollback(self, name: str) -> None:
+        """Raises Refused while a rollback of a repo is being tested; the lock is held."""
+        job = self.state.jobs.get(self.state.repos[name].rollback or 0)
+        if job:
+            wait = "wait for it, cancel it, or do without a test (untested=1, --untested)"
+            raise Refused(409, f"job {job.id} tests a rollback to {job.commit[:12]} already; {wait}")
+
+    def _base_commit(self, name: str, refs: Refs, given: str) -> tuple[dict[str, Landed], Landed]:
+        """The newest commits of base's own line, and the one of them that an id or its beginning means. Raises Refused."""
+        given = given.lower()
+        if not re.fullmatch("[0-9a-f]{4,64}", given):
+            raise Refused(400, f"{shorten(given)} is no commit id: at least four of its hex digits are needed")
+        if refs.tip is None:
+            raise Refused(409, f"{name} has no base yet, so there is no commit of it")
+        path = self.config.repo(name)
+        line = read_landed(path, refs.tip, "--first-parent", f"--max-count={LINE_MOST}")
+        found = [landed for landed in line.values() if landed.commit.startswith(given)]
+        if len(found) > 1:
+            raise Refused(409, f"{given} is the beginning of {len(found)} commits of {refs.base}; give more of its id")
+        if found:
+            return line, found[0]
+        objects = git(path, "rev-parse", f"--disambiguate={given}").split()
+        if any(is_ancestor(path, one, refs.tip) for one in objects[:20]):
+            raise Refused(409, f"{given} is not among the newest {LINE_MOST} commits of {refs.base}'s own line (first parents)")
+        raise Refused(404, f"{refs.base} of {name} has no commit {given}")
+
+    def _queue_rollback(self, name: str, refs: Refs, target: str, retry_of: int | None = None) -> Job:
+        """Make the commit that goes back to an older tree, and the job that tests it. The repo's turn is held.
+
+        Raises GitError, Refused.
+        """
+        assert refs.tip and refs.base
+        with self.lock:
+            self.promised.add(job_id := self.next_id())
+        try:
+            tree = tree_of(self.config.repo(name), target)
+            candidate = candidate_of(refs.tip, [[self._rollback_commit(name, refs, target, tree, job_id), tree]])
+            keep_tested(self.config.repo(name), job_id, candidate["tested"])
+            with self.lock:
+                self.record(queue_job(job_id, name, PRE, ((refs.base, target),), "rollback", retry_of=retry_of, **candidate))
+                return self.state.jobs[job_id]
+        finally:
+            with self.lock:
+                self.promised.discard(job_id)
+
+    def _rollback_commit(self, name: str, refs: Refs, target: str, tree: str, job_id: int) -> str:
+        assert refs.tip
+        path = self.config.repo(name)
+        undone = list(read_landed(path, refs.tip, "--first-parent", f"^{target}").values())
+        return commit_tree(path, tree, [refs.tip], rollback_message(target, undone, job_id))
+
+    def _land_rollback(self, name: str, refs: Refs, action: Merge) -> bool:
+        """Move base to the rollback that has passed. The repo's turn is held."""
+        job = action.job
+        error = self._roll_back_to(name, refs, job.commit, job.tree or "", job)
+        if error and self.no_room(error):
+            raise error
+        if error:
+            with self.lock:
+                self.stuck[name, job.branch, job.commit] = f"it could not land, and is tried again within a minute: {error}"
+        return True
+
+    def _roll_back_to(self, name: str, refs: Refs, target: str, tree: str, job: Job | None) -> GitError | OSError | None:
+        """Move base to a commit with an older tree, with its holds: intent, act, outcome; the error, if nothing was moved.
+
+        `job` has passed on that tree; None: nobody knows. The repo's turn is held. Raises Refused, GitError.
+        """
+        assert refs.tip and refs.base
+        path, job_id = self.config.repo(name), job.id if job else 0
+        commit = job.tested if job and job.is_rollback and job.base == refs.tip else None
+        commit = commit or self._rollback_commit(name, refs, target, tree, job_id)
+        about: dict[str, Any] = {
+            "repo": name,
+            "base": refs.base,
+            "branch": refs.base,
+            "head": target,
+            "merge_commit": commit,
+            "parent": refs.tip,
+        }
+        about |= {"tree": tree, "job": job_id, "how": "rollback", **({} if job else {"untested": True})}
+        undone = read_landed(path, refs.tip, "--first-parent", f"^{target}")
+        locks = read_locks(path, [target, *undone, *(landed.parents.split()[0] for landed in undone.values() if landed.parents)])
+        with self.lock:
+            known = [*self.state.repos[name].holds.values()]
+        lifted = lifted_by(known, target, tree)
+        placed = holds_of(list(undone.values())[::-1], tree, locks, locks[target])
+        said = {"rollback": commit, "reason": f"{refs.base} was rolled back to {target[:12]}"}
+        placed = [hold | said for hold in placed if hold["commit"] not in {hold.commit for hold in known}]
+        intent = {"repo": name, "base": refs.base, "merges": [about], "holds": placed, "lifted": lifted}
+        error = self._act(name, ("merge.begun", intent), [(f"refs/heads/{refs.base}", refs.tip, commit)])
+        if error:
+            return error
+        with self.lock:
+            self.unspoken.discard(job_id)
+        log(f"rolled back {name}/{refs.base} to {target}: {commit}")
+        return None
+
+    def hold(self, name: str, given: str, lift: bool = False) -> Hold:
+        """Place a hold on what a commit of base brought, or lift one. Raises Refused, GitError."""
+        with self.turn(name):
+            refs = self.look(name)
+            with self.lock:
+                holds = self.state.repos[name].holds
+                found = [hold for commit, hold in holds.items() if commit.startswith(given)]
+            if len(found) > 1:
+                raise Refused(409, f"{given} is the beginning of {len(found)} commits on hold; give more of it")
+            if lift and not found:
+                raise Refused(404, f"{name} has no hold on {shorten(given)}; forge hold {name} lists them")
+            if lift:
+                with self.lock:
+                    self.record(("hold.lifted", {"repo": name, "commit": found[0].commit}))
+            elif not found:
+                found = [self._place_hold(name, self._base_commit(name, refs, given)[1])]
+        self.poke(name)
+        return found[0]
+
+    def _place_hold(self, name: str, landed: Landed) -> Hold:
+        """Put a commit of base on hold by hand. The repo's turn is held. Raises Refused, GitError."""
+        locks = read_locks(self.config.repo(name), [landed.commit, *landed.parents.split()[:1]])
+        brought = inputs_brought(locks.get(landed.parents.split(" ")[0], {}), locks[landed.commit])
+        facts = {"commit": landed.commit, "tree": landed.tree, "inputs": brought, "reason": "somebody put it on hold"}
+        with self.lock:
+            self.record(("hold.placed", {"repo": name, **facts}))
+            return self.state.repos[name].holds[landed.commit]
 
 
 def outcome_of(intent: Mapping[str, Any], failure: str | None = None) -> list[Event]:
@@ -4234,7 +4559,9 @@ def outcome_of(intent: Mapping[str, Any], failure: str | None = None) -> list[Ev
         return [("branch.kept" if failure else "branch.deleted", {**about, "begun": intent["seq"]})]
     if failure:
         return [("merge.abandoned", {"repo": intent["repo"], "begun": intent["seq"], "reason": failure})]
-    return [("merged", {**merge, "begun": intent["seq"], "merged_at": now()}) for merge in intent["merges"]]
+    merged = [("merged", {**merge, "begun": intent["seq"], "merged_at": now()}) for merge in intent["merges"]]
+    lifted = [("hold.lifted", {"repo": intent["repo"], "commit": commit}) for commit in intent.get("lifted", ())]
+    return [*merged, *lifted, *(("hold.placed", {"repo": intent["repo"], **hold}) for hold in intent.get("holds", ()))]
 
 
 def is_ancestor(repo: Path, commit: str, of: str) -> bool:
@@ -4364,6 +4691,8 @@ def job_view(engine: Engine, job: Job) -> dict[str, Any]:
     flake = engine.state.flakes.get(job.reused_from or job.id)
     if flake:
         view["flake"] = flake
+    if job.is_rollback:
+        view["rollback_to"] = job.commit
     view["url"] = f"{engine.url}/jobs/{job.id}"
     view["log_url"] = f"{view['url']}/log"
     running = engine.running.get(job.id)
@@ -4381,19 +4710,21 @@ def job_view(engine: Engine, job: Job) -> dict[str, Any]:
 def merge_view(record: Mapping[str, Any]) -> dict[str, Any]:
     """A finished merge as programs see it."""
     names = ("repo", "branch", "head", "merge_commit", "parent", "tree", "job", "how", "merged_at")
-    return {name: record.get(name) for name in names}
+    view = {name: record.get(name) for name in names} | {"job": record.get("job") or None}
+    return view | ({"untested": True} if record.get("untested") else {})
 
 
 def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any]:
     """A branch beside base as programs see it, with what the gate says, or that git cannot read it."""
     head = refs.heads[branch]
     open_for_merge = refs.tip is not None and branch in refs.ahead
-    about, merged, unreadable = CommitFacts("", "", "", "", False), None, []
+    about, merged, held, unreadable = CommitFacts("", "", "", "", False), None, None, []
     counts: tuple[str | None, int | None, int | None] = (None, None, None)
     try:
         about = engine.commit(name, head)
         counts = engine.counts(name, refs.tip, head) if refs.tip else counts
         merged = engine.merged(name, refs.tip, head) if open_for_merge and refs.tip else None  # for this git has to write
+        held = engine.held(name, refs.tip, merged)
     except GitError as error:
         unreadable = [f"git cannot tell how it merges: {error}"]
     with engine.lock:
@@ -4401,7 +4732,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
         known = repo.branches.get(branch)
         known = known if known and known.head == head else None
         job = engine.state.newest_job(name, branch) if known else None
-        blockers = why_blocked(branch, refs, repo, job, merged) + unreadable
+        blockers = why_blocked(branch, refs, repo, job, merged, held) + unreadable
         if not blockers and (name, branch, head) in engine.stuck:
             blockers = [engine.stuck[name, branch, head]]
         how = wish_of(known, Facts(about.auto_merge, merged or Merged(None))) if known else None
@@ -4418,6 +4749,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
             "job": job_view(engine, job) if job else None,
             "mergeable": not blockers,
             "blockers": blockers,
+            "held": held.commit if held else None,
             "url": mr_url(engine.url, name, branch),
             "subject": about.subject,
             "author": about.author,
@@ -4425,7 +4757,8 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
             "why": explain(blockers, how, bool(job and job.base != refs.tip)),
         }
         waits = job.live or (job.interrupted and job.cause != "rerun") if job else open_for_merge
-        view["settled"] = not waits and not (how and (is_suspect(repo, refs, branch) or not blockers))
+        soon = is_suspect(repo, refs, branch) or (repo.rollback is not None and len(blockers) == 1)
+        view["settled"] = not waits and not (how and (soon or not blockers))
     return view
 
 
@@ -4442,7 +4775,8 @@ def spell_wait(job: Mapping[str, Any]) -> str:
     return spell_duration(max(0.0, seconds_of(until) - seconds_of(job["created_at"]))) if until else ""
 
 
-STANDINGS = {"failed": "needs a fix", "conflict": "in conflict", "ready": "ready", "testing": "in test", "idle": "other"}
+STANDINGS = {"failed": "needs a fix", "conflict": "in conflict", "held": "on hold", "ready": "ready"}
+STANDINGS |= {"testing": "in test", "idle": "other"}
 
 
 def standing_of(view: Mapping[str, Any]) -> str:
@@ -4454,6 +4788,8 @@ def standing_of(view: Mapping[str, Any]) -> str:
         return "ready"
     if view["conflicts"]:
         return "conflict"
+    if view["held"] and status == "passed":
+        return "held"
     return "failed" if status in VERDICTS else "idle"
 
 
@@ -4502,19 +4838,6 @@ def tab_of(running: int, verdicts: Iterable[Mapping[str, Any] | None]) -> tuple[
     if not words.isdisjoint(FAILED):
         return "failed", "failed · "
     return ("passed", "passed · ") if "passed" in words else ("forge", "")
-
-
-def what_each_brought(deployments: Iterable[Job], merges: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """For each deployment the merges it brought, both newest first: what had landed by then and none before it deployed.
-
-    One that was superseded deployed nothing: what it would have brought is named for the next as well.
-    """
-    merges, deployments = list(merges)[::-1], list(deployments)
-    landed = [merge["at"] for merge in merges]
-    for number, job in enumerate(deployments):
-        earlier = itertools.islice(deployments, number + 1, None)
-        since = next((other.created_at for other in earlier if other.status not in UNWANTED), "")
-        yield merges[bisect_right(landed, since) : bisect_right(landed, job.created_at)][::-1]
 
 
 class PushRow(NamedTuple):
@@ -5802,6 +6125,151 @@ def collect_garbage(engine: Engine, repo: Path) -> None:
         raise GitError(("gc",), process.returncode, said.decode("utf-8", "replace"))
 
 
+LINE_MOST = 1000  # commits of base's own line among which somebody may roll back, or put one on hold
+UNDONE_NAMED = 20  # commits that the message of a rollback names
+LOCK_BYTES = 1 << 20  # of a flake.lock; a larger one says nothing
+LOCKS_AT_ONCE = 16  # that are in memory
+INPUTS_MOST = 1000  # of one lock
+BROUGHT_WALK, BROUGHT_NAMED, AUTHORS_NAMED = 1000, 20, 10  # commits of a deployment that are looked at, shown; their authors
+
+
+def locked_inputs(lock: bytes) -> dict[str, str]:
+    """The commit at which each of a flake's own inputs is locked, by its name; {} for what is no lock file."""
+    try:
+        told = json.loads(lock)
+        nodes = told["nodes"]
+        named = nodes[told["root"]].get("inputs") or {}
+        found = {}
+        for name, key in itertools.islice(named.items(), INPUTS_MOST):
+            revision = nodes[key].get("locked", {}).get("rev") if isinstance(key, str) else None  # a list follows another
+            if isinstance(revision, str) and OBJECT_ID.fullmatch(revision) and name.isprintable() and len(name) <= 100:
+                found[name] = revision
+        return found
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def inputs_brought(before: Mapping[str, str], after: Mapping[str, str]) -> list[dict[str, str]]:
+    """The inputs that a commit locked elsewhere than the one before it, and where."""
+    return [{"input": name, "commit": rev} for name, rev in sorted(after.items()) if before.get(name) != rev]
+
+
+def holds_of(
+    undone: Iterable[Landed], tree: str, locks: Mapping[str, Mapping[str, str]], kept: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The holds on commits of base (oldest first) that a rollback to `tree` takes back, for their records.
+
+    `locks` has the locked inputs of the commits and their first parents, `kept` those of the commit gone back to. A rollback
+    brought nothing, and what base has again is not held.
+    """
+    placed = []
+    for landed in undone:
+        if landed.tree == tree or landed.is_rollback:
+            continue
+        before = locks.get(landed.parents.split(" ")[0], {})
+        brought = [pair for pair in inputs_brought(before, locks[landed.commit]) if kept.get(pair["input"]) != pair["commit"]]
+        placed.append({"commit": landed.commit, "tree": landed.tree, "inputs": brought})
+    return placed
+
+
+def lifted_by(holds: Sequence[Hold], target: str, tree: str) -> list[str]:
+    """The commits whose holds end when base goes to a commit (and its tree) on purpose: its own, and what it was built on.
+
+    That is what the same rollback took back before it.
+    """
+    lifted = []
+    for number, hold in enumerate(holds):
+        if hold.commit == target or hold.tree == tree:
+            lifted += [one.commit for one in holds[:number] if one.rollback and one.rollback == hold.rollback]
+            lifted.append(hold.commit)
+    return list(dict.fromkeys(lifted))
+
+
+def held_by(repo: str, holds: Iterable[Hold], tree: str, before: Mapping[str, str], after: Mapping[str, str]) -> Held | None:
+    """The first hold on what a merge would bring: its tree, or an input locked as on hold. `before` and `after` are the locks."""
+    for hold in holds:
+        back = [
+            f"the input {pair['input']} at {pair['commit'][:12]}" for pair in hold.inputs if pair in inputs_brought(before, after)
+        ]
+        back += [f"the tree of {hold.commit[:12]}"] if hold.tree == tree else []
+        if back:
+            since = f"on hold since {hold.since[:16].replace('T', ' ')} UTC ({hold.reason})"
+            lift = f"forge hold {repo} {hold.commit[:12]} --lift"
+            return Held(hold.commit, f"it would bring back {' and '.join(back[:3])}, {since}; to let it through: {lift}")
+    return None
+
+
+def hold_view(repo: str, hold: Hold) -> dict[str, Any]:
+    """A hold as programs see it."""
+    return {"repo": repo, **vars(hold)}
+
+
+class Brought(NamedTuple):
+    """What a deployment brings: base's own line, newest first, and the commits that people wrote."""
+
+    line: tuple[Landed, ...] = ()
+    commits: tuple[Commit, ...] = ()  # the newest of them
+    written: int = 0  # how many of them there are
+    authors: tuple[tuple[str, int], ...] = ()  # those who wrote most, and how many
+    whole: bool = True  # whether all were looked at
+
+
+def brought_of(walk: Sequence[tuple[Landed, str]], tip: str, whole: bool) -> Brought:
+    """What a deployment of `tip` brings, from the commits with their authors (pure)."""
+    commits = {landed.commit: landed for landed, _ in walk}
+    line, at = [], tip
+    while at in commits:
+        line.append(commits[at])
+        at = commits[at].parents.split(" ")[0]
+    ours = {landed.commit for landed in line if landed.claims}
+    written = [(landed, author) for landed, author in walk if landed.commit not in ours]
+    shown = [Commit(landed.commit, author[:100], landed.authored_at, landed.subject) for landed, author in written]
+    authors = Counter(author[:100] for _, author in written).most_common(AUTHORS_NAMED)
+    return Brought(tuple(line), tuple(shown[:BROUGHT_NAMED]), len(written), tuple(authors), whole)
+
+
+def read_brought(repo: Path, base: str | None, tip: str) -> Brought:
+    """What base gained from `base` (None: from nothing) to `tip`. Raises GitError."""
+    how = (f"--max-count={BROUGHT_WALK + 1}", "--topo-order", *([f"^{base}"] if base else []))
+    landed = [one._replace(subject=one.subject[:200]) for one in read_landed(repo, tip, *how).values()]
+    text = "".join(f"{one.commit}\n" for one in landed)
+    names = git(repo, "log", "--no-walk=unsorted", "--stdin", "-z", "--format=%an", text=text).split("\0") if text else []
+    walk = list(zip(landed, names, strict=False))
+    return brought_of(walk[:BROUGHT_WALK], tip, len(walk) <= BROUGHT_WALK)
+
+
+def deployment_view(engine: Engine, job: Job, before: Iterable[Job]) -> dict[str, Any]:
+    """A deployment as programs see it, with what it brought and which deployments it took the place of; git is asked once.
+
+    `before` are the deployments before it, newest first.
+    """
+    brought, trouble = Brought(), None
+    try:
+        key = ("brought", job.repo, job.base or "", job.commit)
+        brought = engine._kept(key, lambda: read_brought(engine.config.repo(job.repo), job.base, job.commit))
+    except GitError as error:
+        trouble = f"git cannot tell what it brought: {error}"
+    merges, pushed = [], []
+    with engine.lock:
+        for landed in brought.line:
+            branch = job.branch if landed.is_rollback else landed.branch
+            found = engine.ledger.merges_of(job.repo, branch) if landed.claims else []
+            merge = next((merge for merge in found if merge["merge_commit"] == landed.commit), None)
+            merges += [merge_view(merge)] if merge else []
+            pushed += (
+                [{"commit": landed.commit, "subject": landed.subject, "authored_at": landed.authored_at}] if not merge else []
+            )
+        view = job_view(engine, job)
+    never_ran = itertools.takewhile(lambda other: other.base == job.base and not (other.started_at or other.live), before)
+    instead = [other for other in never_ran if other.commit != job.commit]
+    rest = itertools.dropwhile(lambda merge: not instead or merge["merge_commit"] != instead[0].commit, merges)
+    about: dict[str, Any] = {"merges": merges, "pushed": pushed, "commits": [commit._asdict() for commit in brought.commits]}
+    about |= {"commit_count": brought.written, "authors": [{"name": name, "commits": n} for name, n in brought.authors]}
+    about |= {"whole": brought.whole, "trouble": trouble, "includes": [other.id for other in instead]}
+    about["included"] = [merge["branch"] for merge in rest]
+    return {**view, **about, "diff_url": f"{engine.url}/r/{job.repo}/deployments/{job.id}" if job.base else None}
+
+
 ###############################################################################
 # web: who may come in
 ###############################################################################
@@ -5985,6 +6453,9 @@ class Web:
             ("GET", "/r/<repo>/badge.svg", self.badge),
             ("GET", "/r/<repo>/feed.atom", self.feed),
             ("GET", "/r/<repo>/deployments", self.deployments),
+            ("GET", "/r/<repo>/deployments/<job_id>", self.deployment),
+            ("POST", "/r/<repo>/rollback", self.roll_back),
+            ("POST", "/r/<repo>/hold", self.hold),
             ("GET", "/r/<repo>/mr/<branch:path>", self.mr),
             ("POST", "/r/<repo>/mr/<branch:path>/merge", self.merge),
             ("POST", "/r/<repo>/mr/<branch:path>/delete", self.delete_branch),
@@ -6201,7 +6672,7 @@ class Web:
         def program() -> dict[str, Any]:
             requests = [mr_view(engine, repo, refs, branch) for branch in sorted(refs.heads) if branch != refs.base]
             requests.sort(key=lambda view: -(view["job"] or {"id": 0})["id"])
-            return {"repo": repo, "base": refs.base, "head": refs.tip, "merge_requests": requests}
+            return {"repo": repo, "base": refs.base, "head": refs.tip, "merge_requests": requests, "holds": self._holds(repo)}
 
         def values(view: Mapping[str, Any]) -> dict[str, Any]:
             order = list(STANDINGS)
@@ -6232,6 +6703,11 @@ class Web:
         drawn = {"rows": rows, "shapes": SHAPES, "timeline": timeline_svg(rows) if rows else "", "trends": trends}
         return {"summary": summary, "running": running, "pending": pending, "jobs": jobs, "icon": icon, "words": words, **drawn}
 
+    def _holds(self, repo: str) -> list[dict[str, Any]]:
+        """What is on hold in a repo, oldest first."""
+        with self.engine.lock:
+            return [hold_view(repo, hold) for hold in self.engine.state.repos.get(repo, Repo()).holds.values()]
+
     def mr(self, repo: str, branch: str) -> Any:
         """A merge request with its checks and its diff; 404 with the merge for a branch that was merged."""
         refs = self.engine.overview(repo)
@@ -6256,7 +6732,8 @@ class Web:
         start = view["merge_base"] or refs.tip
         if path is not None:
             path = path.encode("latin-1").decode("utf-8", "surrogateescape")
-            return self._page("file", **view, split=split, **self._file(view, start, path))
+            here = mr_url("", repo, branch)
+            return self._page("file", **view, split=split, here=here, title=branch, **self._file(view, start, path))
         with self.engine.lock:
             jobs = self.engine.ledger.search(20, repo=repo, branch=branch)
             job = self.engine.ledger.job(view["job"]["id"]) if view["job"] else None
@@ -6314,27 +6791,48 @@ class Web:
 
     def deployments(self, repo: str) -> Any:
         """The post-merge jobs of a repo with what each brought, newest first, and the commit that was deployed last."""
-        self.engine.usable(repo)
+        engine, ledger = self.engine, self.engine.ledger
+        engine.usable(repo)
         limit, before = page_size(), query_number("before")
-        ledger = self.engine.ledger
-        with self.engine.lock:
-            # some more, since what one brought begins where an older one ended
-            found = ledger.search(limit + 100, before, repo=repo, kind=POST)
-            since = found[-1].created_at if len(found) > limit else ""
-            landed = ledger.merges_until(repo, found[0].created_at) if found else 0
-            merges = ledger.merges_of(repo, limit=max(1000, 10 * limit), before=landed, since=since)
-            current = next(iter(ledger.search(1, repo=repo, kind=POST, status="passed")), None)
-            brought = [[merge_view(merge) for merge in some] for some in what_each_brought(found, merges)]
-            views = [{**job_view(self.engine, job), "merges": some} for job, some in zip(found[:limit], brought, strict=False)]
-        view = {"deployments": views, "current": current.commit if current else None}
-        icon, words = tab_of(sum(one["status"] == "running" for one in views), views[:1])
-        about = {
-            "older": found[limit - 1].id if len(found) > limit else None,
-            "first": before is None,
-            "icon": icon,
-            "words": words,
-        }
-        return self._show("deployments", view, repo=repo, limit=limit, **about)
+
+        def program() -> dict[str, Any]:
+            with engine.lock:
+                found = ledger.search(limit + 50, before, repo=repo, kind=POST)  # some more: for what the last one includes
+                current = next(iter(ledger.search(1, repo=repo, kind=POST, status="passed")), None)
+            views = [deployment_view(engine, job, itertools.islice(found, at, None)) for at, job in enumerate(found[:limit], 1)]
+            return {"deployments": views, "current": current.commit if current else None}
+
+        def values(view: Mapping[str, Any]) -> dict[str, Any]:
+            deployments = view["deployments"]
+            with engine.lock:
+                newest = ledger.search(1, repo=repo, kind=POST)
+                known = engine.state.repos.get(repo, Repo())
+                trees = {one["tree"] for one in deployments if one["tree"]}
+                passed = {tree for tree in trees if ledger.result(repo, tree, None, "passed")}
+                older = len(ledger.search(1, deployments[-1]["id"], repo=repo, kind=POST)) > 0 if deployments else False
+            icon, words = tab_of(sum(one["status"] == "running" for one in deployments), deployments[:1])
+            about = {"repo": repo, "limit": limit, "first": before is None, "icon": icon, "words": words, "tip": known.tip}
+            about |= {"newest": newest[0].id if newest else None, "holds": self._holds(repo), "base": known.base}
+            return about | {"older": deployments[-1]["id"] if older else None, "passed": passed, "rolling": known.rollback}
+
+        return self._show_kept("deployments", program, values)
+
+    def deployment(self, repo: str, job_id: str) -> Any:
+        """What a deployment changed since the one before: the files that differ between its base and its commit."""
+        self.engine.usable(repo)
+        job = self._job(job_id)
+        if (job.repo, job.kind) != (repo, POST):
+            raise Refused(404, f"job {job.id} is no deployment of {repo}")
+        view = {**deployment_view(self.engine, job, ()), "head": job.commit}
+        if wanted_type() == "json":
+            return json_response(view)
+        split, path = bottle.request.query.get("view") == "split", bottle.request.query.get("file")
+        here = f"/r/{repo}/deployments/{job.id}"
+        if path is not None:
+            path = path.encode("latin-1").decode("utf-8", "surrogateescape")
+            return self._page("file", **view, split=split, here=here, title=f"job {job.id}", **self._file(view, job.base, path))
+        made = self._changes(view, job.base, job.base) | {"commits": view["commits"]}
+        return self._page("deployment", **{**view, **made}, split=split, here=here)
 
     def jobs(self) -> Any:
         """What runs, and the newest jobs that fit the query."""
@@ -6613,6 +7111,23 @@ class Web:
     def delete_branch(self, repo: str, branch: str) -> Any:
         self._authorize()
         return self._done({"status": "deleted", **self.engine.delete_branch(repo, branch, self._form("head"))}, f"/r/{repo}")
+
+    def roll_back(self, repo: str) -> Any:
+        """Give base an earlier tree again: now (200), or when it has passed (202)."""
+        self._authorize()
+        result = self.engine.roll_back(repo, self._form("commit") or "", self._form("untested") == "1")
+        page = f"/r/{repo}/deployments"
+        if result.get("status") == "queued":
+            return self._done({"status": "queued", "job": job_view(self.engine, result["job"])}, page, 202)
+        return self._done(merge_view(result), page)
+
+    def hold(self, repo: str) -> Any:
+        """Put a commit of base on hold, or lift that."""
+        self._authorize()
+        lift = self._form("lift") == "1"
+        hold = self.engine.hold(repo, (self._form("commit") or "").lower(), lift)
+        program = {"status": "lifted" if lift else "on hold", "hold": hold_view(repo, hold)}
+        return self._done(program, f"/r/{repo}/deployments#holds")
 
     def cancel(self, job_id: str) -> Any:
         """Stop a job."""
@@ -6927,7 +7442,7 @@ class Client:
                 text = json.loads(said)["error"]
             except (ValueError, KeyError, TypeError):
                 text = said.decode("utf-8", "replace").strip()[:200] or str(error)
-            asked = path.removesuffix("/merge") if body is not None else path
+            asked = re.sub("/(merge|rollback|hold)$", "", path) if body is not None else path
             hint = self._hint(asked, text) if error.code == 404 else ""
             raise Fault(2 if error.code in (400, 404) else 1, text + hint, said) from None
         except (OSError, HTTPException):
@@ -7269,6 +7784,43 @@ def cmd_merge(config: Config, args: argparse.Namespace) -> int:
     return 0
 
 
+def cmd_rollback(config: Config, args: argparse.Namespace) -> int:
+    def text(result: Any) -> str:
+        if result.get("status") != "queued":
+            done = f"rolled back to {result['head']} by {result['merge_commit']}"
+            return f"{done}; what was taken back is on hold: forge hold {args.repo}"
+        job = result["job"]
+        return (
+            f"queued: job {job['id']} tests the tree of {job['commit'][:12]}, then base goes back to it; forge log -f {job['id']}"
+        )
+
+    form = {"commit": args.commit, **({"untested": "1"} if args.untested else {})}
+    show(args, Client(config).post(f"/r/{check_repo(args.repo)}/rollback", **form), text)
+    return 0
+
+
+def hold_line(hold: Mapping[str, Any]) -> list[str]:
+    """A row of a table of holds."""
+    inputs = ", ".join(f"{pair['input']} at {pair['commit'][:12]}" for pair in hold["inputs"]) or "-"
+    return [hold["commit"][:12], hold["tree"][:12], inputs, ago(hold["since"]), hold["reason"]]
+
+
+def cmd_hold(config: Config, args: argparse.Namespace) -> int:
+    """List what is on hold, place a hold, or lift one."""
+    client, page = Client(config), f"/r/{check_repo(args.repo)}"
+    if args.commit is None:
+        if args.lift:
+            raise Fault(2, f"--lift needs the commit: forge hold {args.repo} COMMIT --lift")
+        head = ["COMMIT", "TREE", "INPUTS", "SINCE", "REASON"]
+        found = {"holds": client.get(page)["holds"]}
+        show(args, found, lambda said: table([head, *map(hold_line, said["holds"])]) if said["holds"] else "nothing is on hold")
+        return 0
+    form = {"commit": args.commit, **({"lift": "1"} if args.lift else {})}
+    done = client.post(f"{page}/hold", **form)
+    show(args, done, lambda said: f"{said['hold']['commit'][:12]} is {'not on hold any more' if args.lift else 'on hold'}")
+    return 0
+
+
 def cmd_cancel(config: Config, args: argparse.Namespace) -> int:
     job = Client(config).post(f"/jobs/{args.id}/cancel")
     stands = "being stopped" if job["status"] in LIVE else job["status"]
@@ -7321,7 +7873,8 @@ class Told:
                 self.moves.append({name: record[name] for name in ("old", "new", "at")})
             self.base = record["branch"]
         elif record["event"] == "merged":
-            merge = {name: str(record[name]) for name in ("branch", "head", "merge_commit", "parent", "tree")}
+            merge: dict[str, Any] = {name: str(record[name]) for name in ("branch", "head", "merge_commit", "parent", "tree")}
+            merge |= {name: record.get(name) for name in ("how", "untested")}
             self.merges.append(merge | {"job": int(record["job"]), "base": record.get("base", self.base)})
 
 
@@ -7402,7 +7955,7 @@ def prove(name: str, line: Line, told: Told | None, verdicts: Verdicts) -> dict[
     for merge in told.merges:
         records.setdefault(merge["merge_commit"], []).append(merge)
     broken: list[tuple[str | None, str]] = [(None, line.trouble)] if line.trouble else []
-    direct, proved, seen = [], 0, Counter[tuple[Any, ...]]()
+    direct, rollbacks, proved, seen = [], [], 0, Counter[tuple[Any, ...]]()
     for commit in commits.values():
         recorded, is_pushed = records.get(commit.commit, []), commit.commit in line.landed and commit.commit not in copied
         if recorded or (is_pushed and commit.claims):
@@ -7412,7 +7965,11 @@ def prove(name: str, line: Line, told: Told | None, verdicts: Verdicts) -> dict[
                 flaws = [f"the records of this merge cannot be understood: {error!r}"]
             broken += [(commit.commit, flaw) for flaw in flaws]
             proved += not flaws
-            seen.update((merge["branch"], merge["head"], merge["job"]) for merge in recorded[:1])
+            for merge in recorded[:1]:
+                if merge.get("how") == "rollback":
+                    rollbacks.append({"commit": commit.commit, "to": merge["head"], "untested": bool(merge["untested"])})
+                else:
+                    seen[merge["branch"], merge["head"], merge["job"]] += 1
         elif is_pushed:
             direct.append({"commit": commit.commit, "subject": commit.subject, "authored_at": commit.authored_at})
     broken += [(head, f"{branch} was merged {n} times for job {job}") for (branch, head, job), n in seen.items() if n > 1]
@@ -7421,7 +7978,7 @@ def prove(name: str, line: Line, told: Told | None, verdicts: Verdicts) -> dict[
             broken.append((merge["merge_commit"], f"base was wound back behind this merge of {merge['branch']}"))
     counts = {"repo": name, "base": line.base, "ok": not broken, "merges": proved, "copied": len(copied)}
     told_of = [{"commit": commit, "text": text} for commit, text in broken]
-    return {**counts, "direct": direct, "forced": line.forced, "broken": told_of}
+    return {**counts, "direct": direct, "rollbacks": rollbacks, "forced": line.forced, "broken": told_of}
 
 
 def why_unproved(commit: Landed, recorded: list[dict[str, Any]], commits: Mapping[str, Landed], verdicts: Verdicts) -> list[str]:
@@ -7429,6 +7986,8 @@ def why_unproved(commit: Landed, recorded: list[dict[str, Any]], commits: Mappin
     if len(recorded) != 1:
         return [f"this merge of {commit.branch} has {len(recorded) or 'no'} records in merges.jsonl, but must have one"]
     (merge,), parents = recorded, commit.parents.split()
+    if merge.get("how") == "rollback":
+        return why_rollback_unproved(commit, merge, commits, verdicts)
     in_git = [*parents, commit.tree, commit.branch, commit.head, commit.job]
     said = [merge[key] for key in ("parent", "head", "tree", "branch", "head", "job")]
     number, jobs = merge["job"], verdicts.get(merge["job"], [])
@@ -7451,6 +8010,25 @@ def why_unproved(commit: Landed, recorded: list[dict[str, Any]], commits: Mappin
         f"rests on job {source}, which did not run and pass with the same tree": ran != [("passed", 0, job["tree"], None)],
     }
     return flaws + [f"job {number} {text}" for text, is_so in wrong.items() if is_so]
+
+
+def why_rollback_unproved(
+    commit: Landed, merge: Mapping[str, Any], commits: Mapping[str, Landed], verdicts: Verdicts
+) -> list[str]:
+    """What is wrong with a rollback: its record against the commit, its tree, and the job that passed on that (pure)."""
+    target, jobs = commits.get(commit.rollback_to), verdicts.get(merge["job"], [])
+    in_git = [commit.parents, commit.tree, commit.rollback_to, commit.job or "0"]
+    sources = [job["reused_from"] or merge["job"] for job in jobs if job["status"] == "passed"]
+    ran = [(old["status"], old["exit_code"], old["tree"]) for source in sources for old in verdicts.get(source, [])]
+    wrong = {
+        "the record of this rollback does not fit the commit": in_git
+        != [merge["parent"], merge["tree"], merge["head"], str(merge["job"])],
+        f"it says to go back to {commit.rollback_to}, which has another tree or is not in base": target is None
+        or target.tree != commit.tree,
+        f"job {merge['job']}, on which this rollback rests, did not run and pass with its tree": not merge["untested"]
+        and ran != [("passed", 0, commit.tree)],
+    }
+    return [text for text, is_so in wrong.items() if is_so]
 
 
 def audit_repos(config: Config, names: list[str]) -> dict[str, Any]:
@@ -7492,6 +8070,8 @@ def cmd_audit(config: Config, args: argparse.Namespace) -> int:
         text.append(f"{repo['repo']} ({repo['base'] or 'no base'}): {'ok' if repo['ok'] else 'BROKEN'}; {counts}")
         text += [f"  broken  {(b['commit'] or '-')[:12]}  {b['text']}" for b in repo["broken"]]
         text += [f"  forced  {m['old'][:12]} to {(m['new'] or 'nothing')[:12]}  {m['at']}" for m in repo["forced"]]
+        back = [(r["commit"][:12], r["to"][:12], " untested, as was asked" if r["untested"] else "") for r in repo["rollbacks"]]
+        text += [f"  rolled  {commit} back to {to}{how}" for commit, to, how in back]
         text += [f"  direct  {c['commit'][:12]}  {c['authored_at'][:10]}  {c['subject']}" for c in repo["direct"][:50]]
         text += [f"  direct  and {len(repo['direct']) - 50} older ones; --json names them"] if len(repo["direct"]) > 50 else []
     text += [f"journal: {line}" for line in printable(found["journal"])]
@@ -7872,6 +8452,11 @@ def build_parser() -> argparse.ArgumentParser:
     verb("wait", "wait until a branch has its verdict and, with auto-merge, is merged", cmd_wait, "REPO", "BRANCH")
     verb("why", "say what keeps a branch from merging", cmd_why, "REPO", "BRANCH")
     verb("merge", "merge a branch, or have it merged when it may be", cmd_merge, "REPO", "BRANCH")
+    rollback = verb("rollback", "give base the tree of an earlier commit of it again", cmd_rollback, "REPO", "COMMIT")
+    rollback.add_argument("--untested", action="store_true", help="at once, even if that tree has never passed pre-merge")
+    hold = verb("hold", "list what is on hold, put a commit of base on hold, or lift that", cmd_hold, "REPO")
+    hold.add_argument("commit", metavar="COMMIT", nargs="?", help="a commit of base")
+    hold.add_argument("--lift", action="store_true", help="let it through again")
     verb("cancel", "stop a job", cmd_cancel, "ID")
     verb("retry", "run a job again", cmd_retry, "ID")
     audit = verb("audit", "prove from journal and git that every merge was of a tested tree, once", cmd_audit)

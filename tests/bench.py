@@ -594,6 +594,29 @@ def time_pushes(lab: Lab, server: Server, pair: Pair, count: int) -> tuple[Serie
     return took["forge"], took["bare"]
 
 
+def bench_rollback(lab: Lab) -> Iterator[Row]:
+    """From the click that rolls back until the deployment has begun; each round goes to the other of two trees that passed."""
+    took = Series()
+    with Server(lab) as server:
+        pair = Pair(lab, server, WITH_SCRIPT)
+        lab.run(
+            "git", "config", "--file", pair.repos["forge"] / "config", "forge.postMerge", 'git rev-parse HEAD > "$HOME/begun"'
+        )
+        begun = server.data / "home" / pair.name / "post-merge" / "begun"
+        targets = []
+        for name in ("first", "second"):
+            pair.time_merge("forge", [name], WITH_SCRIPT_COMMAND)
+            server.settle()
+            targets.append(pair.tip("forge").strip())
+        for number, _ in lab.rounds():
+            began, before = time.perf_counter(), pair.tip("forge")
+            lab.run(sys.executable, FORGE, "rollback", pair.name, targets[number % 2])
+            ended = wait_until(lambda: pair.tip("forge") != before and begun.read_text() == pair.tip("forge"), "a deployment")  # noqa: B023
+            took.values.append(1000 * (ended - began))
+            server.settle()
+    yield row_by_limit("rollback → its deployment has begun", took, 1000)
+
+
 def bench_many_nix(lab: Lab) -> Iterator[Row]:
     """Twenty branches in one push, all of which merge by themselves; twenty of forge's own single merges are beside it."""
     single, took = Series(), {"forge": Series(), "bare": Series()}
@@ -1074,6 +1097,7 @@ BENCHES: dict[str, Bench] = {
     "merge-nix": Bench(bench_merge_nix, needs_nix=True),
     "merge-script": Bench(bench_merge_script),
     "push": Bench(bench_push),
+    "rollback": Bench(bench_rollback),
     "many-nix": Bench(bench_many_nix, needs_nix=True),
     "queue": Bench(bench_queue),
     "large": Bench(bench_large),

@@ -17,6 +17,7 @@ exit 3
 """
 )
 LOGIN = "".join(f"def step_{number}(state):\n    return state + {number}\n\n\n" for number in range(1, 9))
+LOCK = """{"nodes": {"app": {"locked": {"rev": "%s"}}, "root": {"inputs": {"app": "app"}}}, "root": "root"}""" % ("1" * 40)
 MESSAGE = """Log in with a password
 
 The form posts to /login, and a session begins. Nothing is kept in
@@ -49,6 +50,17 @@ def tell(server: Server) -> dict[str, str]:
     configs.commit("Deploy to the host", deploy="echo 'copying 12 paths'; echo 'error: the host is not there'; exit 1\n")
     configs.push("main")
     server.idle()
+    host = server.repo("host")
+    good = host.heads()["main"]
+    host.branch("bump", "Move app\n\nAuto-Merge: yes", **{"flake.lock": LOCK})
+    host.push("bump")
+    host.landed("bump")
+    server.idle()
+    server.cli("rollback", "host", good, "--untested")
+    server.idle()
+    host.branch("again", "Move app again\n\nAuto-Merge: yes", **{"flake.lock": LOCK})
+    host.push("again")
+    server.idle()
     server.cli("create", "empty")
     app.branch("slow", "Work that goes on", run=f"{BUILD}while [ ! -e $HOME/done ]; do sleep 0.2; done\n")
     running = app.push_job("slow")
@@ -65,6 +77,9 @@ def tell(server: Server) -> dict[str, str]:
         "mr-merged": "/r/app/mr/fix-typo",
         "history": "/r/app/history",
         "deployments": "/r/app/deployments",
+        "deployments-held": "/r/host/deployments",
+        "deployment": f"/r/host/deployments/{server.get('/r/host/deployments')['deployments'][0]['id']}",
+        "mr-held": "/r/host/mr/again",
         "search": "/search?q=error",
         "jobs": "/jobs",
         "job-failed": f"/jobs/{failed}",

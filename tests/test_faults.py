@@ -131,6 +131,10 @@ def check_refused(server: Server, *paths: str, **form: str) -> None:
 
 def test_a_full_disk_stops_nobody_from_reading_and_all_goes_on_when_there_is_room(disk: Disk, tmp_path: Path) -> None:
     server, work = disk.server, disk.server.repo()
+    first = work.heads()["main"]
+    work.commit("Second")
+    work.push("main")
+    server.idle()
     work.branch("slow", AUTO, run=until(tmp_path / "go"))
     slow = work.push_job("slow")
     server.running(slow)
@@ -145,6 +149,7 @@ def test_a_full_disk_stops_nobody_from_reading_and_all_goes_on_when_there_is_roo
     assert "the push is accepted" in said and pushed < 29
     check_reading(disk, work, slow)
     check_refused(server, f"/jobs/{waiting}/cancel", "/login")
+    check_refused(server, "/r/app/rollback", "/r/app/hold", commit=first)
     assert whole_journal(server) and not disk.leftovers()
     (tmp_path / "go").touch()
     wait_for(lambda: not (server.data / f"running/{slow}/exit.new").exists(), "the end of the job's processes")

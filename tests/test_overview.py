@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 import re
@@ -226,12 +225,20 @@ def test_the_drawing_of_durations() -> None:
     assert forge.ran_last(jobs[::-1], 1) == jobs[1:]
 
 
-def test_what_each_deployment_brought() -> None:
-    merges = [merge_at(at, f"b{at}") for at in (40, 31, 30, 20, 10)]
-    deployments = [job_at(5, 41, forge.POST, status="running"), job_at(4, 32, forge.POST, status="superseded")]
-    deployments += [job_at(3, 21, forge.POST, status="failed"), job_at(1, 11, forge.POST, status="passed")]
-    brought = [[merge["branch"] for merge in some] for some in forge.what_each_brought(deployments, merges)]
-    assert brought == [["b40", "b31", "b30"], ["b31", "b30"], ["b20"], ["b10"]]
+def test_what_a_deployment_brought_follows_base_by_its_first_parents() -> None:
+    def landed(commit: str, *parents: str, branch: str = "") -> tuple[forge.Landed, str]:
+        subject = f"Forge Merge: {branch}" if branch else f"Change {commit}"
+        return forge.Landed(
+            commit, "tree", " ".join(parents), "", subject, branch, "", ""
+        ), "forge" if branch else f"By {commit[0]}"
+
+    walk = [landed("m2", "m1", "b2", branch="b"), landed("b2", "b1"), landed("b1", "old"), landed("m1", "d1", "a1", branch="a")]
+    walk += [landed("a1", "old"), landed("d1", "old")]
+    brought = forge.brought_of(walk, "m2", True)
+    assert [one.commit for one in brought.line] == ["m2", "m1", "d1"] and brought.whole
+    assert [one.id for one in brought.commits] == ["b2", "b1", "a1", "d1"] and brought.written == 4
+    assert brought.authors[0] == ("By b", 2)
+    assert forge.brought_of([], "m2", True) == forge.Brought()
 
 
 def test_whether_base_is_good() -> None:
@@ -274,7 +281,7 @@ def test_the_pages_of_a_repo_that_lives(work: Work) -> None:
     older = server.get(f"{page}/deployments?limit=1&before={deployments['deployments'][0]['id']}")["deployments"]
     assert [[merge["branch"] for merge in job["merges"]] for job in older] == [["first"]]
     said = html(server, f"{page}/deployments?limit=1")
-    assert "second" in said and "first" not in said and f"before={deployments['deployments'][0]['id']}" in said
+    assert "second <a" in said and "first <a" not in said and f"before={deployments['deployments'][0]['id']}" in said
 
     newest = server.get(f"{page}/history?limit=1")
     assert [merge["branch"] for merge in newest["merges"]] == ["second"]
@@ -402,34 +409,6 @@ def test_a_page_has_fewer_rows_than_programs_may_ask_for(web: forge.Web) -> None
         web.engine.record(*(("job.finished", {**job, "id": number, "status": "passed"}) for number in range(1, 1001)))
     assert len(json.loads(get(web, "/jobs", "limit=1000"))["jobs"]) == 1000
     assert len(get(web, "/jobs", "limit=1000", "text/html")) < 1_000_000
-
-
-def test_an_old_deployment_is_shown_with_what_it_brought(web: forge.Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count(1_700_000_000.0)
-    monkeypatch.setattr(forge.time, "time", lambda: next(clock))
-    about = {
-        "repo": "app",
-        "head": "0" * 40,
-        "merge_commit": "1" * 40,
-        "parent": "2" * 40,
-        "tree": "3" * 40,
-        "how": "auto",
-        "begun": 1,
-    }
-    heads = [{"branch": "main", "commit": "1" * 40}]
-    job = {"repo": "app", "branch": "main", "kind": forge.POST, "commit": "1" * 40, "heads": heads, "status": "passed"}
-    with web.engine.lock:
-        for number in range(1, 1501):
-            web.engine.record(("merged", {**about, "branch": f"b{number}", "job": number, "merged_at": forge.now()}))
-            if number % 15 == 0:
-                web.engine.record(("job.finished", {**job, "id": number, "created_at": forge.now()}))
-
-    def brought(query: str) -> list[list[int]]:
-        deployments = json.loads(get(web, "/r/app/deployments", query))["deployments"]
-        return [[merge["job"] for merge in one["merges"]] for one in deployments]
-
-    assert brought("limit=1") == [[*range(1500, 1485, -1)]]
-    assert brought("limit=2&before=45") == [[*range(30, 15, -1)], [*range(15, 0, -1)]]
 
 
 def test_what_is_kept_of_a_page_is_for_one_kind_of_reader_and_until_something_happens(make_server: Callable[..., Server]) -> None:

@@ -71,3 +71,54 @@
 %   end
 >side by side</a></p>
 % end
+% def listing(here, start, head, files, whole, listed, lines, first, split):
+% if files:
+%   views(here, first and f'from={first}', split)
+%   if 1 < len(listed) <= 50:
+<details class="list" data-key="list"><summary>{{len(listed)}} files{{' on this page' if len(listed) < len(files) else ''}}</summary>
+<ul class="paths">
+%     for file in listed:
+<li><a href="#{{file.mark}}">\\
+%       name(file, 300)
+</a></li>
+%     end
+</ul>
+</details>
+%   end
+%   for file in listed:
+%     shown = lines.get(file.path)
+<details class="file" id="{{file.mark}}"\\
+%     if shown or file.quiet:
+ open\\
+%     end
+>
+<summary>\\
+%     name(file)
+</summary>
+<div class="body" data-key="{{file.version}}" data-keep>
+%     if shown:
+%       table(file.mark, shown, split)
+%     elif file.quiet:
+%       nothing(file)
+%     else:
+<p><a class="fetch" href="{{address(here, f'file={quote(file.path)}', split and 'view=split')}}">Show its lines</a></p>
+%     end
+</div>
+</details>
+%   end
+%   last = first + len(listed)
+%   if first or last < len(files):
+<p class="views">Files {{first + 1}} to {{last}}\\
+%     if first:
+ · <a href="{{address(here, split and 'view=split')}}#changes">the first files</a>\\
+%     end
+%     if last < len(files):
+ · <a href="{{address(here, f'from={last}', split and 'view=split')}}#changes">the next files</a>\\
+%     end
+</p>
+%   end
+%   if not whole:
+<p class="dim">There are more files than can be listed here; in a clone: <code>git diff --stat {{start[:10]}} {{head[:10]}}</code></p>
+%   end
+% end
+% end

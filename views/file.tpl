@@ -1,8 +1,8 @@
-% rebase('base', title=f'{visible(change.path)} · {branch} · {repo}', scripts=())
+% rebase('base', title=f'{visible(change.path)} · {title} · {repo}', scripts=())
 % diff = include('diff')
-<p class="crumbs"><a href="/r/{{repo}}">{{repo}}</a> / <a href="{{diff['address'](mr_path(repo, branch), split and 'view=split')}}#{{change.mark}}">{{branch}}</a></p>
+<p class="crumbs"><a href="/r/{{repo}}">{{repo}}</a> / <a href="{{diff['address'](here, split and 'view=split')}}#{{change.mark}}">{{title}}</a></p>
 <h1 class="path">{{visible(change.path)}}</h1>
-% diff['views'](mr_path(repo, branch), f'file={quote(change.path)}', split)
+% diff['views'](here, f'file={quote(change.path)}', split)
 <details class="file" id="{{change.mark}}" open>
 <summary>\\
 % diff['name'](change)

@@ -12,11 +12,21 @@
 <tbody>
 % for m in merges:
 <tr data-key="{{m['merge_commit']}}">
-<td class="main"><a href="/jobs?{{query(repo=repo, branch=m['branch'])}}"><strong>{{m['branch']}}</strong></a></td>
+<td class="main"><a href="/jobs?{{query(repo=repo, branch=m['branch'])}}"><strong>{{m['branch']}}</strong></a>
+% if m['how'] == 'rollback':
+<div>rolled back{{', untested, as was asked' if m.get('untested') else ''}}</div>
+% end
+</td>
 <td><code>{{m['merge_commit'][:10]}}</code></td>
-<td data-label="Head"><code>{{m['head'][:10]}}</code></td>
+<td data-label="{{'To' if m['how'] == 'rollback' else 'Head'}}"><code>{{m['head'][:10]}}</code></td>
 <td>{{m['how']}}</td>
-<td data-label="Job"><a href="/jobs/{{m['job']}}">{{m['job']}}</a></td>
+<td data-label="Job">\\
+% if m['job']:
+<a href="/jobs/{{m['job']}}">{{m['job']}}</a>\\
+% else:
+none\\
+% end
+</td>
 <td>
 % moment(m['merged_at'])
 </td>

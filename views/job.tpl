@@ -4,7 +4,7 @@
 % parts = include('parts')
 % badge, password_field = parts['badge'], parts['password_field']
 <p class="crumbs"><a href="/r/{{job['repo']}}">{{job['repo']}}</a> /
-% if job['kind'] == PRE:
+% if job['kind'] == PRE and not job.get('rollback_to'):
 <a href="{{mr_path(job['repo'], job['branch'])}}">{{job['branch']}}</a>
 % else:
 {{job['branch']}}
@@ -32,6 +32,9 @@
 % end
 % if job.get('flake'):
 <p class="verdict" data-tone="bad">This is a flake: <a href="/jobs/{{job['flake']}}">job {{job['flake']}}</a> ran the same command on the same tree and came to the other verdict.</p>
+% end
+% if job.get('rollback_to'):
+<p class="verdict" data-tone="still">It tests a rollback of {{job['branch']}} to <code>{{job['rollback_to'][:10]}}</code>, which lands when it passes; see the <a href="/r/{{job['repo']}}/deployments">deployments</a>.</p>
 % end
 % if merge:
 <p class="verdict" data-tone="good">Merged into base as <code>{{merge['merge_commit'][:10]}}</code>; see the <a href="/r/{{job['repo']}}/history">history</a>.</p>

@@ -42,6 +42,11 @@
 % password_field()
 <button>Retry</button></form>
 % end
+% if held:
+<form data-key="lift" method="post" action="/r/{{repo}}/hold"><input type="hidden" name="lift" value="1"><input type="hidden" name="commit" value="{{held}}">
+% password_field()
+<button>Lift the hold</button></form>
+% end
 <form data-key="delete" method="post" action="{{here}}/delete"><input type="hidden" name="head" value="{{head}}">
 % password_field()
 <button class="danger">Delete branch</button></form>
@@ -152,52 +157,4 @@
 % elif not files:
 <p class="empty">It changes no file.</p>
 % end
-% if files:
-%   diff['views'](here, first and f'from={first}', split)
-%   if 1 < len(listed) <= 50:
-<details class="list" data-key="list"><summary>{{len(listed)}} files{{' on this page' if len(listed) < len(files) else ''}}</summary>
-<ul class="paths">
-%     for file in listed:
-<li><a href="#{{file.mark}}">\\
-%       diff['name'](file, 300)
-</a></li>
-%     end
-</ul>
-</details>
-%   end
-%   for file in listed:
-%     shown = lines.get(file.path)
-<details class="file" id="{{file.mark}}"\\
-%     if shown or file.quiet:
- open\\
-%     end
->
-<summary>\\
-%     diff['name'](file)
-</summary>
-<div class="body" data-key="{{file.version}}" data-keep>
-%     if shown:
-%       diff['table'](file.mark, shown, split)
-%     elif file.quiet:
-%       diff['nothing'](file)
-%     else:
-<p><a class="fetch" href="{{address(here, f'file={quote(file.path)}', split and 'view=split')}}">Show its lines</a></p>
-%     end
-</div>
-</details>
-%   end
-%   last = first + len(listed)
-%   if first or last < len(files):
-<p class="views">Files {{first + 1}} to {{last}}\\
-%     if first:
- · <a href="{{address(here, split and 'view=split')}}#changes">the first files</a>\\
-%     end
-%     if last < len(files):
- · <a href="{{address(here, f'from={last}', split and 'view=split')}}#changes">the next files</a>\\
-%     end
-</p>
-%   end
-%   if not whole:
-<p class="dim">There are more files than can be listed here; in a clone: <code>git diff --stat {{merge_base[:10] if merge_base else base}} {{head[:10]}}</code></p>
-%   end
-% end
+% diff['listing'](here, merge_base or base or '', head, files, whole, listed, lines, first, split)

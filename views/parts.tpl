@@ -16,7 +16,9 @@
 %   badge(job['status'])
 </td>
 <td class="main"><a href="/r/{{job['repo']}}">{{job['repo']}}</a> / \\
-%   if job['kind'] == PRE:
+%   if job.get('rollback_to'):
+{{job['branch']}} <span class="dim">rollback</span>\\
+%   elif job['kind'] == PRE:
 <a href="{{mr_path(job['repo'], job['branch'])}}">{{job['branch']}}</a>\\
 %     if len(job['heads']) > 1:
  <span class="dim">and {{len(job['heads']) - 1}} more</span>\\

@@ -28,6 +28,9 @@ last deployment \\
 % if trouble:
 <p class="trouble">{{trouble}}</p>
 % end
+% if holds:
+<p class="verdict" data-key="holds" data-tone="still">{{len(holds)}} commit{{'s are' if len(holds) > 1 else ' is'}} on hold and will not come back by a merge: <a href="/r/{{repo}}/deployments#holds">see and lift</a></p>
+% end
 % if not head:
 %   if heads:
 <p class="trouble">HEAD names {{base or 'no branch'}}, which does not exist, so there is no base to merge into. On the server: <code>git -C {{path}} symbolic-ref HEAD refs/heads/NAME</code></p>
