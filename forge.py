@@ -50,7 +50,7 @@ a quiet repo (reading refs and acting on them) takes the repo's turn, which push
 old value. Turns are marked under the lock and held without it.
 
 ==========  =========================================================================================
-watcher     one; waits on the pidfds of the jobs, measures and stops them, starts a scan when due
+watcher     one; waits on the pidfds of the jobs, measures and stops them, starts a scan when due, tells systemd that we live
 workers     ``WORKERS``; take repos from ``Engine.todo`` and step them
 starters    one for each job that is being started; gone when its process runs
 enders      one for each job that ended badly; reads its log, asks git, and is gone when the end is in the journal
@@ -5672,15 +5672,20 @@ def unit_user(config: Config) -> tuple[str, str | None]:
     """Whom the service runs as, the owner of the data directory unless that is root, and what to do first."""
     import pwd
 
-    there = config.data_dir.exists()
+    there, place = config.data_dir.exists(), shlex.quote(str(config.data_dir))
     owner = config.data_dir.stat().st_uid if there else os.geteuid()
-    if owner == 0:
-        add = f"sudo useradd --system --create-home --home-dir {shlex.quote(str(config.data_dir))} --shell /bin/sh forge"
-        give = f" && sudo chown -R forge: {shlex.quote(str(config.data_dir))}"
-        return "forge", f"forge is to have a user of its own; if there is none yet: {add}{give}"
+    name = "forge" if owner == 0 else str(owner)
     with contextlib.suppress(KeyError):
-        return pwd.getpwuid(owner).pw_name, None
-    return str(owner), None
+        name = pwd.getpwuid(owner).pw_name if owner else name
+    first = [f"useradd --system --home-dir {place} --shell /bin/sh forge"] if owner == 0 else []  # sshd wants a shell
+    first += [f"chown -R forge: {place}"] if owner == 0 and there else []
+    first += [f"install -d -o {name} {place}"] if not there and not in_var_lib(config) else []
+    return name, f"what the service needs first: {' && '.join(f'sudo {step}' for step in first)}" if first else None
+
+
+def in_var_lib(config: Config) -> bool:
+    """Whether systemd itself makes the data directory, by StateDirectory=."""
+    return config.data_dir.parent == Path("/var/lib")
 
 
 def unit_files(config: Config, environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -5732,7 +5737,7 @@ def unit_places(config: Config, environ: Mapping[str, str], table: dict[str, str
     if any(place.is_relative_to(home) for place in writes + reads for home in ("/home", "/root", "/run/user")):
         table["ProtectHome"] = "read-only"
     lines = []
-    if config.data_dir.parent == Path("/var/lib"):
+    if in_var_lib(config):
         lines.append(("StateDirectory", unit_word(config.data_dir.name)))
         writes.remove(config.data_dir)
     if table["PrivateTmp"] == "yes":
