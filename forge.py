@@ -2341,6 +2341,7 @@ class ServiceManager:
         self.status = status
         if values:
             self.tell(**values)
+            self.due = 0.0 if self.silent else self.due
 
 
 ###############################################################################
@@ -6937,7 +6938,7 @@ class Watch:
         """Draw how far a job is, or `otherwise` when there is none to wait for; once a second. The server has answered by now."""
         self.job_id, self.client.patience = job_id, RESTART_SECONDS
         if has_left():
-            raise BrokenPipeError
+            raise SystemExit(130)  # as after Ctrl-C: there was no verdict
         if not self.terminal or time.monotonic() < self.due:
             return
         self.due = time.monotonic() + 1
@@ -6974,7 +6975,7 @@ def has_left() -> bool:
     """Whether nobody reads our standard output any more: the end of an ssh connection is no signal to us."""
     poll = select.poll()
     poll.register(1, 0)
-    return bool(poll.poll(0))
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def repos_here(config: Config) -> list[str]:
@@ -7440,7 +7441,6 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     if listeners:
         host, port = next(filter(is_near, listeners), listeners[0]).getsockname()[:2]
         config = replace(config, host=host, port=port)
-    kept = bool(listeners)  # they stay open in what started us, and the next server answers who waits there
     try:
         engine = Engine(config)
     except (AlreadyServed, NoSandbox) as error:
@@ -7480,7 +7480,7 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     until = time.monotonic() + LEAVE_SECONDS
     manager.tell(STOPPING=1, STATUS="stopping; running jobs go on")
     engine.begin_nothing()
-    answer_the_rest(sockets, until - 1, kept)
+    answer_the_rest(sockets, until - 1)
     engine.stop(until - time.monotonic())
     return 0
 
@@ -7498,16 +7498,15 @@ def open_listener(config: Config) -> socket.socket:
     return listener
 
 
-def answer_the_rest(sockets: dict[int, Any], until: float, kept: bool) -> None:
+def answer_the_rest(sockets: dict[int, Any], until: float) -> None:
     """Take no new connection, and answer the requests that have come, `until` then (monotonic seconds).
 
-    `kept` says that the listening sockets outlive us: who waits there is left to the next server.
+    A socket that outlives us is closed here, not shut down: who waits there is answered by the next server.
     """
     from waitress import channel, wasyncore
 
     run = partial(wasyncore.loop, use_poll=True, map=sockets)
-    if not kept:
-        run(timeout=0, count=50)  # each round takes one of the connections that wait
+    run(timeout=0, count=50)  # each round takes one of the connections that wait
     for listener in [one for one in sockets.values() if getattr(one, "accepting", False)]:
         wasyncore.dispatcher.close(listener)
     quiet = 0

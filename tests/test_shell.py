@@ -216,9 +216,12 @@ def test_the_usual_way_of_a_push_starts_no_python(own: Server, tmp_path: Path) -
     assert "/nonexistent/python" in ordered(own, "jobs", tmp_path, str(lame)).stderr
 
 
-def test_the_command_knows_its_data_directory(own: Server) -> None:
+def test_the_command_knows_its_data_directory_and_takes_no_code_from_where_it_is_called(own: Server, tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('this is not the json that was meant')\n")
     environ = {name: text for name, text in os.environ.items() if not name.startswith("FORGE_")}
-    done = subprocess.run([own.data / "bin/forge", "repos"], env=environ, capture_output=True, text=True, timeout=30, cwd="/")
+    done = subprocess.run(
+        [own.data / "bin/forge", "repos"], env=environ, capture_output=True, text=True, timeout=30, cwd=tmp_path
+    )
     assert done.returncode == 0 and "other.repo" in done.stdout
     done = subprocess.run(
         [own.data / "bin/forge", "repos"], env=environ | {"FORGE_DATA_DIR": "/x"}, capture_output=True, timeout=30
