@@ -51,7 +51,7 @@ a quiet repo (reading refs and acting on them) takes the repo's turn, which push
 old value. Turns are marked under the lock and held without it.
 
 ==========  =========================================================================================
-watcher     one; waits on the pidfds of the jobs, measures and stops them, starts a scan when due
+watcher     one; waits on the pidfds of the jobs, measures and stops them, starts a scan when due, tells systemd that we live
 workers     ``WORKERS``; take repos from ``Engine.todo`` and step them
 starters    one for each job that is being started; gone when its process runs
 enders      one for each job that ended badly; reads its log, asks git, and is gone when the end is in the journal
@@ -97,7 +97,7 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
@@ -2385,6 +2385,85 @@ def exit_reason(code: int, command: str | None) -> str | None:
     return f"exit code {code}"
 
 
+def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
+    """The sockets that whatever started us listens on for us (sd_listen_fds(3)); what tells of them is taken from `environ`.
+
+    Raises WrongSetting.
+    """
+    pid, count, _ = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if pid != str(os.getpid()):  # they were for another process, which has left its environment to us
+        return []
+    if not re.fullmatch("[0-9]{1,3}", count):
+        raise WrongSetting(f"LISTEN_FDS is {count!r}, but must be a number of sockets")
+    found = []
+    for file in range(3, 3 + int(count)):
+        try:
+            os.set_inheritable(file, False)
+            found.append(socket.socket(fileno=file))
+            bound = found[-1].family in (socket.AF_INET, socket.AF_INET6) and found[-1].getsockname()[1] != 0
+            listens = (
+                bound and found[-1].type == socket.SOCK_STREAM and found[-1].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            )
+        except OSError:
+            listens = False
+        if not listens:
+            raise WrongSetting(
+                f"LISTEN_FDS is {count}, but descriptor {file} is no TCP socket that listens (ListenStream=, Accept=)"
+            )
+    return found
+
+
+def is_near(listener: socket.socket) -> bool:
+    """Whether a socket is reached on this machine without knowing the machine's addresses."""
+    host = ip_address(listener.getsockname()[0].partition("%")[0])
+    return host.is_loopback or host.is_unspecified
+
+
+class ServiceManager:
+    """Whatever started us, told how we are by datagrams to NOTIFY_SOCKET (sd_notify(3)); nothing waits for it."""
+
+    def __init__(self, environ: MutableMapping[str, str]):
+        """What is meant for us is taken from `environ`, so that no child of ours speaks in our name."""
+        self.address, usec, pid = (environ.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
+        watched = bool(self.address) and re.fullmatch("[1-9][0-9]{0,17}", usec) and pid in ("", str(os.getpid()))
+        self.every = int(usec) / 2e6 if watched else float("inf")  # seconds between two signs of life
+        self.due = 0.0
+        self.turned = time.monotonic()  # when the loop that takes requests came round last
+        self.status = ""
+        self.silent = False  # it could not be told, which the log says already
+
+    def tell(self, **values: object) -> None:
+        """Send what sd_notify(3) names. That it does not arrive is a line in the log: it changes nothing for us."""
+        if not self.address:
+            return
+        try:
+            if self.address[0] not in "/@":
+                raise OSError("it is neither a path nor an abstract name")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as line:
+                text = "\n".join(f"{name}={value}" for name, value in values.items())
+                line.sendto(text.encode(), re.sub("^@", "\0", self.address))
+            self.silent = False
+        except OSError as error:
+            if not self.silent:
+                log(f"NOTIFY_SOCKET {self.address} is not told how we are: {error.strerror or error}")
+            self.silent = True
+
+    def beat(self, status: str) -> None:
+        """Tell a status that has changed, and a sign of life when the next call may come too late for it.
+
+        The watcher calls it, and has had the engine's lock a moment before; whether requests are taken is looked at here.
+        """
+        moment = time.monotonic()
+        values: dict[str, object] = {"STATUS": status} if status != self.status else {}
+        if moment + TICK_SECONDS >= self.due and moment - self.turned < 2 * self.every < float("inf"):
+            self.due = moment + self.every
+            values["WATCHDOG"] = 1
+        self.status = status
+        if values:
+            self.tell(**values)
+            self.due = 0.0 if self.silent else self.due
+
+
 ###############################################################################
 # sandbox: what a job may see
 ###############################################################################
@@ -3137,6 +3216,7 @@ class Engine:
         self.closing = False
         self.launcher = Launcher()
         self.herald: Herald | None = None
+        self.manager = ServiceManager({})
         self.threads: list[threading.Thread] = []
         self.wake_out, self.wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.littered = threading.Event()
@@ -3867,12 +3947,14 @@ class Engine:
             try:
                 self._wait_for_jobs(0.1 if self._enforce() else max(0.05, tick - time.monotonic()))
                 if time.monotonic() >= tick:
-                    tick = time.monotonic() + TICK_SECONDS
+                    tick = time.monotonic() + min(TICK_SECONDS, self.manager.every)
                     self._go_on()
                     self._check_jobs()
                     self.dispatch()
                     for name in list(self.eager):
                         self.poke(name)
+                    if self.manager.address:
+                        self.manager.beat(self.status())
                 if time.monotonic() >= scanned + (HURRY_SECONDS if self.hurry else SCAN_SECONDS):
                     scanned = time.monotonic()
                     self.poke("")
@@ -3882,6 +3964,13 @@ class Engine:
             except Exception:
                 log(f"the watcher stumbled and goes on: {traceback.format_exc()}")
                 time.sleep(0.5)
+
+    def status(self) -> str:
+        """How we are in one line, for who looks at services."""
+        with self.lock:
+            live = Counter(job.status for job in self.state.live_jobs())
+            repos = plural(len(self.state.repos), "repo")
+        return f"listening on {self.url}; {repos}, {plural(live['running'], 'job')} running, {live['pending']} pending"
 
     def _wait_for_jobs(self, seconds: float) -> None:
         poll = select.poll()
@@ -4628,7 +4717,7 @@ def prepare_data_dir(config: Config) -> list[int]:
         write_whole(root / name, f"{secrets.token_urlsafe(32)}\n".encode())
     hook_token = (root / "hook-token").read_text().strip()
     refresh(root / "hook-header", f"Authorization: Bearer {hook_token}\n")
-    refresh(root / "bin" / "forge", own_command(), 0o755)
+    refresh(root / "bin" / "forge", own_command(config), 0o755)
     return [lock]
 
 
@@ -4665,10 +4754,47 @@ def refresh(path: Path, text: str, mode: int = 0o600) -> bool:
         return False
 
 
-def own_command() -> str:
-    """The ``forge`` that hooks and jobs find: this file with this Python, as a module, so that its bytecode is kept."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parent)!r}); import forge; sys.exit(forge.main())"
-    return f'#!/bin/sh\nexec {shlex.join((sys.executable, "-c", code))} "$@"\n'
+def python_words() -> list[str]:
+    """What begins a command of ours: this file with this Python, as a module, so that its bytecode is kept."""
+    here = str(Path(__file__).resolve().parent)
+    return [sys.executable, "-c", f"import sys; sys.path[0] = {here!r}; import forge; sys.exit(forge.main())"]
+
+
+# The way of a push and a fetch over ssh costs no Python when it is spelled as git does; `forge shell` judges what is left.
+OWN_COMMAND = r"""#!/bin/sh
+if [ "$*" = shell ]; then
+    # who logs in has no say in what we run, whatever sshd lets him set
+    FORGE_DATA_DIR=%(data)s LC_ALL=C PATH=${PATH:+$PATH:}%(path)s
+    clean() {
+        exec env -i HOME="$HOME" USER="$USER" PATH="$PATH" LANG=C.UTF-8 ${GIT_PROTOCOL:+"GIT_PROTOCOL=$GIT_PROTOCOL"} "$@"
+    }
+    case $SSH_ORIGINAL_COMMAND in
+    git-upload-pack\ \'*\' | git-receive-pack\ \'*\')
+        name=${SSH_ORIGINAL_COMMAND#*\'} service=${SSH_ORIGINAL_COMMAND%%%% *}
+        name=${name#/} name=${name%%\'} name=${name%%.git}
+        case $name in
+        *[!A-Za-z0-9._-]* | [!A-Za-z0-9]* | '') ;;
+        *) [ ! -d "$FORGE_DATA_DIR/repos/$name.git" ] || clean git "${service#git-}" "$FORGE_DATA_DIR/repos/$name.git" ;;
+        esac
+        ;;
+    esac
+    clean FORGE_DATA_DIR="$FORGE_DATA_DIR" TERM="$TERM" SSH_CONNECTION="$SSH_CONNECTION" \
+        SSH_ORIGINAL_COMMAND="$SSH_ORIGINAL_COMMAND" %(forge)s shell
+fi
+[ -n "$FORGE_DATA_DIR" ] || FORGE_DATA_DIR=%(data)s
+export FORGE_DATA_DIR
+exec %(forge)s "$@"
+"""
+
+
+def own_command(config: Config) -> str:
+    """The ``forge`` that hooks, jobs and ssh find, which knows its data directory."""
+    path = os.environ.get("PATH", os.defpath)
+    return OWN_COMMAND % {
+        "data": shlex.quote(str(config.data_dir)),
+        "path": shlex.quote(path),
+        "forge": shlex.join(python_words()),
+    }
 
 
 ###############################################################################
@@ -5874,6 +6000,156 @@ def fit(text: str, room: int) -> str:
 ###############################################################################
 # delivery: what follows a merge
 ###############################################################################
+
+UNIT_FILES = ("forge.service", "forge.socket")
+# Jobs are children of the service and live under all of this. So what git, ssh, Nix, a compiler or the sandbox needs is
+# left alone: MemoryDenyWriteExecute (node, java), RestrictSUIDSGID (git in a shared repo), UMask (what a job deploys),
+# RemoveIPC (jobs outlive the service), PrivateUsers and all that mounts something into /proc: ProtectKernelTunables,
+# ProtectKernelLogs, ProtectHostname, ProtectProc, ProcSubset (the kernel then refuses the sandbox a /proc of its own).
+UNIT_SERVICE = {
+    "Type": "notify",
+    "NotifyAccess": "main",
+    "WatchdogSec": "60",
+    "Restart": "always",
+    "RestartSec": "1",
+    "TimeoutStopSec": "30",
+    "KillMode": "process",
+    "OOMPolicy": "continue",
+    "NoNewPrivileges": "yes",
+    "CapabilityBoundingSet": "",
+    "ProtectSystem": "strict",
+    "ProtectHome": "yes",
+    "PrivateTmp": "yes",
+    "PrivateMounts": "yes",
+    "PrivateDevices": "yes",
+    "ProtectClock": "yes",
+    "ProtectControlGroups": "yes",
+    "ProtectKernelModules": "yes",
+    "LockPersonality": "yes",
+    "RestrictRealtime": "yes",
+    "RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+    "RestrictNamespaces": "user mnt pid ipc",
+    "SystemCallArchitectures": "native",
+    "SystemCallFilter": "@system-service @mount",
+    "SystemCallErrorNumber": "EPERM",
+}
+# Without the sandbox nothing of ours needs namespaces and mounts, and jobs that outlive the service keep its /tmp.
+UNIT_WITHOUT_SANDBOX = {"PrivateTmp": "no", "RestrictNamespaces": "yes", "SystemCallFilter": "@system-service"}
+UNIT_SAYS_ITSELF = ("FORGE_DATA_DIR", "FORGE_HOST", "FORGE_PORT", "FORGE_MERGE_PASSWORD", "FORGE_MERGE_PASSWORD_FILE")
+UNIT_TO_INSTALL = """\
+# /etc/systemd/system/%(name)s
+# Made for this machine by forge unit. To install both, and to start them:
+#   forge unit forge.service | sudo tee /etc/systemd/system/forge.service
+#   forge unit forge.socket | sudo tee /etc/systemd/system/forge.socket
+#   sudo systemctl daemon-reload && sudo systemctl enable --now forge.socket forge.service
+"""
+
+
+def unit_word(text: str) -> str:
+    """A word of a unit file, quoted as systemd.syntax(7) reads it."""
+    text = text.replace("%", "%%")
+    if re.fullmatch(r"[\w@%+=:,./~-]+", text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def unit_text(name: str, notes: Iterable[str], sections: Mapping[str, Iterable[tuple[str, str]]]) -> str:
+    """A unit file with its comments."""
+    parts = ["".join(f"\n[{section}]\n" + "".join(f"{k}={v}\n" for k, v in lines) for section, lines in sections.items())]
+    return UNIT_TO_INSTALL % {"name": name} + "".join(f"# {note}\n" for note in notes) + parts[0]
+
+
+def unit_user(config: Config) -> tuple[str, str | None]:
+    """Whom the service runs as, the owner of the data directory unless that is root, and what to do first."""
+    import pwd
+
+    there, place = config.data_dir.exists(), shlex.quote(str(config.data_dir))
+    owner = config.data_dir.stat().st_uid if there else os.geteuid()
+    name = "forge" if owner == 0 else str(owner)
+    with contextlib.suppress(KeyError):
+        name = pwd.getpwuid(owner).pw_name if owner else name
+    first = [f"useradd --system --home-dir {place} --shell /bin/sh forge"] if owner == 0 else []  # sshd wants a shell
+    first += [f"chown -R forge: {place}"] if owner == 0 and there else []
+    first += [f"install -d -o {name} {place}"] if not there and not in_var_lib(config) else []
+    return name, f"what the service needs first: {' && '.join(f'sudo {step}' for step in first)}" if first else None
+
+
+def in_var_lib(config: Config) -> bool:
+    """Whether systemd itself makes the data directory, by StateDirectory=."""
+    return config.data_dir.parent == Path("/var/lib")
+
+
+def unit_files(config: Config, environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The units by name, for the settings in `environ`, and what whoever installs them has to see to."""
+    user, first = unit_user(config)
+    notes = [first] if first else []
+    if config.password and not config.password_file:
+        notes.append(
+            "FORGE_MERGE_PASSWORD is not written into a unit, which all can read: put it into a file, FORGE_MERGE_PASSWORD_FILE"
+        )
+    if config.secrets_dir and config.secrets_dir.is_relative_to("/run/credentials"):
+        notes.append("FORGE_SECRETS_DIR is removed when the service stops, under the jobs that go on: put it elsewhere")
+    if not config.port:
+        notes.append(f"FORGE_PORT is 0, but a socket that waits for a server has a port: it is {Config.port}")
+    service: list[tuple[str, str]] = [("User", user)]
+    table = UNIT_SERVICE | (UNIT_WITHOUT_SANDBOX if config.sandbox == "none" else {})
+    service += unit_places(config, environ, table)
+    command = " ".join(unit_word(word).replace("$", "$$") for word in [*python_words(), "serve"])
+    path = ":".join(place for place in environ.get("PATH", os.defpath).split(":") if place.startswith("/"))
+    given = {"PATH": path, "FORGE_DATA_DIR": str(config.data_dir)}
+    given |= {name: environ[name] for name in sorted(environ) if name.startswith(("FORGE_", "NIX_")) and environ[name]}
+    given |= {name: environ[name] for name in ("LANG", "TZ") if environ.get(name)}
+    known = {name: text for name, text in given.items() if name == "FORGE_DATA_DIR" or name not in UNIT_SAYS_ITSELF}
+    service += [("Environment", unit_word(f"{name}={text}")) for name, text in known.items()]
+    if config.password_file and environ.get("FORGE_MERGE_PASSWORD_FILE"):
+        service.append(("LoadCredential", f"merge-password:{config.password_file}".replace("%", "%%")))
+    unit = [("Description", "forge, a git forge"), ("Requires", "forge.socket"), ("Wants", "network-online.target")]
+    unit += [("After", "forge.socket network-online.target"), ("StartLimitIntervalSec", "0")]
+    sections = {"Unit": unit, "Service": [("ExecStart", command), *service, *table.items()]}
+    sections["Install"] = [("WantedBy", "multi-user.target")]
+    listen = [("ListenStream", place) for place in unit_addresses(config)]
+    bound = {"Unit": [("Description", "where forge listens, also while it restarts")], "Socket": listen}
+    bound["Install"] = [("WantedBy", "sockets.target")]
+    return {
+        "forge.service": unit_text(UNIT_FILES[0], notes, sections),
+        "forge.socket": unit_text(UNIT_FILES[1], [], bound),
+    }, notes
+
+
+def unit_places(config: Config, environ: Mapping[str, str], table: dict[str, str]) -> list[tuple[str, str]]:
+    """What the service may write, and what lies where it would see nothing; brings `table` in line with that."""
+    links = [Path(os.path.realpath(entry)) for entry in config.data_dir.glob("*") if entry.is_symlink() and entry.is_dir()]
+    writes = [config.data_dir, *(link for link in links if not link.is_relative_to(config.data_dir))]
+    nix, nix_writable = find_nix(environ)
+    writes += nix if nix_writable else []
+    on_path = [Path(place) for place in environ.get("PATH", "").split(":") if place.startswith("/")]
+    reads = [*forge_places(), *on_path, *([config.secrets_dir] if config.secrets_dir else [])]
+    reads = [place for place in dict.fromkeys(reads) if place.exists() and not any(map(place.is_relative_to, writes))]
+    if any(place.is_relative_to(home) for place in writes + reads for home in ("/home", "/root", "/run/user")):
+        table["ProtectHome"] = "read-only"
+    lines = []
+    if in_var_lib(config):
+        lines.append(("StateDirectory", unit_word(config.data_dir.name)))
+        writes.remove(config.data_dir)
+    if table["PrivateTmp"] == "yes":
+        tmp = [place for place in writes + reads if any(map(place.is_relative_to, TMP_PLACES))]
+        lines += [("BindPaths" if place in writes else "BindReadOnlyPaths", unit_word(str(place))) for place in tmp]
+        writes = [place for place in writes if place not in tmp]
+    else:
+        writes += map(Path, TMP_PLACES)
+    return lines + [("ReadWritePaths", unit_word(str(place))) for place in writes]
+
+
+def unit_addresses(config: Config) -> list[str]:
+    """Where the socket listens, as systemd spells it. Raises WrongSetting."""
+    try:
+        found = socket.getaddrinfo(config.host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        raise WrongSetting(f"FORGE_HOST is {config.host!r}, which is no address of this machine") from None
+    hosts = dict.fromkeys(str(to[0]) for *_, to in found)
+    port = config.port or Config.port
+    return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts]
+
 
 # -- upkeep: room on the disk ----------------------------------------------------
 
@@ -7601,6 +7877,8 @@ class Watch:
     def tell(self, job_id: int | None, otherwise: str = "") -> None:
         """Draw how far a job is, or `otherwise` when there is none to wait for; once a second. The server has answered by now."""
         self.job_id, self.client.patience = job_id, RESTART_SECONDS
+        if has_left():
+            raise SystemExit(130)  # as after Ctrl-C: there was no verdict
         if not self.terminal or time.monotonic() < self.due:
             return
         self.due = time.monotonic() + 1
@@ -7631,6 +7909,13 @@ def tell_server(config: Config, repo: str) -> None:
     """Let a running server look at a repo now; without one it looks when it starts."""
     with contextlib.suppress(Fault):
         Client(config).ask("/hooks/post-receive", json.dumps({"repo": repo, "updates": []}).encode(), timeout=5)
+
+
+def has_left() -> bool:
+    """Whether nobody reads our standard output any more: the end of an ssh connection is no signal to us."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def repos_here(config: Config) -> list[str]:
@@ -8209,6 +8494,10 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; jobs that run then go on, and the next server takes them over."""
     from waitress import create_server, trigger, wasyncore
 
+    manager, listeners = ServiceManager(os.environ), inherited_sockets(os.environ)
+    if listeners:
+        host, port = next(filter(is_near, listeners), listeners[0]).getsockname()[:2]
+        config = replace(config, host=host, port=port)
     try:
         engine = Engine(config)
     except (AlreadyServed, NoSandbox) as error:
@@ -8217,23 +8506,17 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
         raise Fault(
             1, f"{error.filename or config.data_dir} cannot be used: {error.strerror}; set FORGE_DATA_DIR, or mend its owner"
         ) from None
-    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listeners = listeners or [open_listener(config)]
+    for listener in listeners:
         # what is accepted inherits it: a client that takes nothing of its answer keeps a worker, and a clone its git
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MS)
-        listener.bind((config.host, config.port))
-    except socket.gaierror:
-        raise WrongSetting(f"FORGE_HOST is {config.host!r}, which is no address of this machine") from None
-    except OSError as error:
-        raise Fault(1, f"cannot listen on {config.host}:{config.port} ({error.strerror}); set FORGE_HOST or FORGE_PORT") from None
-    port = listener.getsockname()[1]
-    engine.url = config.url or config.listen_url(port)
+    port = config.port or listeners[0].getsockname()[1]
+    engine.url, engine.manager = config.url or config.listen_url(port), manager
     sockets: dict[int, Any] = {}  # waitress's: by descriptor, who reads and writes there
     create_server(
         Web(engine),
         map=sockets,
-        sockets=[listener],
+        sockets=listeners,
         threads=WEB_THREADS,
         ident=None,
         max_request_body_size=MAX_BODY + 65536,  # so that it is we who refuse what is a little too large
@@ -8249,18 +8532,37 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
     engine.start()
+    manager.tell(READY=1, MAINPID=os.getpid(), STATUS=engine.status())
     print(f"forge: listening on {engine.url}", flush=True)
     while not told.is_set():
-        wasyncore.loop(timeout=30, use_poll=True, map=sockets, count=1)
+        manager.turned = time.monotonic()
+        wasyncore.loop(timeout=min(30.0, manager.every), use_poll=True, map=sockets, count=1)
     until = time.monotonic() + LEAVE_SECONDS
+    manager.tell(STOPPING=1, STATUS="stopping; running jobs go on")
     engine.begin_nothing()
     answer_the_rest(sockets, until - 1)
     engine.stop(until - time.monotonic())
     return 0
 
 
+def open_listener(config: Config) -> socket.socket:
+    """A socket at FORGE_HOST and FORGE_PORT. Raises WrongSetting, Fault."""
+    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))
+    except socket.gaierror:
+        raise WrongSetting(f"FORGE_HOST is {config.host!r}, which is no address of this machine") from None
+    except OSError as error:
+        raise Fault(1, f"cannot listen on {config.host}:{config.port} ({error.strerror}); set FORGE_HOST or FORGE_PORT") from None
+    return listener
+
+
 def answer_the_rest(sockets: dict[int, Any], until: float) -> None:
-    """Take no new connection, and answer the requests that have come, `until` then (monotonic seconds)."""
+    """Take no new connection, and answer the requests that have come, `until` then (monotonic seconds).
+
+    A socket that outlives us is closed here, not shut down: who waits there is answered by the next server.
+    """
     from waitress import channel, wasyncore
 
     run = partial(wasyncore.loop, use_poll=True, map=sockets)
@@ -8271,7 +8573,66 @@ def answer_the_rest(sockets: dict[int, Any], until: float) -> None:
     while quiet < 3 and time.monotonic() < until:
         run(timeout=0.05, count=1)
         channels = [one for one in sockets.values() if isinstance(one, channel.HTTPChannel)]
-        quiet = 0 if any(one.request or one.requests or one.total_outbufs_len for one in channels) else quiet + 1
+        fresh = time.time() - 0.5  # who has just been let in is about to ask
+        busy = (
+            one.request or one.requests or one.total_outbufs_len or one.last_activity == one.creation_time > fresh
+            for one in channels
+        )
+        quiet = 0 if any(busy) else quiet + 1
+
+
+GIT_SERVICES = ("git-upload-pack", "git-receive-pack", "git-upload-archive")
+# What a key may do that may push, and no more: nothing that starts a server, reaches other hosts or looks after this machine.
+SHELL_VERBS = (
+    *("repos", "jobs", "job", "log", "status", "wait", "why", "audit"),
+    *("create", "delete", "merge", "cancel", "retry", "rollback", "hold"),
+)
+
+
+def repo_of_path(config: Config, given: str) -> str:
+    """The repo that an address over ssh names: `app`, `app.git`, `/app.git`, `~/app.git`, or the whole path. Raises Fault."""
+    home = os.environ.get("HOME", "/")
+    whole = Path(os.path.realpath(os.path.join(home, given.removeprefix("~/"))))
+    named = whole.name if whole.parent == config.repos else given.removeprefix("~").strip("/")
+    name = check_repo(named.removesuffix(".git"))
+    if not config.repo(name).is_dir():
+        raise Fault(2, f"there is no repo {name}{did_you_mean(name, repos_here(config))}")
+    return name
+
+
+def cmd_shell(config: Config, args: argparse.Namespace) -> int:
+    """Do what was asked for over ssh, if it is git or one of our verbs; no other program is ever started."""
+    asked = os.environ.pop("SSH_ORIGINAL_COMMAND", "")
+    if not asked:
+        host = (os.environ.get("SSH_CONNECTION", "").split() or ["HOST"] * 3)[2:3][0]
+        to = f"{server_user()[0]}@{host}"
+        print(
+            f"This is a forge; you are known here, but there is no shell. What works: git clone {to}:REPO.git · git push", end=""
+        )
+        print(f" · ssh {to} jobs · and so on with {', '.join(SHELL_VERBS)}")
+        return 1
+    try:
+        words = shlex.split(asked) if asked.isprintable() else []
+    except ValueError:
+        words = []
+    if len(words) == 2 and words[0] in GIT_SERVICES:
+        repo = config.repo(repo_of_path(config, words[1]))
+        environ = {name: os.environ[name] for name in ("HOME", "USER", "PATH", "LANG", "GIT_PROTOCOL") if name in os.environ}
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and git would, too
+        os.execvpe("git", ["git", words[0].removeprefix("git-"), str(repo)], environ)
+    if not words or words[0] not in SHELL_VERBS:
+        raise Fault(1, f"{shorten(asked)} is not for a key of this forge: it may use git, and {', '.join(SHELL_VERBS)}")
+    return main(words)
+
+
+def cmd_unit(config: Config, args: argparse.Namespace) -> int:
+    """Print the units, or one of them; what is to be seen to is said in them, and on standard error."""
+    units, notes = unit_files(config, os.environ)
+    for note in notes:
+        print(f"forge: {note}", file=sys.stderr)
+    wanted = {args.unit: units[args.unit]} if args.unit else units
+    show(args, wanted, lambda _: "\n".join(wanted.values()).rstrip("\n"))
+    return 0
 
 
 DEMO_FLAKE = """{
@@ -8464,6 +8825,9 @@ def build_parser() -> argparse.ArgumentParser:
     pruning = verb("prune", "free room: old logs, checkouts and refs of no more use; pack the repos", cmd_prune)
     pruning.add_argument("--days", type=job_number, metavar="N", help="remove logs older than N days (default: FORGE_LOG_DAYS)")
     pruning.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    verb("shell", "the forced command of an ssh key: git over ssh, and some of these commands", cmd_shell, as_json=False)
+    unit = verb("unit", "print forge.service and forge.socket for this machine", cmd_unit)
+    unit.add_argument("unit", metavar="UNIT", nargs="?", choices=UNIT_FILES, help=f"only one of them: {' or '.join(UNIT_FILES)}")
     verb("doctor", "check this machine and the data directory", cmd_doctor)
     demo = verb("demo", "a tour: a server of its own, a branch that fails and one that merges", cmd_demo, as_json=False)
     demo.add_argument("--once", action="store_true", help="end after the story")
