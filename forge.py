@@ -5482,6 +5482,110 @@ def fit(text: str, room: int) -> str:
 
 
 ###############################################################################
+# delivery: what follows a merge
+###############################################################################
+
+LOCK = "flake.lock"
+LOCK_BYTES = 4 << 20
+INPUT_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,99}")  # as Nix takes one on its command line
+
+
+class LockTrouble(ValueError):
+    """A flake.lock does not allow what is wanted; the message is the end of a sentence."""
+
+
+def parse_lock(text: str) -> dict[str, Any]:
+    """What a flake.lock says, with nodes, inputs and root where they have to be. Raises LockTrouble."""
+    try:
+        lock: dict[str, Any] = json.loads(text)
+        nodes = lock["nodes"]
+        inputs = [given for node in nodes.values() for given in node.get("inputs", {}).values()]
+        sources = [node.get(part, {}) for node in nodes.values() for part in ("locked", "original")]
+        fits = lock["root"] in nodes and lock.get("version") in (5, 6, 7)
+        fits = fits and all(type(given) is list or given in nodes for given in inputs)
+        fits = fits and all(type(source) is dict for source in sources) and bool(lock_text(lock).encode())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        fits = False
+    if not fits:
+        raise LockTrouble(f"{LOCK} is none that can be read")
+    return lock
+
+
+def lock_text(lock: Mapping[str, Any]) -> str:
+    """A flake.lock, to the byte as Nix writes it."""
+    return json.dumps(lock, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def lock_node(lock: Mapping[str, Any], name: str) -> Any:
+    """The node of an input of the flake itself; a list where it follows another input, None where there is none."""
+    given = lock["nodes"][lock["root"]].get("inputs", {}).get(name)
+    return lock["nodes"][given] if isinstance(given, str) else given
+
+
+def locked_commit(lock: Mapping[str, Any], name: str) -> str | None:
+    """The commit that an input of the flake itself is locked to, or None."""
+    node = lock_node(lock, name)
+    commit = node.get("locked", {}).get("rev") if isinstance(node, dict) else None
+    return commit if isinstance(commit, str) and OBJECT_ID.fullmatch(commit) else None
+
+
+def bumped_inputs(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
+    """The inputs of the flake itself that `after` locks to another commit than `before`, each with that commit."""
+    names = after["nodes"][after["root"]].get("inputs", {})
+    commits = {name: locked_commit(after, name) for name in names}
+    return {name: commit for name, commit in commits.items() if commit and commit != locked_commit(before, name)}
+
+
+def graft_inputs(base: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """`base` with some of its flake's inputs, and all that these reach, taken from `other`.
+
+    Nodes are named as Nix names them when it writes a lock, those that nothing reaches are left out. Raises LockTrouble.
+    """
+    taken = {name: other["nodes"][other["root"]]["inputs"][name] for name in names}
+    sides = (base["nodes"], other["nodes"])
+    nodes: dict[str, Any] = {}
+    known: dict[tuple[int, str], str] = {}
+    used = Counter[str]()  # how often a name was wanted
+
+    def put(side: int, key: str, wanted: str) -> str:
+        """Copy a node and what it reaches, and return its name."""
+        if (side, key) not in known:
+            used[wanted] += 1
+            spelled = (wanted if n == 1 else f"{wanted}_{n}" for n in itertools.count(used[wanted]))
+            name = known[side, key] = next(spelling for spelling in spelled if spelling not in nodes)
+            node = nodes[name] = dict(sides[side][key])
+            inputs = sorted(node.get("inputs", {}).items())
+            ours = taken if (side, key) == (0, base["root"]) else {}
+            if inputs:
+                node["inputs"] = {
+                    child: put(1, ours[child], child)
+                    if child in ours
+                    else put(side, given, child)
+                    if type(given) is str
+                    else given
+                    for child, given in inputs
+                }
+        return known[side, key]
+
+    try:
+        return {**base, "nodes": nodes, "root": put(0, base["root"], "root")}
+    except RecursionError:
+        raise LockTrouble(f"the inputs in {LOCK} are nested too deep") from None
+
+
+def flake_url(source: Mapping[str, Any], commit: str) -> str:
+    """The flake reference by which Nix takes exactly `commit` of an input's source. Raises LockTrouble."""
+    kind, about = source.get("type"), {"rev": commit}
+    about |= {key: "1" if value is True else str(value) for key, value in source.items() if key not in ("type", "url", "rev")}
+    if kind in ("git", "hg"):
+        return f"{kind}+{source['url']}?{urlencode(about, safe='/')}"
+    if kind in ("github", "gitlab", "sourcehut"):
+        more = {str(key): about[key] for key in ("host", "dir") if key in about}
+        return f"{kind}:{source['owner']}/{source['repo']}/{commit}" + (f"?{urlencode(more, safe='/')}" if more else "")
+    raise LockTrouble(f"its source is of the type {shorten(kind)}, which names no commit; take it with git+ in flake.nix")
+
+
+###############################################################################
 # web: who may come in
 ###############################################################################
 
@@ -7136,6 +7240,260 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
     yield "password", well, "set" if well else f"{config.password_file} cannot be read or is empty"
 
 
+BUMP_TRIES = 6  # looks at a repo that others push to at the same moment
+GIT_PLACES = frozenset(
+    f"GIT_{name}" for name in ("DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "COMMON_DIR", "PREFIX", "NAMESPACE")
+)
+
+
+NO_LOCK: dict[str, Any] = {"nodes": {"root": {}}, "root": "root"}
+
+
+class Bump:
+    """One run of ``forge bump``: a clone in `folder`, which whoever calls it removes. `here` is where the history may be."""
+
+    def __init__(self, url: str, name: str, commit: str, cause: str, folder: Path, here: Path):
+        self.url, self.name, self.commit, self.cause, self.here = url, name, commit, cause, here
+        self.clone = folder / "clone"
+        self.branch = f"deploy-{name}-{commit[:8]}"
+        # a hook, or a git that has called us, may have named a repo of its own
+        self.environ = {key: value for key, value in os.environ.items() if key not in GIT_PLACES}
+        self.heads: dict[str, str] = {}  # by branch, "" for base: as they were when last looked at
+        self.locks: dict[str, dict[str, Any]] = {}
+        self.base = "base"
+
+    def run(self) -> str:
+        """Bring the bump about, and say in one sentence what has come of it. Raises Fault."""
+        nix = self._start("nix", "--version")
+        who = self._start("git", "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT", cwd=self.here)
+        try:
+            how = ("--depth=1", "--no-single-branch", "--no-local", "--no-tags", "--template=")  # the open bumps come along
+            self._run("git", "clone", "-q", *how, "--", self.url, str(self.clone), cwd=self.here)
+        finally:
+            version, identity = nix.communicate()[0], who.communicate()[0]
+        made, pushed, refused = "", False, False
+        for _ in range(BUMP_TRIES):
+            before = self.heads
+            self._look()
+            if refused and self.heads == before:
+                raise Fault(1, f"{self.url} does not take {self.branch}; what it says is above")
+            ours, others = self.heads.get(self.branch), self._others()
+            place, newer = next(((b, commit) for b, commit in others if self._contains(commit, self.commit)), ("", ""))
+            if newer:
+                if pushed and ours == made:
+                    self._push([f":refs/heads/{self.branch}"])
+                return (
+                    f"{place or self.base} has {self.name} at {newer[:10]} already, which contains {self.commit[:10]}: overtaken"
+                )
+            if ours and locked_commit(self.locks[self.branch], self.name) != self.commit:
+                raise Fault(
+                    1, f"{self.branch} is there already, with {self.name} at another commit; delete it, then run this again"
+                )
+            older = [f":refs/heads/{branch}" for branch, commit in others if branch and self._contains(self.commit, commit)]
+            landed = locked_commit(self.locks[""], self.name) == self.commit
+            done = bool(ours or landed or pushed)
+            if done and not older:
+                if pushed:
+                    return f"{self.name} is bumped to {self.commit[:10]} by {self.branch}{', which is merged' if landed else ''}"
+                there = f"{self.base} has {self.name} at {self.commit[:10]}" if landed else f"{self.branch} is pushed"
+                return f"{there} already: nothing to do"
+            if not (done or made):
+                self._update_lock(version)
+                made = self._commit(identity)
+            refused = not self._push([*([] if done else [f"HEAD:refs/heads/{self.branch}"]), *older])
+            pushed = pushed or not (done or refused)
+        raise Fault(1, f"others push to {self.url} all the time; run this again")
+
+    # -- git ------------------------------------------------------------------
+
+    def _start(self, *command: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+        """Start something small beside the clone, whose failure is an answer as well."""
+        pipe, none = subprocess.PIPE, subprocess.DEVNULL
+        try:
+            return subprocess.Popen(command, cwd=cwd, env=self.environ, stdin=none, stdout=pipe, stderr=none, text=True)
+        except FileNotFoundError:
+            raise Fault(1, f"there is no {command[0]} on the PATH, which a bump needs") from None
+
+    def _run(self, *command: str, cwd: Path | None = None, text: str = "") -> bytes:
+        """Run git or Nix in the clone; what it complains of is shown. Raises Fault, which names the command."""
+        where = cwd or self.clone
+        done = subprocess.run(command, cwd=where, env=self.environ, input=text.encode(), stdout=subprocess.PIPE)
+        if done.returncode:
+            words = " ".join(word for word in command[:4] if not word.startswith("-"))
+            raise Fault(1, f"{words} has failed with {done.returncode}; what it says is above")
+        return done.stdout
+
+    def _look(self) -> None:
+        """Read what base and the open bumps of the input are locked to."""
+        if self.heads:
+            self._run("git", "fetch", "-q", "--prune", "--depth=1", "origin")
+        listed = self._run("git", "for-each-ref", "--format=%(objectname) %(refname:lstrip=3)", "refs/remotes/origin/").decode(
+            "utf-8", "surrogateescape"
+        )
+        heads = {name: commit for commit, _, name in (line.partition(" ") for line in listed.split("\n")[:-1])}
+        if "HEAD" not in heads:
+            raise Fault(1, f"{self.url} has no base yet; push one first")
+        named = (self.clone / ".git/refs/remotes/origin/HEAD").read_text().strip()
+        self.base = named.removeprefix("ref: refs/remotes/origin/")
+        pattern = re.compile(rf"deploy-{self.name}-[0-9a-f]{{8}}")
+        self.heads = {"": heads["HEAD"]} | {name: heads[name] for name in heads if pattern.fullmatch(name) and name != self.base}
+        asked = "".join(f"{head}:{LOCK}\n" for head in self.heads.values())
+        found = io.BytesIO(self._run("git", "cat-file", "--batch", text=asked))
+        for branch in self.heads:
+            size = re.fullmatch(rb"[0-9a-f]+ blob ([0-9]+)\n", found.readline())
+            try:
+                self.locks[branch] = parse_lock(found.read(int(size[1]) + 1).decode("utf-8", "replace")) if size else NO_LOCK
+            except LockTrouble as trouble:
+                if not branch:
+                    raise Fault(1, f"{self.base} of {self.url}: {trouble}") from None
+                self.locks[branch] = NO_LOCK  # somebody's branch, which only looks like a bump
+
+    def _others(self) -> list[tuple[str, str]]:
+        """Where the input is locked to another commit: (branch, "" for base, commit)."""
+        commits = [(b, locked_commit(self.locks[b], self.name)) for b in self.heads if b != self.branch]
+        return [(branch, commit) for branch, commit in commits if commit and commit != self.commit]
+
+    def _contains(self, commit: str, older: str) -> bool:
+        """Whether a commit of the input contains another one, by a repo that has both: where we are, else the input's own."""
+        args = ("git", "merge-base", "--is-ancestor", older, commit)
+        for find in (lambda: self.here, self._mirror):
+            place = find()
+            code = subprocess.run(args, cwd=place, env=self.environ, capture_output=True).returncode if place else 128
+            if code in (0, 1):
+                return code == 0
+        return False
+
+    def _mirror(self) -> Path | None:
+        """The commits of the input's own repo, where git can fetch them."""
+        mirror = self.clone.with_name("input")
+        node = lock_node(self.locks[""], self.name)
+        source = node.get("locked", {}) if isinstance(node, dict) else {}
+        if not mirror.exists() and source.get("type") == "git":
+            with contextlib.suppress(Fault):
+                how = ("--bare", "--filter=tree:0", "--template=", "--", str(source.get("url")), str(mirror))
+                self._run("git", "clone", "-q", *how, cwd=self.here)
+        return mirror if mirror.exists() else None
+
+    def _push(self, refs: list[str]) -> bool:
+        """Push and remove refs, all or none where the server can; whether it took them."""
+        leases = []
+        for ref in refs:
+            name = ref.partition(":")[2]
+            leases.append(f"--force-with-lease={name}:{self.heads.get(name.removeprefix('refs/heads/'), '')}")
+        command = ["git", "push", *leases, "origin", *refs]
+        done = subprocess.run([*command[:2], "--atomic", *command[2:]], cwd=self.clone, env=self.environ, capture_output=True)
+        if done.returncode and b"--atomic" in done.stderr:
+            done = subprocess.run(command, cwd=self.clone, env=self.environ, capture_output=True)
+        print(done.stderr.decode("utf-8", "replace"), end="", file=sys.stderr, flush=True)
+        return done.returncode == 0
+
+    # -- the lock -----------------------------------------------------------------
+
+    def _update_lock(self, version: str) -> None:
+        """Have Nix lock the input to the commit, and no other. Raises Fault."""
+        if not (self.clone / "flake.nix").exists():
+            raise Fault(1, f"{self.base} of {self.url} has no flake.nix, so there is no input to bump")
+        if lock_node(self.locks[""], self.name) is None:
+            self._nix("lock")  # there is no lock yet, or flake.nix has got the input since
+        source, lock = self._source()
+        numbers = re.search(r"([0-9]+)\.([0-9]+)[^ ]*$", version.strip())
+        newer = numbers is not None and (int(numbers[1]), int(numbers[2])) >= (2, 19)
+        update = ("update", self.name) if newer else ("lock", "--update-input", self.name)
+        for _ in range(2):  # again when flake.nix names another source than the lock did
+            try:
+                url = flake_url(source, self.commit)
+            except (LockTrouble, LookupError) as trouble:
+                raise Fault(1, f"the input {self.name} cannot be bumped: {trouble}") from None
+            self._nix(*update, "--override-input", self.name, url)
+            known, (source, lock) = source, self._source()
+            if source == known:
+                break
+        node = lock_node(lock, self.name)
+        if node["original"].get("rev"):  # some Nix write the override there for an input that is no flake
+            del node["original"]["rev"]
+            (self.clone / LOCK).write_text(lock_text(lock))
+            self._nix("lock", "--no-update-lock-file")
+        if locked_commit(lock, self.name) != self.commit:
+            raise Fault(1, f"Nix has locked {self.name} to {locked_commit(lock, self.name)}, not to {self.commit}")
+
+    def _nix(self, *args: str) -> None:
+        try:
+            self._run("nix", "flake", *args, "--extra-experimental-features", "nix-command flakes")
+        except Fault as fault:
+            why = f" (is {self.commit[:10]} pushed, on the branch that flake.nix names?)" if "--override-input" in args else ""
+            raise Fault(1, f"{fault}{why}") from None
+
+    def _source(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Where the input comes from, without a commit, and the lock as it is now. Raises Fault."""
+        try:
+            lock = parse_lock((self.clone / LOCK).read_text())
+        except (OSError, LockTrouble) as error:
+            raise Fault(1, f"Nix has written no {LOCK} that can be read: {error}") from None
+        node = lock_node(lock, self.name)
+        if node is None:
+            known = ", ".join(sorted(lock["nodes"][lock["root"]].get("inputs", {}))) or "none"
+            raise Fault(2, f"the flake of {self.url} has no input {self.name}; it has: {known}")
+        if isinstance(node, list):
+            raise Fault(1, f"the input {self.name} follows {'/'.join(node)}; bump that one")
+        pinned = locked_commit(self.locks[""], self.name) and lock_node(self.locks[""], self.name)["original"].get("rev")
+        if pinned:
+            raise Fault(1, f"flake.nix pins {self.name} to {pinned}; take that out, or change it there")
+        source = node["original"] if node["original"].get("type") != "indirect" else node["locked"]
+        hidden = ("rev", "narHash", "lastModified", "revCount", "dirtyRev", "dirtyShortRev")
+        return {key: value for key, value in source.items() if key not in hidden}, lock
+
+    def _commit(self, identity: str) -> str:
+        """Commit the lock and return the commit."""
+        found = re.fullmatch(r"(.+) <(.*)> [0-9]+ [+-][0-9]+", identity.strip())
+        for role, (key, value) in itertools.product(
+            ("AUTHOR", "COMMITTER"),
+            zip(("NAME", "EMAIL"), found.groups() if found else ("forge", "forge@localhost"), strict=True),
+        ):
+            self.environ.setdefault(f"GIT_{role}_{key}", value)
+        message = f"Bump {self.name} to {self.commit[:10]}\n\nAuto-Merge: yes\n{self.cause}"
+        self._run("git", "commit", "-q", "--no-verify", "-F", "-", "--", LOCK, text=message)
+        return self._run("git", "rev-parse", "HEAD").decode().strip()
+
+
+def cmd_bump(config: Config, args: argparse.Namespace) -> int:
+    """Move a flake input of another repo to a commit, by a branch that merges itself."""
+    import tempfile
+
+    if not INPUT_NAME.fullmatch(args.input):
+        raise Fault(2, f"{args.input!r} is no name of a flake input")
+    if args.configs_url.startswith("-"):
+        raise Fault(2, f"{args.configs_url!r} is no address of a repo")
+    told = {key: os.environ.get(f"FORGE_{key}", "") for key in ("REPO", "COMMIT", "JOB_ID")}
+    cause = f"Forge-Cause: {told['REPO']} {told['COMMIT']} job {told['JOB_ID']}\n" if all(told.values()) else ""
+    commit = commit_here(args.commit or told["COMMIT"] or "HEAD")
+
+    def leave(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
+    folder = Path(tempfile.mkdtemp(prefix="forge-bump-"))
+    try:
+        print(f"forge: {Bump(args.configs_url, args.input, commit, cause, folder, Path.cwd()).run()}", flush=True)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def commit_here(name: str) -> str:
+    """The full id of a commit that is named in full, or in a way that the checkout we are in understands. Raises Fault."""
+    if OBJECT_ID.fullmatch(name.lower()):
+        return name.lower()
+    environ = {key: value for key, value in os.environ.items() if key not in GIT_PLACES}
+    args = ("git", "rev-parse", "--verify", "-q", "--end-of-options", f"{name}^{{commit}}")
+    done = subprocess.run(args, env=environ, capture_output=True, text=True)
+    if done.returncode:
+        raise Fault(2, f"there is no commit {name!r} here; say which with --commit, in full, or run this in a checkout of it")
+    return done.stdout.strip().split("\n")[-1]
+
+
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
     found = list(examine(config))
     checks = [{"what": what, "ok": well, "text": said} for what, well, said in found]
@@ -7393,6 +7751,11 @@ def build_parser() -> argparse.ArgumentParser:
     verb("retry", "run a job again", cmd_retry, "ID")
     audit = verb("audit", "prove from journal and git that every merge was of a tested tree, once", cmd_audit)
     audit.add_argument("repo", metavar="REPO", nargs="?", help="only this repo")
+    words = ("CONFIGS_URL", "INPUT")
+    bump = verb(
+        "bump", "move a flake input of another repo to a commit, by a branch that merges itself", cmd_bump, *words, as_json=False
+    )
+    bump.add_argument("--commit", metavar="C", help="default: FORGE_COMMIT; outside of a job the HEAD of this checkout")
     verb("doctor", "check this machine and the data directory", cmd_doctor)
     demo = verb("demo", "a tour: a server of its own, a branch that fails and one that merges", cmd_demo, as_json=False)
     demo.add_argument("--once", action="store_true", help="end after the story")
