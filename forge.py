@@ -37,9 +37,10 @@ Events
 ------
 ``jobs.jsonl``:   repo.found repo.gone base.moved branch.gone
                   job.queued job.started job.unstarted job.stopping job.finished head.blamed flake.found
-``merges.jsonl``: merge.asked, merge.begun → merged | merge.abandoned, branch.deleting → branch.deleted | branch.kept
+``merges.jsonl``: merge.asked, merge.begun → merged | merge.abandoned, branch.deleting → branch.deleted | branch.kept,
+                  branch.renewing → branch.renewed | branch.kept
 
-An effect on refs is written as an intent (begun, deleting), done, and written as an outcome. The next look at the repo
+An effect on refs is written as an intent (begun, deleting, renewing), done, and written as an outcome. The next look at the repo
 after a crash compares each open intent with git (``Engine._settle``), before anything else is done there.
 
 Threads and the lock
@@ -266,6 +267,7 @@ class Job:
     heads: list[dict[str, str]]
     created_at: str
     status: str = "pending"
+    caused_by: str | None = None  # what brought the head about, if it is a bump (`Cause`)
     cause: str = "push"  # push, retest (the queue tests passed heads together), rerun (interrupted), retry
     command: str | None = None
     configured: str | None = None  # the command that the repo's config named, "" for a detected one
@@ -397,6 +399,26 @@ class CommitFacts(NamedTuple):
     author: str
     authored_at: str
     auto_merge: bool
+    cause: str = ""  # of a bump: what brought it about, as `Cause` spells it
+
+
+class Cause(NamedTuple):
+    """The post-merge job that brought a commit about, as the commit's trailer Forge-Cause says: anybody may write one."""
+
+    repo: str
+    commit: str
+    job: int
+
+    def __str__(self) -> str:
+        return f"{self.repo} {self.commit} job {self.job}"
+
+
+def parse_cause(text: object) -> Cause | None:
+    """What a trailer Forge-Cause names, or None when it is none of ours."""
+    found = re.fullmatch(r"([^ ]+) ([0-9a-f]{40,64}) job ([1-9][0-9]{0,17})", text) if isinstance(text, str) else None
+    return (
+        Cause(found[1], found[2], int(found[3])) if found and is_repo_name(found[1]) and OBJECT_ID.fullmatch(found[2]) else None
+    )
 
 
 class Merged(NamedTuple):
@@ -500,6 +522,7 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
 Event = tuple[str, dict[str, Any]]
 MERGE_EVENTS = frozenset(
     ("merge.asked", "merge.begun", "merged", "merge.abandoned", "branch.deleting", "branch.deleted", "branch.kept")
+    + ("branch.renewing", "branch.renewed")
 )
 
 
@@ -712,6 +735,11 @@ class JobIndex:
             if self.kinds[job_id] in wanted:
                 yield job_id
 
+    def deployments(self, repo: str, after: int) -> Iterator[int]:
+        """Ids of the finished post-merge jobs of a repo above `after` that deployed something, oldest first."""
+        numbers = [number for key, number in self.numbers.items() if key[:2] == (repo, POST) and key[2] not in UNWANTED]
+        return merge_sorted(*(find_first(self.kinds, number, after + 1) for number in numbers))
+
 
 class MergeIndex:
     """Where each repo's finished merges stand in merges.jsonl, oldest first."""
@@ -719,8 +747,14 @@ class MergeIndex:
     def __init__(self) -> None:
         self.places: dict[str, array[int]] = {}
         self.branches: dict[str, array[int]] = {}
+        self.causes = array("q")  # of each merge of a bump: the job that brought it about, and the merge's place
+        self.effects = array("q")
 
     def add(self, record: Mapping[str, Any], place: int) -> None:
+        cause = parse_cause(record.get("caused_by"))
+        if cause:
+            self.causes.append(cause.job)
+            self.effects.append(place)
         self.places.setdefault(record["repo"], array("q")).append(place)
         self.branches.setdefault(record["repo"], array("I")).append(branch_hash(record["repo"], record["branch"]))
 
@@ -731,6 +765,10 @@ class MergeIndex:
             end = len(places) if before is None else min(before, len(places))
             return map(places.__getitem__, range(end - 1, -1, -1))
         return map(places.__getitem__, find_last(self.branches.get(repo, array("I")), branch_hash(repo, branch), len(places)))
+
+    def caused_by(self, job_id: int) -> Iterator[int]:
+        """Places of the merges that say that a job brought them about, newest first."""
+        return map(self.effects.__getitem__, find_last(self.causes, job_id, len(self.causes)))
 
 
 class Histogram:
@@ -777,6 +815,15 @@ def find_last(column: array[int], value: int, before: int) -> Iterator[int]:
     end = before * len(wanted)
     while (at := text.rfind(wanted, 0, end)) >= 0:
         end = at + len(wanted) - 1
+        if at % len(wanted) == 0:
+            yield at // len(wanted)
+
+
+def find_first(column: array[int], value: int, start: int) -> Iterator[int]:
+    """Where `value` stands in a column from `start` on, first first."""
+    text, wanted = column.tobytes(), array(column.typecode, [value]).tobytes()
+    at = start * len(wanted) - 1
+    while (at := text.find(wanted, at + 1)) >= 0:
         if at % len(wanted) == 0:
             yield at // len(wanted)
 
@@ -979,6 +1026,8 @@ FOLDS: dict[str, tuple[Callable[[State, Mapping[str, Any]], None], str]] = {
     "merge.abandoned": (_fold_outcome, "repo begun"),
     "branch.deleting": (_fold_intent, "repo branch head"),
     "branch.deleted": (_fold_outcome, "repo branch begun"),
+    "branch.renewing": (_fold_intent, "repo branch head commit"),
+    "branch.renewed": (_fold_outcome, "repo branch head commit begun"),
     "branch.kept": (_fold_outcome, "repo begun"),
 }
 
@@ -1255,6 +1304,27 @@ class Ledger:
                 found.append(record)
         return found
 
+    def merge_at(self, repo: str, commit: str, moment: str) -> dict[str, Any] | None:
+        """The merge by which a commit became base, as the newest of those until a moment; None for another way."""
+        found = self.merges_of(repo, limit=1, before=self.merges_until(repo, moment))
+        return found[0] if found and found[0]["merge_commit"] == commit else None
+
+    def deployment_of(self, merge: Mapping[str, Any]) -> Job | None:
+        """The post-merge job that brought a merge out, alone or with what landed meanwhile."""
+        live = [job.id for job in self.state.live_jobs(merge["repo"]) if job.kind == POST and job.id > merge["job"]]
+        for job_id in itertools.chain(itertools.islice(self.finished.deployments(merge["repo"], merge["job"]), 50), live):
+            job = self.job(job_id)
+            if job and job.created_at >= merge.get("merged_at", ""):
+                return job
+        return None
+
+    def effects(self, job: Job) -> tuple[list[dict[str, Any]], list[Job]]:
+        """What a post-merge job brought about: merges of bumps, and the newest tests of open ones."""
+        said = str(Cause(job.repo, job.commit, job.id))
+        merges = [self._read("merges", place) for place in itertools.islice(self.merges.caused_by(job.id), 50)]
+        tests = [test for test in self.state.jobs.values() if test.caused_by == said and test.id > job.id]
+        return [merge for merge in merges if merge and merge.get("caused_by") == said and merge["job"] > job.id][::-1], tests
+
     def merges_until(self, repo: str, moment: str) -> int:
         """How many merges of a repo there had been at a moment."""
         places = self.merges.places.get(repo, array("q"))
@@ -1455,6 +1525,23 @@ def commit_tree(repo: Path, tree: str, parents: Iterable[str], message: str) -> 
     return git(repo, "commit-tree", tree, *named, text=message).strip()
 
 
+def commit_again(repo: Path, commit: str, tree: str, parent: str) -> str:
+    """Write a commit with another's message and author, and return its id."""
+    form = "--format=%an%x00%ae%x00%ad%x00%B"
+    said = git(repo, "log", "-1", "--date=raw", "--no-show-signature", form, "--end-of-options", commit)
+    name, email, date, message = said.split("\0")
+    author = partial(git, GIT_AUTHOR_NAME=name, GIT_AUTHOR_EMAIL=email, GIT_AUTHOR_DATE=f"@{date}")
+    return author(repo, "commit-tree", tree, "-p", parent, text=message.strip("\n") + "\n").strip()
+
+
+def tree_with(repo: Path, commit: str, name: str, text: str) -> str:
+    """Write the tree of a commit with another content of the file `name`, which lies at its top, and return its id."""
+    blob = git(repo, "hash-object", "-w", "--stdin", text=text).strip()
+    entries = [entry.partition("\t") for entry in git(repo, "ls-tree", "-z", commit).split("\0")[:-1]]
+    lines = [f"{about[:6]} blob {blob}\t{path}\0" if path == name else f"{about}\t{path}\0" for about, _, path in entries]
+    return git(repo, "mktree", "-z", text="".join(lines)).strip()
+
+
 def merge_message(branch: str, head: str, job_id: int) -> str:
     """The message of a merge commit, as README.md promises it."""
     return f"Forge Merge: {branch}\n\nForge-Branch: {branch}\nForge-Head: {head}\nForge-Job: {job_id}\n"
@@ -1575,7 +1662,8 @@ def read_commits(repo: Path, commits: Iterable[str]) -> dict[str, CommitFacts]:
     found = {}
     for at in range(0, len(words) - 5, 6):
         commit, author, authored_at, subject, body, trailers = words[at : at + 6]
-        found[commit] = CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers))
+        cause = str(cause_in(trailers) or "")
+        found[commit] = CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers), cause)
     return found
 
 
@@ -1612,6 +1700,14 @@ def asks_for_merge(trailers: str) -> bool:
         if key.strip().lower() in ("auto-merge", "forge-auto-merge") and value.strip().lower() in ("yes", "true"):
             return True
     return False
+
+
+def cause_in(trailers: str) -> Cause | None:
+    """What the last of the trailers Forge-Cause names, a line each."""
+    said = [line.partition(":") for line in trailers.split("\n")]
+    return next(
+        (cause for key, _, text in said[::-1] if key.lower() == "forge-cause" and (cause := parse_cause(text.strip()))), None
+    )
 
 
 def tree_of(repo: Path, commit: str) -> str:
@@ -2964,6 +3060,7 @@ class Engine:
         self.turns: set[str] = set()
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
+        self.unrenewed: dict[str, dict[str, tuple[str, str, str]]] = {}  # by repo, branch: head, base, why it is not made anew
         self.stuck: dict[tuple[str, str, str], str] = {}  # by (repo, branch, head): why its merge failed although it was due
         self.ending: set[int] = set()  # jobs whose processes are gone and whose ends an ender tells
         self.unspoken: set[int] = set()  # jobs whose verdict is not in the log yet
@@ -3442,8 +3539,6 @@ class Engine:
             deadline = began + (job.timeout or self.config.job_timeout)
             with self.lock:
                 self.running[job.id] = Running(job.id, pid, pidfd, launch.run, launch.log, began, deadline, job.sandboxed)
-            if job.is_first:
-                self.commit(job.repo, job.commit)  # the gate will ask
         except (Refused, GitError, OSError) as error:
             self.complain(f"job {job.id} cannot be started now", error)
             with self.lock:
@@ -3470,8 +3565,9 @@ class Engine:
         try:
             slot = self.config.data_dir / "work" / job.repo / str(number)
             slot.parent.mkdir(parents=True, exist_ok=True)
-            with ThreadPoolExecutor(1) as beside:
+            with ThreadPoolExecutor(2) as beside:
                 tidy = beside.submit(tidy_checkout, slot, self.trash, path)
+                cause = beside.submit(self._cause, job)
                 settings = self.settings(job.repo)
                 facts = self._candidate(path, job, known.tip)
                 if self._reuse(job, facts):
@@ -3500,6 +3596,7 @@ class Engine:
             return None
         configured = settings.get(COMMAND_SETTING[job.kind].lower(), "")
         about = {"checkout": number, "timeout": int(timeout), "configured": configured, "sandboxed": self.bwrap is not None}
+        about |= {"caused_by": said} if (said := cause.result()) else {}
         with self.lock:
             if job.status != "pending" or self.closing:
                 return None
@@ -3507,6 +3604,12 @@ class Engine:
         run, log_file = self.config.data_dir / "running" / str(job.id), self.config.log(job.repo, job.id)
         environ = job_environ(self.config, self.url, job, home)
         return Launch(job.kind, tree, run, log_file, environ, path, home, configured)
+
+    def _cause(self, job: Job) -> str:
+        """What brought the head of a first test about, "" when it does not say. What the commit says the gate will ask, too."""
+        with contextlib.suppress(GitError):
+            return self.commit(job.repo, job.commit).cause if job.is_first else ""
+        return ""
 
     def _box(self, launch: Launch) -> list[str]:
         """What puts a job into its sandbox. The machine is looked at for each job: a folder with secrets may be new."""
@@ -3860,7 +3963,7 @@ class Engine:
                     action = decide(known, refs, jobs, facts, time.time(), apart)
                     if action is None and line_up(known, refs, jobs, facts, apart):
                         self.eager = self.eager | {name}
-                going = self._perform(name, refs, action)
+                going = self._perform(name, refs, action) or self._renew(name, refs)
                 if not going:
                     self._announce(name, refs, facts)
             if not isinstance(action, Merge):  # after a merge the next round looks first, so that nothing starts on the old base
@@ -3947,6 +4050,8 @@ class Engine:
         merges: list[dict[str, Any]] = []
         for head, (commit, tree), how in zip(job.heads, job.chain, action.how, strict=True):
             about = {"repo": name, "base": refs.base, "branch": head["branch"], "head": head["commit"], "merge_commit": commit}
+            cause = self.commit(name, head["commit"]).cause
+            about |= {"caused_by": cause} if cause else {}
             merges.append({**about, "parent": parent, "tree": tree, "job": job.id, "how": how})
             parent = commit
         moves: list[tuple[str, str, str | None]] = [(f"refs/heads/{refs.base}", refs.tip or "", parent)]
@@ -3968,6 +4073,78 @@ class Engine:
             log(said if error else f"merged {name}/{merge['branch']}: {merge['merge_commit']}")
         return True  # what has moved gets a new candidate, and what is stuck lets the others pass
 
+    def _renew(self, name: str, refs: Refs) -> bool:
+        """Make a bump anew that conflicts with base in nothing but flake.lock; whether to look again. The repo's turn is held."""
+        with self.lock:
+            known = self.unrenewed[name] = {b: why for b, why in self.unrenewed.get(name, {}).items() if b in refs.ahead}
+        heads = {branch: refs.heads[branch] for branch in sorted(refs.ahead)} if refs.tip else {}
+        self._learn(("commit", name), heads.values(), partial(read_commits, self.config.repo(name)))
+        for branch, head in heads.items():
+            if known.get(branch, ("", ""))[:2] == (head, refs.tip):
+                continue
+            try:
+                said = self.commit(name, head)
+                bump = said.cause and said.auto_merge and self.merged(name, refs.tip or "", head).conflicts == (LOCK,)
+            except GitError:  # who is to judge it says so
+                continue
+            try:
+                if bump and self._renew_bump(name, refs, branch, said.cause):
+                    return True
+            except LockTrouble as trouble:
+                known[branch] = head, refs.tip or "", str(trouble)
+                log(f"{name}/{branch} conflicts with {refs.base} in {LOCK} and cannot be made anew: {trouble}")
+            except GitError as error:
+                self._failed(f"{name}/{branch} cannot be made anew now", error)
+        return False
+
+    def _renew_bump(self, name: str, refs: Refs, branch: str, cause: str) -> bool:
+        """Move a bump to a commit on the present base, or remove it where base has all it brings; whether that was done.
+
+        Raises LockTrouble, GitError, Refused.
+        """
+        path, tip, head = self.config.repo(name), refs.tip or "", refs.heads[branch]
+        start = self.counts(name, tip, head)[0]
+        if start is None or changed_paths(path, start, head) != [LOCK]:
+            raise LockTrouble(f"it changes more than {LOCK}")
+        before, base, bump = (self._lock_at(path, commit) for commit in (start, tip, head))
+        lock = renewed_lock(before, base, bump, partial(self._overtakes, parse_cause(cause)))
+        about, new = {"repo": name, "branch": branch, "head": head}, None
+        what = f"{refs.base} has what it brings already"
+        intent = "branch.deleting", {**about, "reason": what}
+        if lock is not None:
+            new = commit_again(path, head, tree_with(path, tip, LOCK, lock_text(lock)), tip)
+            intent, what = ("branch.renewing", {**about, "commit": new}), f"it is made anew on {refs.base} as {new}"
+        error = self._act(name, intent, [(f"refs/heads/{branch}", head, new)])
+        if error:
+            raise error
+        log(f"{name}/{branch} conflicted with {refs.base} in {LOCK}: {'' if new else 'removed, since '}{what}")
+        return True
+
+    def _lock_at(self, path: Path, commit: str) -> dict[str, Any]:
+        """The flake.lock of a commit, empty where it has none. Raises LockTrouble, GitError."""
+        if not git(path, "ls-tree", "--name-only", commit, LOCK):
+            return NO_LOCK
+        found, whole = git_beginning(path, LOCK_BYTES, "cat-file", "blob", f"{commit}:{LOCK}")
+        if not whole:
+            raise LockTrouble(f"{LOCK} is larger than {spell_bytes(LOCK_BYTES)}")
+        return parse_lock(found.decode("utf-8", "replace"))
+
+    def _overtakes(self, cause: Cause | None, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+        """Whether the commit that base is locked to contains that of a bump, by the repo that the bump comes from.
+
+        Without it the later date wins; nothing is removed for that. Raises LockTrouble, GitError.
+        """
+        path = self.config.repo(cause.repo) if cause else None
+        if path and path.is_dir():
+            if is_ancestor(path, theirs["rev"], ours["rev"]):
+                return True
+            if is_ancestor(path, ours["rev"], theirs["rev"]):
+                return False
+        old, new = (source.get("lastModified") for source in (ours, theirs))
+        if not (type(old) is int and type(new) is int and old < new):
+            raise LockTrouble(f"base is at {ours['rev'][:10]}, and nothing says that {theirs['rev'][:10]} is newer")
+        return False
+
     def _act(self, name: str, intent: Event, moves: list[tuple[str, str, str | None]]) -> GitError | OSError | None:
         """Journal an intent, move refs, journal the outcome; the error, if nothing was moved. The repo's turn is held."""
         path = self.config.repo(name)
@@ -3978,7 +4155,7 @@ class Engine:
             outcome, failure = outcome_of(begun), None
         except (GitError, OSError) as error:
             outcome = self._settled(path, begun, str(error))  # git may have been killed halfway
-            failure = None if outcome[0][0] in ("merged", "branch.deleted") else error
+            failure = None if outcome[0][0] in ("merged", "branch.deleted", "branch.renewed") else error
         with self.lock:
             self.record(*outcome)
         return failure
@@ -4002,6 +4179,8 @@ class Engine:
         heads = read_refs(path).heads
         if intent["event"] == "branch.deleting":
             return outcome_of(intent, None if heads.get(intent["branch"]) is None else reason)
+        if intent["event"] == "branch.renewing":
+            return outcome_of(intent, None if heads.get(intent["branch"]) == intent["commit"] else reason)
         tip = heads.get(intent["base"])
         if tip is None or not is_ancestor(path, intent["merges"][-1]["merge_commit"], tip):
             return outcome_of(intent, reason)
@@ -4038,7 +4217,8 @@ class Engine:
         if job is None or place < 0 or (job.repo, job.status, len(parents)) != (name, "passed", 2):
             return None  # a direct push, whatever it says of itself
         about = {"repo": name, "base": base, "branch": job.heads[place]["branch"], "head": parents[1], "merge_commit": commit}
-        how = "auto" if self.commit(name, parents[1]).auto_merge else "manual"
+        said = self.commit(name, parents[1])
+        how, about = "auto" if said.auto_merge else "manual", about | ({"caused_by": said.cause} if said.cause else {})
         merged_at = at_time(seconds_of(landed.authored_at))
         return {**about, "parent": parents[0], "tree": tree, "job": job.id, "how": how, "begun": 0, "merged_at": merged_at}
 
@@ -4165,6 +4345,9 @@ def outcome_of(intent: Mapping[str, Any], failure: str | None = None) -> list[Ev
     if intent["event"] == "branch.deleting":
         about = {name: intent[name] for name in ("repo", "branch", "head")}
         return [("branch.kept" if failure else "branch.deleted", {**about, "begun": intent["seq"]})]
+    if intent["event"] == "branch.renewing":
+        about = {name: intent[name] for name in ("repo", "branch", "head", "commit")}
+        return [("branch.kept" if failure else "branch.renewed", {**about, "begun": intent["seq"]})]
     if failure:
         return [("merge.abandoned", {"repo": intent["repo"], "begun": intent["seq"], "reason": failure})]
     return [("merged", {**merge, "begun": intent["seq"], "merged_at": now()}) for merge in intent["merges"]]
@@ -4292,7 +4475,7 @@ UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 def job_view(engine: Engine, job: Job) -> dict[str, Any]:
     """A job as programs see it."""
-    hidden = ("cause", "checkout", "timeout", "sandboxed", "stopping", "configured", "chain")
+    hidden = ("cause", "caused_by", "checkout", "timeout", "sandboxed", "stopping", "configured", "chain")
     view = {name: getattr(job, name) for name in JOB_FIELDS if name not in hidden}
     flake = engine.state.flakes.get(job.reused_from or job.id)
     if flake:
@@ -4337,6 +4520,9 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
         blockers = why_blocked(branch, refs, repo, job, merged) + unreadable
         if not blockers and (name, branch, head) in engine.stuck:
             blockers = [engine.stuck[name, branch, head]]
+        unrenewed = engine.unrenewed.get(name, {}).get(branch, ("", "", ""))
+        if unrenewed[:2] == (head, refs.tip):
+            blockers.append(f"it cannot be made anew on {refs.base}: {unrenewed[2]}")
         how = wish_of(known, Facts(about.auto_merge, merged or Merged(None))) if known else None
         view = {
             "repo": name,
@@ -4360,6 +4546,67 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
         waits = job.live or (job.interrupted and job.cause != "rerun") if job else open_for_merge
         view["settled"] = not waits and not (how and (is_suspect(repo, refs, branch) or not blockers))
     return view
+
+
+TRAIL_LINES, TRAIL_STEPS = 10, 40  # that a page shows of what one thing has led to
+Step = dict[str, Any]
+
+
+def trail(ledger: Ledger, *, job: Job | None = None, merge: Mapping[str, Any] | None = None) -> list[list[Step]]:
+    """The lines from repo to repo that lead through a job (a deployment, or the test of a bump) or a merge, by Forge-Cause.
+
+    Each begins with the first cause; [] where it leads through one repo only. The engine's lock is held.
+    """
+    if merge is None and job and job.kind == POST:
+        begin = steps_to(ledger, job)
+        lines = [[*begin, *end] for end in steps_from(ledger, job) or [[]]]
+    elif merge is not None:
+        begin = steps_of_cause(ledger, merge.get("caused_by"), merge["job"])
+        deployment = ledger.deployment_of(merge)
+        ends = [[step_of(deployment), *end] for end in steps_from(ledger, deployment) or [[]]] if deployment else [[]]
+        lines = [[*begin, step_of_merge(merge), *end] for end in ends]
+    else:
+        lines = [[*steps_of_cause(ledger, job.caused_by, job.id), step_of(job)]] if job and job.caused_by else []
+    return [line[:TRAIL_STEPS] for line in lines[:TRAIL_LINES] if len({step["repo"] for step in line}) > 1]
+
+
+def step_of(job: Job) -> Step:
+    """A deployment, or the merge request that a job tests, in a line."""
+    about = {"repo": job.repo, "branch": job.branch, "commit": job.commit, "job": job.id, "status": job.status}
+    return {"what": "deployment" if job.kind == POST else "request", **about}
+
+
+def step_of_merge(merge: Mapping[str, Any]) -> Step:
+    about = {"repo": merge["repo"], "branch": merge["branch"], "commit": merge["merge_commit"], "job": merge["job"]}
+    return {"what": "merge", **about, "status": "merged"}
+
+
+def steps_to(ledger: Ledger, deployment: Job) -> list[Step]:
+    """What led to a deployment, and itself."""
+    merge = ledger.merge_at(deployment.repo, deployment.commit, deployment.created_at)
+    landed: Step = {"what": "commit", **{name: getattr(deployment, name) for name in ("repo", "branch", "commit")}, "job": None}
+    causes = steps_of_cause(ledger, merge.get("caused_by"), merge["job"]) if merge else []
+    return [*causes, step_of_merge(merge) if merge else {**landed, "status": "pushed"}, step_of(deployment)]
+
+
+def steps_of_cause(ledger: Ledger, said: object, before: int) -> list[Step]:
+    """What led to a bump that job `before` tested. Anybody may write a trailer: what is no deployment here is only told."""
+    cause = parse_cause(said)
+    job = ledger.job(cause.job) if cause and cause.job < before else None
+    if job and cause == (job.repo, job.commit, job.id) and job.kind == POST:
+        return steps_to(ledger, job)
+    return [{"what": "said", **cause._asdict(), "branch": None, "status": None}] if cause else []
+
+
+def steps_from(ledger: Ledger, deployment: Job, most: int = TRAIL_LINES) -> list[list[Step]]:
+    """What a deployment led to in other repos, a list for each; what follows has a higher number, so this ends."""
+    merges, tests = ledger.effects(deployment) if deployment.kind == POST and most > 0 else ([], [])
+    found: list[list[Step]] = []
+    for merge in merges[:most]:
+        shipped = ledger.deployment_of(merge)
+        ends = steps_from(ledger, shipped, most // 2) or [[]] if shipped else [[]]
+        found += [[step_of_merge(merge), *([step_of(shipped)] if shipped else []), *end] for end in ends]
+    return found + [[step_of(test)] for test in tests[:most]]
 
 
 def jobs_ahead(job: Job, live: Iterable[Job]) -> list[Job]:
@@ -5486,7 +5733,8 @@ def fit(text: str, room: int) -> str:
 ###############################################################################
 
 LOCK = "flake.lock"
-LOCK_BYTES = 4 << 20
+LOCK_BYTES = 1 << 20  # of a lock that the server reads
+NO_LOCK: dict[str, Any] = {"nodes": {"root": {}}, "root": "root"}
 INPUT_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,99}")  # as Nix takes one on its command line
 
 
@@ -5571,6 +5819,31 @@ def graft_inputs(base: Mapping[str, Any], other: Mapping[str, Any], names: Itera
         return {**base, "nodes": nodes, "root": put(0, base["root"], "root")}
     except RecursionError:
         raise LockTrouble(f"the inputs in {LOCK} are nested too deep") from None
+
+
+def renewed_lock(
+    before: Mapping[str, Any],
+    base: Mapping[str, Any],
+    bump: Mapping[str, Any],
+    overtakes: Callable[[Mapping[str, Any], Mapping[str, Any]], bool],
+) -> dict[str, Any] | None:
+    """The lock of base with what a bump has changed since `before`; None when base has all of that, or newer.
+
+    `overtakes` says of two sources, that of base and that of the bump, whether the first is newer. Raises LockTrouble.
+    """
+    bumped = bumped_inputs(before, bump)
+    if not bumped:
+        raise LockTrouble("it locks no input to another commit")
+    names = []
+    for name, commit in bumped.items():
+        ours, theirs, present = lock_node(base, name), lock_node(bump, name), locked_commit(base, name)
+        if not isinstance(ours, dict):
+            raise LockTrouble(f"base has no input {name} of its own any more")
+        if ours.get("original") != theirs.get("original"):
+            raise LockTrouble(f"base takes the input {name} from elsewhere by now")
+        if present != commit and not (present and overtakes(ours["locked"], theirs["locked"])):
+            names.append(name)
+    return graft_inputs(base, bump, names) if names else None
 
 
 def flake_url(source: Mapping[str, Any], commit: str) -> str:
@@ -5965,7 +6238,12 @@ class Web:
         if shown and shown not in STANDINGS:
             raise Refused(400, f"show is {shorten(shown)}, but must be one of {', '.join(STANDINGS)}")
         refs = engine.overview(repo)
-        also = (refs, engine.troubles.get(repo), [*engine.stuck.items()])  # a copy at once: the lock is not held
+        also = (
+            refs,
+            engine.troubles.get(repo),
+            [*engine.stuck.items()],
+            [*engine.unrenewed.get(repo, {}).items()],
+        )  # a copy at once: the lock is not held
 
         def program() -> dict[str, Any]:
             requests = [mr_view(engine, repo, refs, branch) for branch in sorted(refs.heads) if branch != refs.base]
@@ -6010,15 +6288,18 @@ class Web:
                 raise Refused(405, f"{action[2]} is done with POST", headers={"Allow": "POST"})
             with self.engine.lock:
                 done = self.engine.ledger.merge_of(repo, branch)
+                lines = trail(self.engine.ledger, merge=done) if done else []
             if done:
                 merge = merge_view(done)
-                raise Refused(
-                    404, f"{branch} was merged into {refs.base} as {merge['merge_commit']} by job {merge['job']}", merge=merge
-                )
+                said = f"{branch} was merged into {refs.base} as {merge['merge_commit']} by job {merge['job']}"
+                raise Refused(404, said, merge=merge, trail=lines)
             raise Refused(404, f"{repo} has no branch {shorten(branch)}")
         if branch == refs.base:
             raise Refused(404, f"{branch} is the base of {repo}, not a merge request")
         view = mr_view(self.engine, repo, refs, branch)
+        with self.engine.lock:
+            test = self.engine.ledger.job(view["job"]["id"]) if view["job"] else None
+            view["trail"] = trail(self.engine.ledger, job=replace(test, caused_by=self._cause(view))) if test else []
         if wanted_type() == "json":
             return json_response(view)
         split, path = bottle.request.query.get("view") == "split", bottle.request.query.get("file")
@@ -6036,6 +6317,12 @@ class Web:
             checks = [job_view(self.engine, one) for one in jobs if not job or one.id != job.id]
         checks = [view["job"], *checks] if view["job"] else checks
         return self._page("mr", **view, checks=checks, queue=ahead, split=split, **self._changes(view, refs.tip, start))
+
+    def _cause(self, view: Mapping[str, Any]) -> str:
+        """What brought the head of a merge request about: its newest job may test several, or have reused a result."""
+        with contextlib.suppress(GitError):
+            return self.engine.commit(view["repo"], view["head"]).cause
+        return ""
 
     def _changes(self, view: Mapping[str, Any], tip: str | None, start: str | None) -> dict[str, Any]:
         """What the page of a merge request shows of its commits and files; `trouble` where git cannot read them."""
@@ -6076,7 +6363,8 @@ class Web:
         with self.engine.lock:
             count = len(self.engine.ledger.merges.places.get(repo, ()))
             count = count if before is None else min(before, count)
-            merges = [merge_view(record) for record in self.engine.ledger.merges_of(repo, limit=limit, before=count)]
+            records, ledger = self.engine.ledger.merges_of(repo, limit=limit, before=count), self.engine.ledger
+            merges = [{**merge_view(record), "trail": trail(ledger, merge=record)} for record in records]
         older = count - limit if count > limit else None
         view = {"merges": merges, "before": older}
         return self._show("history", view, repo=repo, limit=limit, first=before is None)
@@ -6094,7 +6382,10 @@ class Web:
             merges = ledger.merges_of(repo, limit=max(1000, 10 * limit), before=landed, since=since)
             current = next(iter(ledger.search(1, repo=repo, kind=POST, status="passed")), None)
             brought = [[merge_view(merge) for merge in some] for some in what_each_brought(found, merges)]
-            views = [{**job_view(self.engine, job), "merges": some} for job, some in zip(found[:limit], brought, strict=False)]
+            views = [
+                {**job_view(self.engine, job), "merges": some, "trail": trail(ledger, job=job)}
+                for job, some in zip(found[:limit], brought, strict=False)
+            ]
         view = {"deployments": views, "current": current.commit if current else None}
         icon, words = tab_of(sum(one["status"] == "running" for one in views), views[:1])
         about = {
@@ -6174,6 +6465,8 @@ class Web:
         """A job with a piece of its log in plain lines, which log.js colours: the end, or what was asked for."""
         job = self._job(job_id)
         view = job_view(self.engine, job)
+        with self.engine.lock:
+            view["trail"] = trail(self.engine.ledger, job=job)
         if wanted_type() == "json":
             return json_response(view)
         path = self.config.log(job.repo, job.id)
@@ -7244,9 +7537,6 @@ BUMP_TRIES = 6  # looks at a repo that others push to at the same moment
 GIT_PLACES = frozenset(
     f"GIT_{name}" for name in ("DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "COMMON_DIR", "PREFIX", "NAMESPACE")
 )
-
-
-NO_LOCK: dict[str, Any] = {"nodes": {"root": {}}, "root": "root"}
 
 
 class Bump:

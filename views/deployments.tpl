@@ -36,6 +36,7 @@
 % else:
 <span class="dim">no merge: {{d['branch']}} was pushed, or it ran again</span>
 % end
+% parts['trail_lines'](d['trail'])
 </td>
 <td>{{spell_duration(d['duration'])}}</td>
 <td>

@@ -1,5 +1,6 @@
 % rebase('base', title=f'History of {repo} · forge')
-% moment = include('parts')['moment']
+% parts = include('parts')
+% moment = parts['moment']
 <p class="crumbs"><a href="/">Repositories</a> / <a href="/r/{{repo}}">{{repo}}</a> /</p>
 <h1>History</h1>
 <nav class="tabs" aria-label="{{repo}}"><a href="/r/{{repo}}">Merge requests</a> <a href="/r/{{repo}}/history" aria-current="page">History</a> <a href="/r/{{repo}}/deployments">Deployments</a> <a href="/jobs?repo={{repo}}">Jobs</a></nav>
@@ -12,7 +13,9 @@
 <tbody>
 % for m in merges:
 <tr data-key="{{m['merge_commit']}}">
-<td class="main"><a href="/jobs?{{query(repo=repo, branch=m['branch'])}}"><strong>{{m['branch']}}</strong></a></td>
+<td class="main"><a href="/jobs?{{query(repo=repo, branch=m['branch'])}}"><strong>{{m['branch']}}</strong></a>
+% parts['trail_lines'](m['trail'])
+</td>
 <td><code>{{m['merge_commit'][:10]}}</code></td>
 <td data-label="Head"><code>{{m['head'][:10]}}</code></td>
 <td>{{m['how']}}</td>
