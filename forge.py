@@ -3606,9 +3606,9 @@ class Engine:
         return Launch(job.kind, tree, run, log_file, environ, path, home, configured)
 
     def _cause(self, job: Job) -> str:
-        """What brought the head of a first test about, "" when it does not say. What the commit says the gate will ask, too."""
+        """What brought the head that a job tests about, "" when it does not say. What the commit says the gate will ask, too."""
         with contextlib.suppress(GitError):
-            return self.commit(job.repo, job.commit).cause if job.is_first else ""
+            return self.commit(job.repo, job.commit).cause if job.kind == PRE else ""
         return ""
 
     def _box(self, launch: Launch) -> list[str]:
@@ -3663,10 +3663,17 @@ class Engine:
         if result is None:
             return False
         keep_tested(self.config.repo(job.repo), job.id, facts["tested"])
+        cause = self._cause(job) or None
         with self.lock:
             if job.status != "pending":
                 return False
-            values = {**facts, "command": result.command, "configured": result.configured, "reused_from": result.id}
+            values = {
+                **facts,
+                "caused_by": cause,
+                "command": result.command,
+                "configured": result.configured,
+                "reused_from": result.id,
+            }
             reason = f"an equal tree passed in job {result.id}"
             done = replace(job, status="passed", reason=reason, duration=0.0, finished_at=now(), **values)
             self.record(("job.finished", job_record(done)))
@@ -4552,10 +4559,10 @@ TRAIL_LINES, TRAIL_STEPS = 10, 40  # that a page shows of what one thing has led
 Step = dict[str, Any]
 
 
-def trail(ledger: Ledger, *, job: Job | None = None, merge: Mapping[str, Any] | None = None) -> list[list[Step]]:
+def trail(ledger: Ledger, *, job: Job | None = None, merge: Mapping[str, Any] | None = None) -> dict[str, list[list[Step]]]:
     """The lines from repo to repo that lead through a job (a deployment, or the test of a bump) or a merge, by Forge-Cause.
 
-    Each begins with the first cause; [] where it leads through one repo only. The engine's lock is held.
+    As the value `trail` of what has any; each begins with the first cause. The engine's lock is held.
     """
     if merge is None and job and job.kind == POST:
         begin = steps_to(ledger, job)
@@ -4567,7 +4574,8 @@ def trail(ledger: Ledger, *, job: Job | None = None, merge: Mapping[str, Any] | 
         lines = [[*begin, step_of_merge(merge), *end] for end in ends]
     else:
         lines = [[*steps_of_cause(ledger, job.caused_by, job.id), step_of(job)]] if job and job.caused_by else []
-    return [line[:TRAIL_STEPS] for line in lines[:TRAIL_LINES] if len({step["repo"] for step in line}) > 1]
+    found = [line[:TRAIL_STEPS] for line in lines[:TRAIL_LINES] if len({step["repo"] for step in line}) > 1]
+    return {"trail": found} if found else {}
 
 
 def step_of(job: Job) -> Step:
@@ -6288,18 +6296,20 @@ class Web:
                 raise Refused(405, f"{action[2]} is done with POST", headers={"Allow": "POST"})
             with self.engine.lock:
                 done = self.engine.ledger.merge_of(repo, branch)
-                lines = trail(self.engine.ledger, merge=done) if done else []
+                lines = trail(self.engine.ledger, merge=done) if done else {}
             if done:
                 merge = merge_view(done)
                 said = f"{branch} was merged into {refs.base} as {merge['merge_commit']} by job {merge['job']}"
-                raise Refused(404, said, merge=merge, trail=lines)
+                raise Refused(404, said, merge=merge, **lines)
             raise Refused(404, f"{repo} has no branch {shorten(branch)}")
         if branch == refs.base:
             raise Refused(404, f"{branch} is the base of {repo}, not a merge request")
-        view = mr_view(self.engine, repo, refs, branch)
+        view, cause = mr_view(self.engine, repo, refs, branch), ""
+        with contextlib.suppress(GitError):  # its newest job may test several heads, or have used the result of another
+            cause = self.engine.commit(repo, view["head"]).cause
         with self.engine.lock:
             test = self.engine.ledger.job(view["job"]["id"]) if view["job"] else None
-            view["trail"] = trail(self.engine.ledger, job=replace(test, caused_by=self._cause(view))) if test else []
+            view |= trail(self.engine.ledger, job=replace(test, caused_by=cause)) if test else {}
         if wanted_type() == "json":
             return json_response(view)
         split, path = bottle.request.query.get("view") == "split", bottle.request.query.get("file")
@@ -6317,12 +6327,6 @@ class Web:
             checks = [job_view(self.engine, one) for one in jobs if not job or one.id != job.id]
         checks = [view["job"], *checks] if view["job"] else checks
         return self._page("mr", **view, checks=checks, queue=ahead, split=split, **self._changes(view, refs.tip, start))
-
-    def _cause(self, view: Mapping[str, Any]) -> str:
-        """What brought the head of a merge request about: its newest job may test several, or have reused a result."""
-        with contextlib.suppress(GitError):
-            return self.engine.commit(view["repo"], view["head"]).cause
-        return ""
 
     def _changes(self, view: Mapping[str, Any], tip: str | None, start: str | None) -> dict[str, Any]:
         """What the page of a merge request shows of its commits and files; `trouble` where git cannot read them."""
@@ -6364,7 +6368,7 @@ class Web:
             count = len(self.engine.ledger.merges.places.get(repo, ()))
             count = count if before is None else min(before, count)
             records, ledger = self.engine.ledger.merges_of(repo, limit=limit, before=count), self.engine.ledger
-            merges = [{**merge_view(record), "trail": trail(ledger, merge=record)} for record in records]
+            merges = [{**merge_view(record), **trail(ledger, merge=record)} for record in records]
         older = count - limit if count > limit else None
         view = {"merges": merges, "before": older}
         return self._show("history", view, repo=repo, limit=limit, first=before is None)
@@ -6383,7 +6387,7 @@ class Web:
             current = next(iter(ledger.search(1, repo=repo, kind=POST, status="passed")), None)
             brought = [[merge_view(merge) for merge in some] for some in what_each_brought(found, merges)]
             views = [
-                {**job_view(self.engine, job), "merges": some, "trail": trail(ledger, job=job)}
+                {**job_view(self.engine, job), "merges": some, **trail(ledger, job=job)}
                 for job, some in zip(found[:limit], brought, strict=False)
             ]
         view = {"deployments": views, "current": current.commit if current else None}
@@ -6466,7 +6470,7 @@ class Web:
         job = self._job(job_id)
         view = job_view(self.engine, job)
         with self.engine.lock:
-            view["trail"] = trail(self.engine.ledger, job=job)
+            view |= trail(self.engine.ledger, job=job)
         if wanted_type() == "json":
             return json_response(view)
         path = self.config.log(job.repo, job.id)
@@ -7659,9 +7663,8 @@ class Bump:
         node = lock_node(self.locks[""], self.name)
         source = node.get("locked", {}) if isinstance(node, dict) else {}
         if not mirror.exists() and source.get("type") == "git":
-            with contextlib.suppress(Fault):
-                how = ("--bare", "--filter=tree:0", "--template=", "--", str(source.get("url")), str(mirror))
-                self._run("git", "clone", "-q", *how, cwd=self.here)
+            how = ("--bare", "--filter=tree:0", "--template=", "--", str(source.get("url")), str(mirror))
+            subprocess.run(("git", "clone", "-q", *how), cwd=self.here, env=self.environ, capture_output=True)
         return mirror if mirror.exists() else None
 
     def _push(self, refs: list[str]) -> bool:

@@ -36,7 +36,7 @@
 % else:
 <span class="dim">no merge: {{d['branch']}} was pushed, or it ran again</span>
 % end
-% parts['trail_lines'](d['trail'])
+% parts['trail_lines'](d.get('trail', []))
 </td>
 <td>{{spell_duration(d['duration'])}}</td>
 <td>

@@ -14,7 +14,7 @@
 % for m in merges:
 <tr data-key="{{m['merge_commit']}}">
 <td class="main"><a href="/jobs?{{query(repo=repo, branch=m['branch'])}}"><strong>{{m['branch']}}</strong></a>
-% parts['trail_lines'](m['trail'])
+% parts['trail_lines'](m.get('trail', []))
 </td>
 <td><code>{{m['merge_commit'][:10]}}</code></td>
 <td data-label="Head"><code>{{m['head'][:10]}}</code></td>
