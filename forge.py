@@ -37,10 +37,11 @@ Events
 ------
 ``jobs.jsonl``:   repo.found repo.gone base.moved branch.gone
                   job.queued job.started job.unstarted job.stopping job.finished head.blamed flake.found
-``merges.jsonl``: merge.asked, merge.begun → merged | merge.abandoned, branch.deleting → branch.deleted | branch.kept
+``merges.jsonl``: merge.asked, merge.begun → merged | merge.abandoned, branch.deleting → branch.deleted | branch.kept,
+                  branch.renewing → branch.renewed | branch.kept,
                   hold.placed hold.lifted
 
-An effect on refs is written as an intent (begun, deleting), done, and written as an outcome. The next look at the repo
+An effect on refs is written as an intent (begun, deleting, renewing), done, and written as an outcome. The next look at the repo
 after a crash compares each open intent with git (``Engine._settle``), before anything else is done there.
 
 Threads and the lock
@@ -95,7 +96,7 @@ import unicodedata
 import uuid
 import zlib
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -270,6 +271,7 @@ class Job:
     heads: list[dict[str, str]]
     created_at: str
     status: str = "pending"
+    caused_by: str | None = None  # what brought the head about, if it is a bump (`Cause`)
     cause: str = "push"  # push, retest (the queue tests passed heads together), rerun (interrupted), retry, rollback
     command: str | None = None
     configured: str | None = None  # the command that the repo's config named, "" for a detected one
@@ -421,6 +423,26 @@ class CommitFacts(NamedTuple):
     author: str
     authored_at: str
     auto_merge: bool
+    cause: str = ""  # of a bump: what brought it about, as `Cause` spells it
+
+
+class Cause(NamedTuple):
+    """The post-merge job that brought a commit about, as the commit's trailer Forge-Cause says: anybody may write one."""
+
+    repo: str
+    commit: str
+    job: int
+
+    def __str__(self) -> str:
+        return f"{self.repo} {self.commit} job {self.job}"
+
+
+def parse_cause(text: object) -> Cause | None:
+    """What a trailer Forge-Cause names, or None when it is none of ours."""
+    found = re.fullmatch(r"([^ ]+) ([0-9a-f]{40,64}) job ([1-9][0-9]{0,17})", text) if isinstance(text, str) else None
+    return (
+        Cause(found[1], found[2], int(found[3])) if found and is_repo_name(found[1]) and OBJECT_ID.fullmatch(found[2]) else None
+    )
 
 
 class Merged(NamedTuple):
@@ -523,7 +545,9 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 Event = tuple[str, dict[str, Any]]
 MERGE_EVENTS = frozenset(
-    "merge.asked merge.begun merged merge.abandoned branch.deleting branch.deleted branch.kept hold.placed hold.lifted".split()
+    ("merge.asked", "merge.begun", "merged", "merge.abandoned", "branch.deleting", "branch.deleted", "branch.kept")
+    + ("branch.renewing", "branch.renewed")
+    + ("hold.placed", "hold.lifted")
 )
 
 
@@ -736,6 +760,11 @@ class JobIndex:
             if self.kinds[job_id] in wanted:
                 yield job_id
 
+    def deployments(self, repo: str, after: int) -> Iterator[int]:
+        """Ids of the finished post-merge jobs of a repo above `after` that deployed something, oldest first."""
+        numbers = [number for key, number in self.numbers.items() if key[:2] == (repo, POST) and key[2] not in UNWANTED]
+        return merge_sorted(*(find_first(self.kinds, number, after + 1) for number in numbers))
+
 
 class MergeIndex:
     """Where each repo's finished merges stand in merges.jsonl, oldest first."""
@@ -743,8 +772,14 @@ class MergeIndex:
     def __init__(self) -> None:
         self.places: dict[str, array[int]] = {}
         self.branches: dict[str, array[int]] = {}
+        self.causes = array("q")  # of each merge of a bump: the job that brought it about, and the merge's place
+        self.effects = array("q")
 
     def add(self, record: Mapping[str, Any], place: int) -> None:
+        cause = parse_cause(record.get("caused_by"))
+        if cause:
+            self.causes.append(cause.job)
+            self.effects.append(place)
         self.places.setdefault(record["repo"], array("q")).append(place)
         self.branches.setdefault(record["repo"], array("I")).append(branch_hash(record["repo"], record["branch"]))
 
@@ -755,6 +790,10 @@ class MergeIndex:
             end = len(places) if before is None else min(before, len(places))
             return map(places.__getitem__, range(end - 1, -1, -1))
         return map(places.__getitem__, find_last(self.branches.get(repo, array("I")), branch_hash(repo, branch), len(places)))
+
+    def caused_by(self, job_id: int) -> Iterator[int]:
+        """Places of the merges that say that a job brought them about, newest first."""
+        return map(self.effects.__getitem__, find_last(self.causes, job_id, len(self.causes)))
 
 
 class Histogram:
@@ -801,6 +840,15 @@ def find_last(column: array[int], value: int, before: int) -> Iterator[int]:
     end = before * len(wanted)
     while (at := text.rfind(wanted, 0, end)) >= 0:
         end = at + len(wanted) - 1
+        if at % len(wanted) == 0:
+            yield at // len(wanted)
+
+
+def find_first(column: array[int], value: int, start: int) -> Iterator[int]:
+    """Where `value` stands in a column from `start` on, first first."""
+    text, wanted = column.tobytes(), array(column.typecode, [value]).tobytes()
+    at = start * len(wanted) - 1
+    while (at := text.find(wanted, at + 1)) >= 0:
         if at % len(wanted) == 0:
             yield at // len(wanted)
 
@@ -1035,6 +1083,8 @@ FOLDS: dict[str, tuple[Callable[[State, Mapping[str, Any]], None], str]] = {
     "merge.abandoned": (_fold_outcome, "repo begun"),
     "branch.deleting": (_fold_intent, "repo branch head"),
     "branch.deleted": (_fold_outcome, "repo branch begun"),
+    "branch.renewing": (_fold_intent, "repo branch head commit"),
+    "branch.renewed": (_fold_outcome, "repo branch head commit begun"),
     "branch.kept": (_fold_outcome, "repo begun"),
     "hold.placed": (_fold_hold_placed, "repo commit tree inputs reason"),
     "hold.lifted": (_fold_hold_lifted, "repo commit"),
@@ -1314,6 +1364,32 @@ class Ledger:
                 found.append(record)
         return found
 
+    def merge_at(self, repo: str, commit: str, moment: str) -> dict[str, Any] | None:
+        """The merge by which a commit became base, as the newest of those until a moment; None for another way."""
+        found = self.merges_of(repo, limit=1, before=self.merges_until(repo, moment))
+        return found[0] if found and found[0]["merge_commit"] == commit else None
+
+    def deployment_of(self, merge: Mapping[str, Any]) -> Job | None:
+        """The post-merge job that brought a merge out, alone or with what landed meanwhile."""
+        live = [job.id for job in self.state.live_jobs(merge["repo"]) if job.kind == POST and job.id > merge["job"]]
+        for job_id in itertools.chain(itertools.islice(self.finished.deployments(merge["repo"], merge["job"]), 50), live):
+            job = self.job(job_id)
+            if job and job.created_at >= merge.get("merged_at", ""):
+                return job
+        return None
+
+    def effects(self, job: Job) -> tuple[list[dict[str, Any]], list[Job]]:
+        """What a post-merge job brought about: merges of bumps, and the newest tests of open ones."""
+        said = str(Cause(job.repo, job.commit, job.id))
+        merges = [self._read("merges", place) for place in itertools.islice(self.merges.caused_by(job.id), 50)]
+        tests = [test for test in self.state.jobs.values() if test.caused_by == said and test.id > job.id]
+        return [merge for merge in merges if merge and merge.get("caused_by") == said and merge["job"] > job.id][::-1], tests
+
+    def merges_until(self, repo: str, moment: str) -> int:
+        """How many merges of a repo there had been at a moment."""
+        places = self.merges.places.get(repo, array("q"))
+        return bisect_right(places, moment, key=lambda place: (self._read("merges", place) or {"at": ""})["at"])
+
 
 ###############################################################################
 # git: one function that runs it, small verbs on top
@@ -1523,6 +1599,23 @@ def commit_tree(repo: Path, tree: str, parents: Iterable[str], message: str) -> 
     return git(repo, "commit-tree", tree, *named, text=message).strip()
 
 
+def commit_again(repo: Path, commit: str, tree: str, parent: str) -> str:
+    """Write a commit with another's message and author, and return its id."""
+    form = "--format=%an%x00%ae%x00%ad%x00%B"
+    said = git(repo, "log", "-1", "--date=raw", "--no-show-signature", form, "--end-of-options", commit)
+    name, email, date, message = said.split("\0")
+    author = partial(git, GIT_AUTHOR_NAME=name, GIT_AUTHOR_EMAIL=email, GIT_AUTHOR_DATE=f"@{date}")
+    return author(repo, "commit-tree", tree, "-p", parent, text=message.strip("\n") + "\n").strip()
+
+
+def tree_with(repo: Path, commit: str, name: str, text: str) -> str:
+    """Write the tree of a commit with another content of the file `name`, which lies at its top, and return its id."""
+    blob = git(repo, "hash-object", "-w", "--stdin", text=text).strip()
+    entries = [entry.partition("\t") for entry in git(repo, "ls-tree", "-z", commit).split("\0")[:-1]]
+    lines = [f"{about[:6]} blob {blob}\t{path}\0" if path == name else f"{about}\t{path}\0" for about, _, path in entries]
+    return git(repo, "mktree", "-z", text="".join(lines)).strip()
+
+
 def merge_message(branch: str, head: str, job_id: int) -> str:
     """The message of a merge commit, as README.md promises it."""
     return f"Forge Merge: {branch}\n\nForge-Branch: {branch}\nForge-Head: {head}\nForge-Job: {job_id}\n"
@@ -1648,7 +1741,8 @@ def read_commits(repo: Path, commits: Iterable[str]) -> dict[str, CommitFacts]:
     found = {}
     for at in range(0, len(words) - 5, 6):
         commit, author, authored_at, subject, body, trailers = words[at : at + 6]
-        found[commit] = CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers))
+        cause = str(cause_in(trailers) or "")
+        found[commit] = CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers), cause)
     return found
 
 
@@ -1694,6 +1788,14 @@ def asks_for_merge(trailers: str) -> bool:
         if key.strip().lower() in ("auto-merge", "forge-auto-merge") and value.strip().lower() in ("yes", "true"):
             return True
     return False
+
+
+def cause_in(trailers: str) -> Cause | None:
+    """What the last of the trailers Forge-Cause names, a line each."""
+    said = [line.partition(":") for line in trailers.split("\n")]
+    return next(
+        (cause for key, _, text in said[::-1] if key.lower() == "forge-cause" and (cause := parse_cause(text.strip()))), None
+    )
 
 
 def rollback_message(target: str, undone: Sequence[Landed], job_id: int) -> str:
@@ -3201,6 +3303,7 @@ class Engine:
         self.turns: set[str] = set()
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
+        self.unrenewed: dict[str, dict[str, tuple[str, str, str]]] = {}  # by repo, branch: head, base, why it is not made anew
         self.stuck: dict[tuple[str, str, str], str] = {}  # by (repo, branch, head): why its merge failed although it was due
         self.ending: set[int] = set()  # jobs whose processes are gone and whose ends an ender tells
         self.unspoken: set[int] = set()  # jobs whose verdict is not in the log yet
@@ -3702,8 +3805,6 @@ class Engine:
             deadline = began + (job.timeout or self.config.job_timeout)
             with self.lock:
                 self.running[job.id] = Running(job.id, pid, pidfd, launch.run, launch.log, began, deadline, job.sandboxed)
-            if job.is_first:
-                self.commit(job.repo, job.commit)  # the gate will ask
         except (Refused, GitError, OSError) as error:
             self.complain(f"job {job.id} cannot be started now", error)
             with self.lock:
@@ -3730,8 +3831,9 @@ class Engine:
         try:
             slot = self.config.data_dir / "work" / job.repo / str(number)
             slot.parent.mkdir(parents=True, exist_ok=True)
-            with ThreadPoolExecutor(1) as beside:
+            with ThreadPoolExecutor(2) as beside:
                 tidy = beside.submit(tidy_checkout, slot, self.trash, path)
+                cause = beside.submit(self._cause, job)
                 settings = self.settings(job.repo)
                 facts = self._candidate(path, job, known.tip)
                 if self._reuse(job, facts):
@@ -3760,6 +3862,7 @@ class Engine:
             return None
         configured = settings.get(COMMAND_SETTING[job.kind].lower(), "")
         about = {"checkout": number, "timeout": int(timeout), "configured": configured, "sandboxed": self.bwrap is not None}
+        about |= {"caused_by": said} if (said := cause.result()) else {}
         with self.lock:
             if job.status != "pending" or self.closing:
                 return None
@@ -3767,6 +3870,12 @@ class Engine:
         run, log_file = self.config.data_dir / "running" / str(job.id), self.config.log(job.repo, job.id)
         environ = job_environ(self.config, self.url, job, home)
         return Launch(job.kind, tree, run, log_file, environ, path, home, configured)
+
+    def _cause(self, job: Job) -> str:
+        """What brought the head that a job tests about, "" when it does not say. What the commit says the gate will ask, too."""
+        with contextlib.suppress(GitError):
+            return self.commit(job.repo, job.commit).cause if job.kind == PRE else ""
+        return ""
 
     def _box(self, launch: Launch) -> list[str]:
         """What puts a job into its sandbox. The machine is looked at for each job: a folder with secrets may be new."""
@@ -3823,10 +3932,17 @@ class Engine:
         if result is None:
             return False
         keep_tested(self.config.repo(job.repo), job.id, facts["tested"])
+        cause = self._cause(job) or None
         with self.lock:
             if job.status != "pending":
                 return False
-            values = {**facts, "command": result.command, "configured": result.configured, "reused_from": result.id}
+            values = {
+                **facts,
+                "caused_by": cause,
+                "command": result.command,
+                "configured": result.configured,
+                "reused_from": result.id,
+            }
             reason = f"an equal tree passed in job {result.id}"
             done = replace(job, status="passed", reason=reason, duration=0.0, finished_at=now(), **values)
             self.record(("job.finished", job_record(done)))
@@ -4171,7 +4287,7 @@ class Engine:
                     action = decide(known, refs, jobs, facts, time.time(), apart)
                     if action is None and line_up(known, refs, jobs, facts, apart):
                         self.eager = self.eager | {name}
-                going = self._perform(name, refs, action)
+                going = self._perform(name, refs, action) or self._renew(name, refs)
                 if not going:
                     self._announce(name, refs, facts)
             if not isinstance(action, Merge):  # after a merge the next round looks first, so that nothing starts on the old base
@@ -4262,6 +4378,8 @@ class Engine:
         merges: list[dict[str, Any]] = []
         for head, (commit, tree), how in zip(job.heads, job.chain, action.how, strict=True):
             about = {"repo": name, "base": refs.base, "branch": head["branch"], "head": head["commit"], "merge_commit": commit}
+            cause = self.commit(name, head["commit"]).cause
+            about |= {"caused_by": cause} if cause else {}
             merges.append({**about, "parent": parent, "tree": tree, "job": job.id, "how": how})
             parent = commit
         moves: list[tuple[str, str, str | None]] = [(f"refs/heads/{refs.base}", refs.tip or "", parent)]
@@ -4283,6 +4401,78 @@ class Engine:
             log(said if error else f"merged {name}/{merge['branch']}: {merge['merge_commit']}")
         return True  # what has moved gets a new candidate, and what is stuck lets the others pass
 
+    def _renew(self, name: str, refs: Refs) -> bool:
+        """Make a bump anew that conflicts with base in nothing but flake.lock; whether to look again. The repo's turn is held."""
+        with self.lock:
+            known = self.unrenewed[name] = {b: why for b, why in self.unrenewed.get(name, {}).items() if b in refs.ahead}
+        heads = {branch: refs.heads[branch] for branch in sorted(refs.ahead)} if refs.tip else {}
+        self._learn(("commit", name), heads.values(), partial(read_commits, self.config.repo(name)))
+        for branch, head in heads.items():
+            if known.get(branch, ("", ""))[:2] == (head, refs.tip):
+                continue
+            try:
+                said = self.commit(name, head)
+                bump = said.cause and said.auto_merge and self.merged(name, refs.tip or "", head).conflicts == (LOCK,)
+            except GitError:  # who is to judge it says so
+                continue
+            try:
+                if bump and self._renew_bump(name, refs, branch, said.cause):
+                    return True
+            except LockTrouble as trouble:
+                known[branch] = head, refs.tip or "", str(trouble)
+                log(f"{name}/{branch} conflicts with {refs.base} in {LOCK} and cannot be made anew: {trouble}")
+            except GitError as error:
+                self._failed(f"{name}/{branch} cannot be made anew now", error)
+        return False
+
+    def _renew_bump(self, name: str, refs: Refs, branch: str, cause: str) -> bool:
+        """Move a bump to a commit on the present base, or remove it where base has all it brings; whether that was done.
+
+        Raises LockTrouble, GitError, Refused.
+        """
+        path, tip, head = self.config.repo(name), refs.tip or "", refs.heads[branch]
+        start = self.counts(name, tip, head)[0]
+        if start is None or changed_paths(path, start, head) != [LOCK]:
+            raise LockTrouble(f"it changes more than {LOCK}")
+        before, base, bump = (self._lock_at(path, commit) for commit in (start, tip, head))
+        lock = renewed_lock(before, base, bump, partial(self._overtakes, parse_cause(cause)))
+        about, new = {"repo": name, "branch": branch, "head": head}, None
+        what = f"{refs.base} has what it brings already"
+        intent = "branch.deleting", {**about, "reason": what}
+        if lock is not None:
+            new = commit_again(path, head, tree_with(path, tip, LOCK, lock_text(lock)), tip)
+            intent, what = ("branch.renewing", {**about, "commit": new}), f"it is made anew on {refs.base} as {new}"
+        error = self._act(name, intent, [(f"refs/heads/{branch}", head, new)])
+        if error:
+            raise error
+        log(f"{name}/{branch} conflicted with {refs.base} in {LOCK}: {'' if new else 'removed, since '}{what}")
+        return True
+
+    def _lock_at(self, path: Path, commit: str) -> dict[str, Any]:
+        """The flake.lock of a commit, empty where it has none. Raises LockTrouble, GitError."""
+        if not git(path, "ls-tree", "--name-only", commit, LOCK):
+            return NO_LOCK
+        found, whole = git_beginning(path, LOCK_BYTES, "cat-file", "blob", f"{commit}:{LOCK}")
+        if not whole:
+            raise LockTrouble(f"{LOCK} is larger than {spell_bytes(LOCK_BYTES)}")
+        return parse_lock(found.decode("utf-8", "replace"))
+
+    def _overtakes(self, cause: Cause | None, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+        """Whether the commit that base is locked to contains that of a bump, by the repo that the bump comes from.
+
+        Without it the later date wins; nothing is removed for that. Raises LockTrouble, GitError.
+        """
+        path = self.config.repo(cause.repo) if cause else None
+        if path and path.is_dir():
+            if is_ancestor(path, theirs["rev"], ours["rev"]):
+                return True
+            if is_ancestor(path, ours["rev"], theirs["rev"]):
+                return False
+        old, new = (source.get("lastModified") for source in (ours, theirs))
+        if not (type(old) is int and type(new) is int and old < new):
+            raise LockTrouble(f"base is at {ours['rev'][:10]}, and nothing says that {theirs['rev'][:10]} is newer")
+        return False
+
     def _act(self, name: str, intent: Event, moves: list[tuple[str, str, str | None]]) -> GitError | OSError | None:
         """Journal an intent, move refs, journal the outcome; the error, if nothing was moved. The repo's turn is held."""
         path = self.config.repo(name)
@@ -4293,7 +4483,7 @@ class Engine:
             outcome, failure = outcome_of(begun), None
         except (GitError, OSError) as error:
             outcome = self._settled(path, begun, str(error))  # git may have been killed halfway
-            failure = None if outcome[0][0] in ("merged", "branch.deleted") else error
+            failure = None if outcome[0][0] in ("merged", "branch.deleted", "branch.renewed") else error
         with self.lock:
             self.record(*outcome)
         return failure
@@ -4317,6 +4507,8 @@ class Engine:
         heads = read_refs(path).heads
         if intent["event"] == "branch.deleting":
             return outcome_of(intent, None if heads.get(intent["branch"]) is None else reason)
+        if intent["event"] == "branch.renewing":
+            return outcome_of(intent, None if heads.get(intent["branch"]) == intent["commit"] else reason)
         tip = heads.get(intent["base"])
         if tip is None or not is_ancestor(path, intent["merges"][-1]["merge_commit"], tip):
             return outcome_of(intent, reason)
@@ -4354,7 +4546,8 @@ class Engine:
         if job is None or place < 0 or (job.repo, job.status, len(parents)) != (name, "passed", 2):
             return None  # a direct push, whatever it says of itself
         about = {"repo": name, "base": base, "branch": job.heads[place]["branch"], "head": parents[1], "merge_commit": commit}
-        how = "auto" if self.commit(name, parents[1]).auto_merge else "manual"
+        said = self.commit(name, parents[1])
+        how, about = "auto" if said.auto_merge else "manual", about | ({"caused_by": said.cause} if said.cause else {})
         merged_at = at_time(seconds_of(landed.authored_at))
         return {**about, "parent": parents[0], "tree": tree, "job": job.id, "how": how, "begun": 0, "merged_at": merged_at}
 
@@ -4646,6 +4839,9 @@ def outcome_of(intent: Mapping[str, Any], failure: str | None = None) -> list[Ev
     if intent["event"] == "branch.deleting":
         about = {name: intent[name] for name in ("repo", "branch", "head")}
         return [("branch.kept" if failure else "branch.deleted", {**about, "begun": intent["seq"]})]
+    if intent["event"] == "branch.renewing":
+        about = {name: intent[name] for name in ("repo", "branch", "head", "commit")}
+        return [("branch.kept" if failure else "branch.renewed", {**about, "begun": intent["seq"]})]
     if failure:
         return [("merge.abandoned", {"repo": intent["repo"], "begun": intent["seq"], "reason": failure})]
     merged = [("merged", {**merge, "begun": intent["seq"], "merged_at": now()}) for merge in intent["merges"]]
@@ -4812,7 +5008,7 @@ UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 def job_view(engine: Engine, job: Job) -> dict[str, Any]:
     """A job as programs see it."""
-    hidden = ("cause", "checkout", "timeout", "sandboxed", "stopping", "configured", "chain")
+    hidden = ("cause", "caused_by", "checkout", "timeout", "sandboxed", "stopping", "configured", "chain")
     view = {name: getattr(job, name) for name in JOB_FIELDS if name not in hidden}
     flake = engine.state.flakes.get(job.reused_from or job.id)
     if flake:
@@ -4861,6 +5057,9 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
         blockers = why_blocked(branch, refs, repo, job, merged, held) + unreadable
         if not blockers and (name, branch, head) in engine.stuck:
             blockers = [engine.stuck[name, branch, head]]
+        unrenewed = engine.unrenewed.get(name, {}).get(branch, ("", "", ""))
+        if unrenewed[:2] == (head, refs.tip):
+            blockers.append(f"it cannot be made anew on {refs.base}: {unrenewed[2]}")
         how = wish_of(known, Facts(about.auto_merge, merged or Merged(None))) if known else None
         view = {
             "repo": name,
@@ -4886,6 +5085,68 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
         soon = is_suspect(repo, refs, branch) or (repo.rollback is not None and len(blockers) == 1)
         view["settled"] = not waits and not (how and (soon or not blockers))
     return view
+
+
+TRAIL_LINES, TRAIL_STEPS = 10, 40  # that a page shows of what one thing has led to
+Step = dict[str, Any]
+
+
+def trail(ledger: Ledger, *, job: Job | None = None, merge: Mapping[str, Any] | None = None) -> dict[str, list[list[Step]]]:
+    """The lines from repo to repo that lead through a job (a deployment, or the test of a bump) or a merge, by Forge-Cause.
+
+    As the value `trail` of what has any; each begins with the first cause. The engine's lock is held.
+    """
+    if merge is None and job and job.kind == POST:
+        begin = steps_to(ledger, job)
+        lines = [[*begin, *end] for end in steps_from(ledger, job) or [[]]]
+    elif merge is not None:
+        begin = steps_of_cause(ledger, merge.get("caused_by"), merge["job"])
+        deployment = ledger.deployment_of(merge)
+        ends = [[step_of(deployment), *end] for end in steps_from(ledger, deployment) or [[]]] if deployment else [[]]
+        lines = [[*begin, step_of_merge(merge), *end] for end in ends]
+    else:
+        lines = [[*steps_of_cause(ledger, job.caused_by, job.id), step_of(job)]] if job and job.caused_by else []
+    found = [line[:TRAIL_STEPS] for line in lines[:TRAIL_LINES] if len({step["repo"] for step in line}) > 1]
+    return {"trail": found} if found else {}
+
+
+def step_of(job: Job) -> Step:
+    """A deployment, or the merge request that a job tests, in a line."""
+    about = {"repo": job.repo, "branch": job.branch, "commit": job.commit, "job": job.id, "status": job.status}
+    return {"what": "deployment" if job.kind == POST else "request", **about}
+
+
+def step_of_merge(merge: Mapping[str, Any]) -> Step:
+    about = {"repo": merge["repo"], "branch": merge["branch"], "commit": merge["merge_commit"], "job": merge["job"]}
+    return {"what": "merge", **about, "status": "merged"}
+
+
+def steps_to(ledger: Ledger, deployment: Job) -> list[Step]:
+    """What led to a deployment, and itself."""
+    merge = ledger.merge_at(deployment.repo, deployment.commit, deployment.created_at)
+    landed: Step = {"what": "commit", **{name: getattr(deployment, name) for name in ("repo", "branch", "commit")}, "job": None}
+    causes = steps_of_cause(ledger, merge.get("caused_by"), merge["job"]) if merge else []
+    return [*causes, step_of_merge(merge) if merge else {**landed, "status": "pushed"}, step_of(deployment)]
+
+
+def steps_of_cause(ledger: Ledger, said: object, before: int) -> list[Step]:
+    """What led to a bump that job `before` tested. Anybody may write a trailer: what is no deployment here is only told."""
+    cause = parse_cause(said)
+    job = ledger.job(cause.job) if cause and cause.job < before else None
+    if job and cause == (job.repo, job.commit, job.id) and job.kind == POST:
+        return steps_to(ledger, job)
+    return [{"what": "said", **cause._asdict(), "branch": None, "status": None}] if cause else []
+
+
+def steps_from(ledger: Ledger, deployment: Job, most: int = TRAIL_LINES) -> list[list[Step]]:
+    """What a deployment led to in other repos, a list for each; what follows has a higher number, so this ends."""
+    merges, tests = ledger.effects(deployment) if deployment.kind == POST and most > 0 else ([], [])
+    found: list[list[Step]] = []
+    for merge in merges[:most]:
+        shipped = ledger.deployment_of(merge)
+        ends = steps_from(ledger, shipped, most // 2) or [[]] if shipped else [[]]
+        found += [[step_of_merge(merge), *([step_of(shipped)] if shipped else []), *end] for end in ends]
+    return found + [[step_of(test)] for test in tests[:most]]
 
 
 def jobs_ahead(job: Job, live: Iterable[Job]) -> list[Job]:
@@ -6001,6 +6262,132 @@ def fit(text: str, room: int) -> str:
 # delivery: what follows a merge
 ###############################################################################
 
+LOCK = "flake.lock"
+LOCK_BYTES = 1 << 20  # of a lock that the server reads
+NO_LOCK: dict[str, Any] = {"nodes": {"root": {}}, "root": "root"}
+INPUT_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,99}")  # as Nix takes one on its command line
+
+
+class LockTrouble(ValueError):
+    """A flake.lock does not allow what is wanted; the message is the end of a sentence."""
+
+
+def parse_lock(text: str) -> dict[str, Any]:
+    """What a flake.lock says, with nodes, inputs and root where they have to be. Raises LockTrouble."""
+    try:
+        lock: dict[str, Any] = json.loads(text)
+        nodes = lock["nodes"]
+        inputs = [given for node in nodes.values() for given in node.get("inputs", {}).values()]
+        sources = [node.get(part, {}) for node in nodes.values() for part in ("locked", "original")]
+        fits = lock["root"] in nodes and lock.get("version") in (5, 6, 7)
+        fits = fits and all(type(given) is list or given in nodes for given in inputs)
+        fits = fits and all(type(source) is dict for source in sources) and bool(lock_text(lock).encode())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        fits = False
+    if not fits:
+        raise LockTrouble(f"{LOCK} is none that can be read")
+    return lock
+
+
+def lock_text(lock: Mapping[str, Any]) -> str:
+    """A flake.lock, to the byte as Nix writes it."""
+    return json.dumps(lock, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def lock_node(lock: Mapping[str, Any], name: str) -> Any:
+    """The node of an input of the flake itself; a list where it follows another input, None where there is none."""
+    given = lock["nodes"][lock["root"]].get("inputs", {}).get(name)
+    return lock["nodes"][given] if isinstance(given, str) else given
+
+
+def locked_commit(lock: Mapping[str, Any], name: str) -> str | None:
+    """The commit that an input of the flake itself is locked to, or None."""
+    node = lock_node(lock, name)
+    commit = node.get("locked", {}).get("rev") if isinstance(node, dict) else None
+    return commit if isinstance(commit, str) and OBJECT_ID.fullmatch(commit) else None
+
+
+def bumped_inputs(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
+    """The inputs of the flake itself that `after` locks to another commit than `before`, each with that commit."""
+    names = after["nodes"][after["root"]].get("inputs", {})
+    commits = {name: locked_commit(after, name) for name in names}
+    return {name: commit for name, commit in commits.items() if commit and commit != locked_commit(before, name)}
+
+
+def graft_inputs(base: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """`base` with some of its flake's inputs, and all that these reach, taken from `other`.
+
+    Nodes are named as Nix names them when it writes a lock, those that nothing reaches are left out. Raises LockTrouble.
+    """
+    taken = {name: other["nodes"][other["root"]]["inputs"][name] for name in names}
+    sides = (base["nodes"], other["nodes"])
+    nodes: dict[str, Any] = {}
+    known: dict[tuple[int, str], str] = {}
+    used = Counter[str]()  # how often a name was wanted
+
+    def put(side: int, key: str, wanted: str) -> str:
+        """Copy a node and what it reaches, and return its name."""
+        if (side, key) not in known:
+            used[wanted] += 1
+            spelled = (wanted if n == 1 else f"{wanted}_{n}" for n in itertools.count(used[wanted]))
+            name = known[side, key] = next(spelling for spelling in spelled if spelling not in nodes)
+            node = nodes[name] = dict(sides[side][key])
+            inputs = sorted(node.get("inputs", {}).items())
+            ours = taken if (side, key) == (0, base["root"]) else {}
+            if inputs:
+                node["inputs"] = {
+                    child: put(1, ours[child], child)
+                    if child in ours
+                    else put(side, given, child)
+                    if type(given) is str
+                    else given
+                    for child, given in inputs
+                }
+        return known[side, key]
+
+    try:
+        return {**base, "nodes": nodes, "root": put(0, base["root"], "root")}
+    except RecursionError:
+        raise LockTrouble(f"the inputs in {LOCK} are nested too deep") from None
+
+
+def renewed_lock(
+    before: Mapping[str, Any],
+    base: Mapping[str, Any],
+    bump: Mapping[str, Any],
+    overtakes: Callable[[Mapping[str, Any], Mapping[str, Any]], bool],
+) -> dict[str, Any] | None:
+    """The lock of base with what a bump has changed since `before`; None when base has all of that, or newer.
+
+    `overtakes` says of two sources, that of base and that of the bump, whether the first is newer. Raises LockTrouble.
+    """
+    bumped = bumped_inputs(before, bump)
+    if not bumped:
+        raise LockTrouble("it locks no input to another commit")
+    names = []
+    for name, commit in bumped.items():
+        ours, theirs, present = lock_node(base, name), lock_node(bump, name), locked_commit(base, name)
+        if not isinstance(ours, dict):
+            raise LockTrouble(f"base has no input {name} of its own any more")
+        if ours.get("original") != theirs.get("original"):
+            raise LockTrouble(f"base takes the input {name} from elsewhere by now")
+        if present != commit and not (present and overtakes(ours["locked"], theirs["locked"])):
+            names.append(name)
+    return graft_inputs(base, bump, names) if names else None
+
+
+def flake_url(source: Mapping[str, Any], commit: str) -> str:
+    """The flake reference by which Nix takes exactly `commit` of an input's source. Raises LockTrouble."""
+    kind, about = source.get("type"), {"rev": commit}
+    about |= {key: "1" if value is True else str(value) for key, value in source.items() if key not in ("type", "url", "rev")}
+    if kind in ("git", "hg"):
+        return f"{kind}+{source['url']}?{urlencode(about, safe='/')}"
+    if kind in ("github", "gitlab", "sourcehut"):
+        more = {str(key): about[key] for key in ("host", "dir") if key in about}
+        return f"{kind}:{source['owner']}/{source['repo']}/{commit}" + (f"?{urlencode(more, safe='/')}" if more else "")
+    raise LockTrouble(f"its source is of the type {shorten(kind)}, which names no commit; take it with git+ in flake.nix")
+
+
 UNIT_FILES = ("forge.service", "forge.socket")
 # Jobs are children of the service and live under all of this. So what git, ssh, Nix, a compiler or the sandbox needs is
 # left alone: MemoryDenyWriteExecute (node, java), RestrictSUIDSGID (git in a shared repo), UMask (what a job deploys),
@@ -6403,7 +6790,6 @@ def collect_garbage(engine: Engine, repo: Path) -> None:
 
 LINE_MOST = 1000  # commits of base's own line among which somebody may roll back, or put one on hold
 UNDONE_NAMED = 20  # commits that the message of a rollback names
-LOCK_BYTES = 1 << 20  # of a flake.lock; a larger one says nothing
 LOCKS_AT_ONCE = 16  # that are in memory
 INPUTS_MOST = 1000  # of one lock
 BROUGHT_WALK, BROUGHT_NAMED, AUTHORS_NAMED = 1000, 20, 10  # commits of a deployment that are looked at, shown; their authors
@@ -6535,7 +6921,7 @@ def deployment_view(engine: Engine, job: Job, before: Iterable[Job]) -> dict[str
             pushed += (
                 [{"commit": landed.commit, "subject": landed.subject, "authored_at": landed.authored_at}] if not merge else []
             )
-        view = job_view(engine, job)
+        view = {**job_view(engine, job), **trail(engine.ledger, job=job)}
     never_ran = itertools.takewhile(lambda other: other.base == job.base and not (other.started_at or other.live), before)
     instead = [other for other in never_ran if other.commit != job.commit]
     rest = itertools.dropwhile(lambda merge: not instead or merge["merge_commit"] != instead[0].commit, merges)
@@ -6943,7 +7329,12 @@ class Web:
         if shown and shown not in STANDINGS:
             raise Refused(400, f"show is {shorten(shown)}, but must be one of {', '.join(STANDINGS)}")
         refs = engine.overview(repo)
-        also = (refs, engine.troubles.get(repo), [*engine.stuck.items()])  # a copy at once: the lock is not held
+        also = (
+            refs,
+            engine.troubles.get(repo),
+            [*engine.stuck.items()],
+            [*engine.unrenewed.get(repo, {}).items()],
+        )  # a copy at once: the lock is not held
 
         def program() -> dict[str, Any]:
             requests = [mr_view(engine, repo, refs, branch) for branch in sorted(refs.heads) if branch != refs.base]
@@ -6993,15 +7384,20 @@ class Web:
                 raise Refused(405, f"{action[2]} is done with POST", headers={"Allow": "POST"})
             with self.engine.lock:
                 done = self.engine.ledger.merge_of(repo, branch)
+                lines = trail(self.engine.ledger, merge=done) if done else {}
             if done:
                 merge = merge_view(done)
-                raise Refused(
-                    404, f"{branch} was merged into {refs.base} as {merge['merge_commit']} by job {merge['job']}", merge=merge
-                )
+                said = f"{branch} was merged into {refs.base} as {merge['merge_commit']} by job {merge['job']}"
+                raise Refused(404, said, merge=merge, **lines)
             raise Refused(404, f"{repo} has no branch {shorten(branch)}")
         if branch == refs.base:
             raise Refused(404, f"{branch} is the base of {repo}, not a merge request")
-        view = mr_view(self.engine, repo, refs, branch)
+        view, cause = mr_view(self.engine, repo, refs, branch), ""
+        with contextlib.suppress(GitError):  # its newest job may test several heads, or have used the result of another
+            cause = self.engine.commit(repo, view["head"]).cause
+        with self.engine.lock:
+            test = self.engine.ledger.job(view["job"]["id"]) if view["job"] else None
+            view |= trail(self.engine.ledger, job=replace(test, caused_by=cause)) if test else {}
         if wanted_type() == "json":
             return json_response(view)
         split, path = bottle.request.query.get("view") == "split", bottle.request.query.get("file")
@@ -7060,7 +7456,8 @@ class Web:
         with self.engine.lock:
             count = len(self.engine.ledger.merges.places.get(repo, ()))
             count = count if before is None else min(before, count)
-            merges = [merge_view(record) for record in self.engine.ledger.merges_of(repo, limit=limit, before=count)]
+            records, ledger = self.engine.ledger.merges_of(repo, limit=limit, before=count), self.engine.ledger
+            merges = [{**merge_view(record), **trail(ledger, merge=record)} for record in records]
         older = count - limit if count > limit else None
         view = {"merges": merges, "before": older}
         return self._show("history", view, repo=repo, limit=limit, first=before is None)
@@ -7179,6 +7576,8 @@ class Web:
         """A job with a piece of its log in plain lines, which log.js colours: the end, or what was asked for."""
         job = self._job(job_id)
         view = job_view(self.engine, job)
+        with self.engine.lock:
+            view |= trail(self.engine.ledger, job=job)
         if wanted_type() == "json":
             return json_response(view)
         path = self.config.log(job.repo, job.id)
@@ -8482,6 +8881,256 @@ def examine_room(config: Config) -> Iterator[Check]:
     yield "room", True, f"{', '.join(parts)}; {kept}"
 
 
+BUMP_TRIES = 6  # looks at a repo that others push to at the same moment
+GIT_PLACES = frozenset(
+    f"GIT_{name}" for name in ("DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "COMMON_DIR", "PREFIX", "NAMESPACE")
+)
+
+
+class Bump:
+    """One run of ``forge bump``: a clone in `folder`, which whoever calls it removes. `here` is where the history may be."""
+
+    def __init__(self, url: str, name: str, commit: str, cause: str, folder: Path, here: Path):
+        self.url, self.name, self.commit, self.cause, self.here = url, name, commit, cause, here
+        self.clone = folder / "clone"
+        self.branch = f"deploy-{name}-{commit[:8]}"
+        # a hook, or a git that has called us, may have named a repo of its own
+        self.environ = {key: value for key, value in os.environ.items() if key not in GIT_PLACES}
+        self.heads: dict[str, str] = {}  # by branch, "" for base: as they were when last looked at
+        self.locks: dict[str, dict[str, Any]] = {}
+        self.base = "base"
+
+    def run(self) -> str:
+        """Bring the bump about, and say in one sentence what has come of it. Raises Fault."""
+        nix = self._start("nix", "--version")
+        who = self._start("git", "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT", cwd=self.here)
+        try:
+            how = ("--depth=1", "--no-single-branch", "--no-local", "--no-tags", "--template=")  # the open bumps come along
+            self._run("git", "clone", "-q", *how, "--", self.url, str(self.clone), cwd=self.here)
+        finally:
+            version, identity = nix.communicate()[0], who.communicate()[0]
+        made, pushed, refused = "", False, False
+        for _ in range(BUMP_TRIES):
+            before = self.heads
+            self._look()
+            if refused and self.heads == before:
+                raise Fault(1, f"{self.url} does not take {self.branch}; what it says is above")
+            ours, others = self.heads.get(self.branch), self._others()
+            place, newer = next(((b, commit) for b, commit in others if self._contains(commit, self.commit)), ("", ""))
+            if newer:
+                if pushed and ours == made:
+                    self._push([f":refs/heads/{self.branch}"])
+                return (
+                    f"{place or self.base} has {self.name} at {newer[:10]} already, which contains {self.commit[:10]}: overtaken"
+                )
+            if ours and locked_commit(self.locks[self.branch], self.name) != self.commit:
+                raise Fault(
+                    1, f"{self.branch} is there already, with {self.name} at another commit; delete it, then run this again"
+                )
+            older = [f":refs/heads/{branch}" for branch, commit in others if branch and self._contains(self.commit, commit)]
+            landed = locked_commit(self.locks[""], self.name) == self.commit
+            done = bool(ours or landed or pushed)
+            if done and not older:
+                if pushed:
+                    return f"{self.name} is bumped to {self.commit[:10]} by {self.branch}{', which is merged' if landed else ''}"
+                there = f"{self.base} has {self.name} at {self.commit[:10]}" if landed else f"{self.branch} is pushed"
+                return f"{there} already: nothing to do"
+            if not (done or made):
+                self._update_lock(version)
+                made = self._commit(identity)
+            refused = not self._push([*([] if done else [f"HEAD:refs/heads/{self.branch}"]), *older])
+            pushed = pushed or not (done or refused)
+        raise Fault(1, f"others push to {self.url} all the time; run this again")
+
+    # -- git ------------------------------------------------------------------
+
+    def _start(self, *command: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+        """Start something small beside the clone, whose failure is an answer as well."""
+        pipe, none = subprocess.PIPE, subprocess.DEVNULL
+        try:
+            return subprocess.Popen(command, cwd=cwd, env=self.environ, stdin=none, stdout=pipe, stderr=none, text=True)
+        except FileNotFoundError:
+            raise Fault(1, f"there is no {command[0]} on the PATH, which a bump needs") from None
+
+    def _run(self, *command: str, cwd: Path | None = None, text: str = "") -> bytes:
+        """Run git or Nix in the clone; what it complains of is shown. Raises Fault, which names the command."""
+        where = cwd or self.clone
+        done = subprocess.run(command, cwd=where, env=self.environ, input=text.encode(), stdout=subprocess.PIPE)
+        if done.returncode:
+            words = " ".join(word for word in command[:4] if not word.startswith("-"))
+            raise Fault(1, f"{words} has failed with {done.returncode}; what it says is above")
+        return done.stdout
+
+    def _look(self) -> None:
+        """Read what base and the open bumps of the input are locked to."""
+        if self.heads:
+            self._run("git", "fetch", "-q", "--prune", "--depth=1", "origin")
+        listed = self._run("git", "for-each-ref", "--format=%(objectname) %(refname:lstrip=3)", "refs/remotes/origin/").decode(
+            "utf-8", "surrogateescape"
+        )
+        heads = {name: commit for commit, _, name in (line.partition(" ") for line in listed.split("\n")[:-1])}
+        if "HEAD" not in heads:
+            raise Fault(1, f"{self.url} has no base yet; push one first")
+        named = (self.clone / ".git/refs/remotes/origin/HEAD").read_text().strip()
+        self.base = named.removeprefix("ref: refs/remotes/origin/")
+        pattern = re.compile(rf"deploy-{self.name}-[0-9a-f]{{8}}")
+        self.heads = {"": heads["HEAD"]} | {name: heads[name] for name in heads if pattern.fullmatch(name) and name != self.base}
+        asked = "".join(f"{head}:{LOCK}\n" for head in self.heads.values())
+        found = io.BytesIO(self._run("git", "cat-file", "--batch", text=asked))
+        for branch in self.heads:
+            size = re.fullmatch(rb"[0-9a-f]+ blob ([0-9]+)\n", found.readline())
+            try:
+                self.locks[branch] = parse_lock(found.read(int(size[1]) + 1).decode("utf-8", "replace")) if size else NO_LOCK
+            except LockTrouble as trouble:
+                if not branch:
+                    raise Fault(1, f"{self.base} of {self.url}: {trouble}") from None
+                self.locks[branch] = NO_LOCK  # somebody's branch, which only looks like a bump
+
+    def _others(self) -> list[tuple[str, str]]:
+        """Where the input is locked to another commit: (branch, "" for base, commit)."""
+        commits = [(b, locked_commit(self.locks[b], self.name)) for b in self.heads if b != self.branch]
+        return [(branch, commit) for branch, commit in commits if commit and commit != self.commit]
+
+    def _contains(self, commit: str, older: str) -> bool:
+        """Whether a commit of the input contains another one, by a repo that has both: where we are, else the input's own."""
+        args = ("git", "merge-base", "--is-ancestor", older, commit)
+        for find in (lambda: self.here, self._mirror):
+            place = find()
+            code = subprocess.run(args, cwd=place, env=self.environ, capture_output=True).returncode if place else 128
+            if code in (0, 1):
+                return code == 0
+        return False
+
+    def _mirror(self) -> Path | None:
+        """The commits of the input's own repo, where git can fetch them."""
+        mirror = self.clone.with_name("input")
+        node = lock_node(self.locks[""], self.name)
+        source = node.get("locked", {}) if isinstance(node, dict) else {}
+        if not mirror.exists() and source.get("type") == "git":
+            how = ("--bare", "--filter=tree:0", "--template=", "--", str(source.get("url")), str(mirror))
+            subprocess.run(("git", "clone", "-q", *how), cwd=self.here, env=self.environ, capture_output=True)
+        return mirror if mirror.exists() else None
+
+    def _push(self, refs: list[str]) -> bool:
+        """Push and remove refs, all or none where the server can; whether it took them."""
+        leases = []
+        for ref in refs:
+            name = ref.partition(":")[2]
+            leases.append(f"--force-with-lease={name}:{self.heads.get(name.removeprefix('refs/heads/'), '')}")
+        command = ["git", "push", *leases, "origin", *refs]
+        done = subprocess.run([*command[:2], "--atomic", *command[2:]], cwd=self.clone, env=self.environ, capture_output=True)
+        if done.returncode and b"--atomic" in done.stderr:
+            done = subprocess.run(command, cwd=self.clone, env=self.environ, capture_output=True)
+        print(done.stderr.decode("utf-8", "replace"), end="", file=sys.stderr, flush=True)
+        return done.returncode == 0
+
+    # -- the lock -----------------------------------------------------------------
+
+    def _update_lock(self, version: str) -> None:
+        """Have Nix lock the input to the commit, and no other. Raises Fault."""
+        if not (self.clone / "flake.nix").exists():
+            raise Fault(1, f"{self.base} of {self.url} has no flake.nix, so there is no input to bump")
+        if lock_node(self.locks[""], self.name) is None:
+            self._nix("lock")  # there is no lock yet, or flake.nix has got the input since
+        source, lock = self._source()
+        numbers = re.search(r"([0-9]+)\.([0-9]+)[^ ]*$", version.strip())
+        newer = numbers is not None and (int(numbers[1]), int(numbers[2])) >= (2, 19)
+        update = ("update", self.name) if newer else ("lock", "--update-input", self.name)
+        for _ in range(2):  # again when flake.nix names another source than the lock did
+            try:
+                url = flake_url(source, self.commit)
+            except (LockTrouble, LookupError) as trouble:
+                raise Fault(1, f"the input {self.name} cannot be bumped: {trouble}") from None
+            self._nix(*update, "--override-input", self.name, url)
+            known, (source, lock) = source, self._source()
+            if source == known:
+                break
+        node = lock_node(lock, self.name)
+        if node["original"].get("rev"):  # some Nix write the override there for an input that is no flake
+            del node["original"]["rev"]
+            (self.clone / LOCK).write_text(lock_text(lock))
+            self._nix("lock", "--no-update-lock-file")
+        if locked_commit(lock, self.name) != self.commit:
+            raise Fault(1, f"Nix has locked {self.name} to {locked_commit(lock, self.name)}, not to {self.commit}")
+
+    def _nix(self, *args: str) -> None:
+        try:
+            self._run("nix", "flake", *args, "--extra-experimental-features", "nix-command flakes")
+        except Fault as fault:
+            why = f" (is {self.commit[:10]} pushed, on the branch that flake.nix names?)" if "--override-input" in args else ""
+            raise Fault(1, f"{fault}{why}") from None
+
+    def _source(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Where the input comes from, without a commit, and the lock as it is now. Raises Fault."""
+        try:
+            lock = parse_lock((self.clone / LOCK).read_text())
+        except (OSError, LockTrouble) as error:
+            raise Fault(1, f"Nix has written no {LOCK} that can be read: {error}") from None
+        node = lock_node(lock, self.name)
+        if node is None:
+            known = ", ".join(sorted(lock["nodes"][lock["root"]].get("inputs", {}))) or "none"
+            raise Fault(2, f"the flake of {self.url} has no input {self.name}; it has: {known}")
+        if isinstance(node, list):
+            raise Fault(1, f"the input {self.name} follows {'/'.join(node)}; bump that one")
+        pinned = locked_commit(self.locks[""], self.name) and lock_node(self.locks[""], self.name)["original"].get("rev")
+        if pinned:
+            raise Fault(1, f"flake.nix pins {self.name} to {pinned}; take that out, or change it there")
+        source = node["original"] if node["original"].get("type") != "indirect" else node["locked"]
+        hidden = ("rev", "narHash", "lastModified", "revCount", "dirtyRev", "dirtyShortRev")
+        return {key: value for key, value in source.items() if key not in hidden}, lock
+
+    def _commit(self, identity: str) -> str:
+        """Commit the lock and return the commit."""
+        found = re.fullmatch(r"(.+) <(.*)> [0-9]+ [+-][0-9]+", identity.strip())
+        for role, (key, value) in itertools.product(
+            ("AUTHOR", "COMMITTER"),
+            zip(("NAME", "EMAIL"), found.groups() if found else ("forge", "forge@localhost"), strict=True),
+        ):
+            self.environ.setdefault(f"GIT_{role}_{key}", value)
+        message = f"Bump {self.name} to {self.commit[:10]}\n\nAuto-Merge: yes\n{self.cause}"
+        self._run("git", "commit", "-q", "--no-verify", "-F", "-", "--", LOCK, text=message)
+        return self._run("git", "rev-parse", "HEAD").decode().strip()
+
+
+def cmd_bump(config: Config, args: argparse.Namespace) -> int:
+    """Move a flake input of another repo to a commit, by a branch that merges itself."""
+    import tempfile
+
+    if not INPUT_NAME.fullmatch(args.input):
+        raise Fault(2, f"{args.input!r} is no name of a flake input")
+    if args.configs_url.startswith("-"):
+        raise Fault(2, f"{args.configs_url!r} is no address of a repo")
+    told = {key: os.environ.get(f"FORGE_{key}", "") for key in ("REPO", "COMMIT", "JOB_ID")}
+    cause = f"Forge-Cause: {told['REPO']} {told['COMMIT']} job {told['JOB_ID']}\n" if all(told.values()) else ""
+    commit = commit_here(args.commit or told["COMMIT"] or "HEAD")
+
+    def leave(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
+    folder = Path(tempfile.mkdtemp(prefix="forge-bump-"))
+    try:
+        print(f"forge: {Bump(args.configs_url, args.input, commit, cause, folder, Path.cwd()).run()}", flush=True)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def commit_here(name: str) -> str:
+    """The full id of a commit that is named in full, or in a way that the checkout we are in understands. Raises Fault."""
+    if OBJECT_ID.fullmatch(name.lower()):
+        return name.lower()
+    environ = {key: value for key, value in os.environ.items() if key not in GIT_PLACES}
+    args = ("git", "rev-parse", "--verify", "-q", "--end-of-options", f"{name}^{{commit}}")
+    done = subprocess.run(args, env=environ, capture_output=True, text=True)
+    if done.returncode:
+        raise Fault(2, f"there is no commit {name!r} here; say which with --commit, in full, or run this in a checkout of it")
+    return done.stdout.strip().split("\n")[-1]
+
+
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
     found = list(examine(config))
     checks = [{"what": what, "ok": well, "text": said} for what, well, said in found]
@@ -8828,6 +9477,11 @@ def build_parser() -> argparse.ArgumentParser:
     verb("shell", "the forced command of an ssh key: git over ssh, and some of these commands", cmd_shell, as_json=False)
     unit = verb("unit", "print forge.service and forge.socket for this machine", cmd_unit)
     unit.add_argument("unit", metavar="UNIT", nargs="?", choices=UNIT_FILES, help=f"only one of them: {' or '.join(UNIT_FILES)}")
+    words = ("CONFIGS_URL", "INPUT")
+    bump = verb(
+        "bump", "move a flake input of another repo to a commit, by a branch that merges itself", cmd_bump, *words, as_json=False
+    )
+    bump.add_argument("--commit", metavar="C", help="default: FORGE_COMMIT; outside of a job the HEAD of this checkout")
     verb("doctor", "check this machine and the data directory", cmd_doctor)
     demo = verb("demo", "a tour: a server of its own, a branch that fails and one that merges", cmd_demo, as_json=False)
     demo.add_argument("--once", action="store_true", help="end after the story")

@@ -27,6 +27,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -535,6 +536,23 @@ git checkout -q --force --detach "refs/heads/$branch"
 git clean -ffdxq
 exec ./.forge/pre-merge
 """,
+    # clone, look, lock the input to a commit, commit, push, look again
+    "bump": r"""
+set -e
+configs=$1 clone=$2 url=$3 commit=$4 before=$5
+nix --version
+git merge-base --is-ancestor "$before" "$commit"
+git clone -q --depth=1 --no-single-branch --no-local --no-tags --template= "$configs" "$clone"
+cd "$clone"
+git for-each-ref refs/remotes/origin/
+echo HEAD:flake.lock | git cat-file --batch
+nix flake lock --update-input app --override-input app "$url"
+git commit -q -m "Bump app" -- flake.lock
+git push origin "HEAD:refs/heads/deploy-app-$(echo "$commit" | cut -c1-8)"
+git fetch -q --prune --depth=1 origin
+git for-each-ref refs/remotes/origin/
+echo HEAD:flake.lock | git cat-file --batch
+""",
 }
 
 
@@ -633,6 +651,90 @@ def bench_many_nix(lab: Lab) -> Iterator[Row]:
     ratio = took["forge"].median / single.median
     yield row_by_limit("20 branches in one push → all merged, nix", took["forge"], 2000, took["bare"])
     yield Row("… in single merges", single, None, f"{ratio:.1f} ×", "≤ 20 ×", ratio <= 20)
+
+
+def input_repos(lab: Lab, app: Path, configs: Path, files: dict[str, str]) -> Path:
+    """Give `configs`, a bare repo, a flake whose input is `app`, with its lock and more files; a clone of it."""
+    tree = lab.root / "configs.tree"
+    lab.run("git", "clone", "-q", configs, tree)
+    flake = '{ inputs.app = { url = "git+file://%s?ref=main"; flake = false; }; outputs = _: { }; }' % app
+    for name, text in {"flake.nix": flake, **files}.items():
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_text(text)
+        (tree / name).chmod(0o755 if name.startswith(".forge/") else 0o644)
+    lab.run("git", "add", "-A", where=tree)
+    lab.run("nix", "flake", "lock", where=tree)
+    lab.run("git", "commit", "-qam", "Take app", where=tree)
+    lab.run("git", "push", "-q", "origin", "HEAD:main", where=tree)
+    return tree
+
+
+def bench_bump(lab: Lab) -> Iterator[Row]:
+    """A bump of a small flake, beside its own git and Nix commands. No server is there."""
+    took = {"forge": Series(), "bare": Series()}
+    app, configs, tree = lab.root / "app.git", lab.root / "configs.git", lab.root / "app"
+    for bare in (app, configs):
+        lab.run("git", "init", "-q", "--bare", "--initial-branch=main", bare)
+    lab.run("git", "clone", "-q", app, tree)
+
+    def advance() -> str:
+        lab.run("git", "commit", "-q", "--allow-empty", "-m", "A change", where=tree)
+        lab.run("git", "push", "-q", "origin", "HEAD:main", where=tree)
+        return lab.run("git", "rev-parse", "HEAD", where=tree).strip()
+
+    forge = lab.root / "forge"  # as jobs have it
+    forge.write_text(lab.run(sys.executable, "-c", "import forge; print(forge.own_command())", where=FORGE.parent))
+    forge.chmod(0o755)
+    before = advance()
+    input_repos(lab, app, configs, {})
+    for number, sides in lab.rounds():
+        for side in sides:
+            commit = advance()
+            clone = lab.root / f"clone-{number}"
+            url = f"git+file://{app}?ref=main&rev={commit}"
+            command: tuple[str | Path, ...] = (forge, "bump", configs, "app")
+            if side == "bare":
+                command = ("sh", "-c", BARE["bump"], "bare", configs, clone, url, commit, before)
+            began = time.perf_counter()
+            lab.run(*command, where=tree)
+            took[side].values.append(1000 * (time.perf_counter() - began))
+            lab.run("git", "-C", configs, "update-ref", "-d", f"refs/heads/deploy-app-{commit[:8]}")
+    yield row_by_difference("forge bump, a small flake", took["forge"], took["bare"], 1000)
+
+
+def bench_gitops(lab: Lab) -> Iterator[Row]:
+    """From a push to one repo until the base of another has moved to take it. In brackets: what the system before this took."""
+    whole, opening, checking, merging = Series(), Series(), Series(), Series()
+    with Server(lab) as server:
+        configs = Path(lab.run(sys.executable, FORGE, "create", "configs", "--base", "main").strip())
+        pair = Pair(lab, server, with_nix(), "app")
+        lab.run("git", "-C", pair.repos["forge"], "config", "forge.postMerge", f"forge bump {configs} app")
+        input_repos(lab, pair.repos["forge"], configs, {".forge/pre-merge": "#!/bin/sh\nexec nix flake show\n"})
+        server.settle()
+        base, heads = configs / "refs/heads/main", configs / "refs/heads"
+        for number, _ in lab.rounds():
+            before = base.read_text()
+            branches = pair.changes("forge", [number], AUTO)
+            began = time.perf_counter()
+            pair.push("forge", branches)
+            ended = wait_until(
+                lambda before=before: base.read_text() != before and os.listdir(heads) == ["main"], "the merge of the bump"
+            )
+            whole.values.append(1000 * (ended - began))
+            server.settle()
+            bump, test = (
+                max((job for job in server.jobs.values() if (job["repo"], job["kind"]) == which), key=lambda job: job["id"])
+                for which in (("app", "post-merge"), ("configs", "pre-merge"))
+            )
+            opening.values.append(1000 * bump["duration"])
+            checking.values.append(1000 * test["duration"])
+            merge = json.loads((server.data / "merges.jsonl").read_text().splitlines()[-1])
+            verdict, landed = (datetime.fromisoformat(at.replace("Z", "+00:00")) for at in (test["at"], merge["merged_at"]))
+            merging.values.append(1000 * (landed - verdict).total_seconds())
+    yield row_by_limit("push to app → configs has it (15–20 s)", whole, 3000)
+    yield Row("… opening the merge request (2–3 s)", opening)
+    yield Row("… its check, nix flake show (5–10 s)", checking)
+    yield row_by_limit("… the merge after the verdict (< 1 s)", merging, 100)
 
 
 def bench_queue(lab: Lab) -> Iterator[Row]:
@@ -1099,6 +1201,8 @@ BENCHES: dict[str, Bench] = {
     "push": Bench(bench_push),
     "rollback": Bench(bench_rollback),
     "many-nix": Bench(bench_many_nix, needs_nix=True),
+    "bump": Bench(bench_bump, needs_nix=True),
+    "gitops": Bench(bench_gitops, needs_nix=True),
     "queue": Bench(bench_queue),
     "large": Bench(bench_large),
     "chatty": Bench(bench_chatty),

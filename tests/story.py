@@ -50,6 +50,12 @@ def tell(server: Server) -> dict[str, str]:
     configs.commit("Deploy to the host", deploy="echo 'copying 12 paths'; echo 'error: the host is not there'; exit 1\n")
     configs.push("main")
     server.idle()
+    deployed = server.get("/jobs?repo=app&kind=post-merge&status=passed&limit=1")["jobs"][0]
+    cause = f"Forge-Cause: app {deployed['commit']} job {deployed['id']}"
+    configs.branch("deploy-app", f"Bump app\n\nAuto-Merge: yes\n{cause}")
+    configs.push("deploy-app")
+    configs.landed("deploy-app")
+    server.idle()
     host = server.repo("host")
     good = host.heads()["main"]
     host.branch("bump", "Move app\n\nAuto-Merge: yes", **{"flake.lock": LOCK})

@@ -135,6 +135,7 @@
 %   if d['commit_count']:
 <div class="dim">{{d['commit_count']}}{{'' if d['whole'] else '+'}} commit{{'' if d['commit_count'] == 1 else 's'}} by {{', '.join(visible(one['name'], 100) for one in d['authors'][:5])}}{{f" and {len(d['authors']) - 5} more" if len(d['authors']) > 5 else ''}}</div>
 %   end
+% parts['trail_lines'](d.get('trail', []))
 </td>
 <td>{{spell_duration(d['duration'])}}</td>
 <td>

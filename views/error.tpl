@@ -10,6 +10,7 @@
 <dt>Tested by</dt><dd><a href="/jobs/{{merge['job']}}">job {{merge['job']}}</a> · <a href="/jobs/{{merge['job']}}#log">its log</a></dd>
 <dt>What it brought</dt><dd><code>git diff {{merge['parent'][:10]}} {{merge['merge_commit'][:10]}}</code></dd>
 </dl>
+% include('parts')['trail_lines'](extra.get('trail', []))
 <p><a href="/r/{{merge['repo']}}">{{merge['repo']}}</a> · <a href="/r/{{merge['repo']}}/history">History of {{merge['repo']}}</a></p>
 % else:
 <h1>{{status}}</h1>

@@ -1,5 +1,6 @@
 % rebase('base', title=f'History of {repo} · forge')
-% moment = include('parts')['moment']
+% parts = include('parts')
+% moment = parts['moment']
 <p class="crumbs"><a href="/">Repositories</a> / <a href="/r/{{repo}}">{{repo}}</a> /</p>
 <h1>History</h1>
 <nav class="tabs" aria-label="{{repo}}"><a href="/r/{{repo}}">Merge requests</a> <a href="/r/{{repo}}/history" aria-current="page">History</a> <a href="/r/{{repo}}/deployments">Deployments</a> <a href="/jobs?repo={{repo}}">Jobs</a></nav>
@@ -16,6 +17,7 @@
 % if m['how'] == 'rollback':
 <div>rolled back{{', untested, as was asked' if m.get('untested') else ''}}</div>
 % end
+% parts['trail_lines'](m.get('trail', []))
 </td>
 <td><code>{{m['merge_commit'][:10]}}</code></td>
 <td data-label="{{'To' if m['how'] == 'rollback' else 'Head'}}"><code>{{m['head'][:10]}}</code></td>

@@ -39,6 +39,7 @@
 % if merge:
 <p class="verdict" data-tone="good">Merged into base as <code>{{merge['merge_commit'][:10]}}</code>; see the <a href="/r/{{job['repo']}}/history">history</a>.</p>
 % end
+% parts['trail_lines'](job.get('trail', []))
 <div class="actions">
 % if live:
 <form method="post" action="/jobs/{{job['id']}}/cancel">

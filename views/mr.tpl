@@ -23,6 +23,7 @@
 % end
 </p>
 <p class="verdict" data-key="why" data-tone="{{'good' if mergeable else 'busy' if live else 'bad' if job else 'still'}}">{{visible(why, 10_000)}}</p>
+% parts['trail_lines'](get('trail', []))
 % flaky = next((check for check in checks if check.get('flake')), None)
 % if flaky:
 <p class="verdict" data-key="flake" data-tone="bad">It has a flake: jobs <a href="/jobs/{{flaky['reused_from'] or flaky['id']}}">{{flaky['reused_from'] or flaky['id']}}</a> and <a href="/jobs/{{flaky['flake']}}">{{flaky['flake']}}</a> ran the same command on the same tree and came to different verdicts.</p>

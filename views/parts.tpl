@@ -55,3 +55,24 @@
 <label>Password <input type="password" name="password" autocomplete="current-password" required></label>
 % end
 % end
+% def trail_lines(lines):
+%   for line in lines:
+<ol class="trail" aria-label="From cause to effect">
+%     for step in line:
+<li>\\
+%       if step['what'] == 'said':
+{{step['repo']}} <code>{{step['commit'][:10]}}</code> job {{step['job']}} <span class="dim">(not known here)</span>\\
+%       elif step['what'] == 'deployment':
+<a href="/jobs/{{step['job']}}">{{step['repo']}} deployment {{step['job']}}</a> <span class="badge" data-status="{{step['status']}}">{{step['status']}}</span>\\
+%       elif step['what'] == 'request':
+<a href="{{mr_path(step['repo'], step['branch'])}}">{{step['repo']}} / {{visible(step['branch'])}}</a> <span class="badge" data-status="{{step['status']}}">{{step['status']}}</span>\\
+%       elif step['what'] == 'merge':
+<a href="/jobs/{{step['job']}}">{{step['repo']}} / {{visible(step['branch'])}}</a> merged as <code>{{step['commit'][:10]}}</code>\\
+%       else:
+<a href="/r/{{step['repo']}}">{{step['repo']}}</a> <code>{{step['commit'][:10]}}</code> pushed\\
+%       end
+</li>
+%     end
+</ol>
+%   end
+% end
