@@ -88,6 +88,7 @@ import stat
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -7309,6 +7310,9 @@ def examine(config: Config) -> Iterator[Check]:
         reason = why_no_sandbox(config)
         yield "bwrap", reason is None, reason or f"{first_line('bwrap', '--version')}; jobs run under it"
     yield from examine_data_dir(config)
+    if config.secrets_dir and (config.secrets_dir / "ssh").is_dir():
+        what, well, said = examine_key(config.secrets_dir / "ssh" / "id_ed25519")
+        yield f"ssh {what}", well, said
     try:
         Client(config).ask("/healthz")
         yield "server", True, "answers"
@@ -7345,8 +7349,185 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
     yield "password", well, "set" if well else f"{config.password_file} cannot be read, is empty or no UTF-8"
 
 
+# What ssh says when it does not get in, what that is about, and what to do.
+SSH_FAULTS = (
+    (r"line \d+: |bad configuration", "config", "{config} is not understood by ssh: {said}"),
+    (
+        r"Could not resolve hostname",
+        "host",
+        "this machine knows no address of {host}; look at the name, or set HostName in {config}",
+    ),
+    (
+        r"Permission denied|Too many authentication failures",
+        "login",
+        "{host} refuses the key: there is no such user, or its ~/.ssh/authorized_keys has not the line above ({said})",
+    ),
+    (r"", "host", "no ssh server answers at {host}; look at name, port and firewall ({said})"),
+)
+
+
+def ssh_words(host: str) -> list[str]:
+    """What names a host to ssh: `[user@]host[:port]`, or an ssh:// address. Raises Fault."""
+    name, place = r"[A-Za-z0-9_][A-Za-z0-9._-]*", r"\[[0-9A-Fa-f:.]+\]"
+    found = re.fullmatch(rf"(ssh://)?(?:({name})@)?({name}|{place})(?::([0-9]{{1,5}}))?(?(1)(?:/.*)?)", host)
+    if not found:
+        raise Fault(2, f"{host!r} is no host; say [user@]host[:port] or ssh://[user@]host[:port]")
+    _, user, name, port = found.groups()
+    return [*(["-p", port] if port else []), *(["-l", user] if user else []), name.strip("[]")]
+
+
+def run_ssh(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run one of the programs of ssh to its end, without questions."""
+    try:
+        return subprocess.run(words, input=text, capture_output=True, text=True, errors="replace", timeout=30)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(words, 255, "", "it took longer than 30 seconds")
+
+
+def last_line(said: str) -> str:
+    """The last thing that a program said."""
+    return next((line for line in reversed(said.splitlines()) if line.strip()), "nothing").strip()
+
+
+def make_key(key: Path) -> bool:
+    """Make a deploy key where there is none, and return whether. Raises OSError."""
+    try:
+        key.lstat()
+        return False
+    except FileNotFoundError:
+        key.parent.parent.mkdir(0o700, parents=True, exist_ok=True)
+        key.parent.mkdir(0o700, exist_ok=True)
+    except PermissionError:
+        return False
+    done = run_ssh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"forge@{platform.node()}", "-f", str(key))
+    if done.returncode:
+        raise OSError(errno.EIO, last_line(done.stderr), str(key))
+    return True
+
+
+def examine_key(key: Path) -> Check:
+    """Check a deploy key for what ssh wants of it, and does not always say."""
+    me = os.geteuid()
+    try:
+        facts, readable = key.stat(), os.access(key, os.R_OK)
+    except FileNotFoundError:
+        what = "is a link to nothing; see whether what makes the secrets has run" if key.is_symlink() else "is not there"
+        return "key", False, f"{key} {what}"
+    except OSError as error:
+        return (
+            "owner",
+            False,
+            f"{key} cannot be looked at ({error.strerror}); give its folder to the user of the server, uid {me}",
+        )
+    mode = stat.S_IMODE(facts.st_mode)
+    if facts.st_uid != me and not readable:
+        whose = f"belongs to uid {facts.st_uid}, and uid {me} cannot read it"
+        return "owner", False, f"{key} {whose}; run: chown {me} {key} (in agenix and sops-nix: set its owner)"
+    if not readable or (facts.st_uid == me and mode & 0o077):
+        return (
+            "mode",
+            False,
+            f"{key} has mode {mode:04o}, but its owner, and nobody else, must be able to read it; run: chmod 400 {key}",
+        )
+    done = run_ssh("ssh-keygen", "-y", "-P", "", "-f", str(key))
+    if "passphrase" in done.stderr:
+        return "key", False, f"{key} has a passphrase, which nobody is there to type; take it off: ssh-keygen -p -f {key}"
+    if done.returncode:
+        why = f"is it the private half, whole, with a line break at its end? ({last_line(done.stderr)})"
+        return "key", False, f"{key} is no private key that ssh can read; {why}"
+    return "key", True, done.stdout.strip()
+
+
+def examine_ssh(config: Config, host: str) -> Iterator[Check]:
+    """Check the way of a deployment to a host. Makes a missing key; nothing is run there, and no host key is trusted."""
+    ssh_words(host)
+    if not shutil.which("ssh"):
+        yield "ssh", False, "ssh is not on the PATH; install OpenSSH's client"
+        return
+    if config.secrets_dir is None:
+        yield (
+            "secrets",
+            False,
+            "FORGE_SECRETS_DIR is not set; set it, here as for the server, to a directory for what deployments need",
+        )
+        return
+    own_data_dir(config)
+    key = config.secrets_dir / "ssh" / "id_ed25519"
+    try:
+        if make_key(key):
+            yield "new key", True, f"{key} was made, as there was none"
+    except OSError as error:
+        advice = "run forge as the user of the server, or put a key there"
+        yield "key", False, f"{error.filename} cannot be made ({error.strerror}); {advice}"
+        return
+    what, well, said = examine_key(key)
+    yield what, well, said
+    if well:
+        yield "authorized_keys", True, f"restrict {said}"
+        yield "on the host", True, 'that line lets in; restrict,command="…" before the key lets it run one command only'
+    yield from examine_login(config.secrets_dir, host, well)
+
+
+def examine_login(secrets_dir: Path, host: str, has_key: bool) -> Iterator[Check]:
+    """Check whether a host is known and lets in. It is asked to forward, not to run a command, which might deploy."""
+    words = ssh_words(host)
+    hosts = secrets_dir / "ssh" / "known_hosts"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / SSH_CONFIG
+        try:
+            file.write_bytes(read_ssh_config(secrets_dir) or b"")
+        except OSError as error:
+            yield (
+                "config",
+                False,
+                f"{error.filename} cannot be read ({error.strerror}); run: chown {os.geteuid()} {error.filename}",
+            )
+            return
+        ssh = ("ssh", "-F", str(file), "-o", "ConnectTimeout=10", "-o", "LogLevel=VERBOSE")
+        tried = run_ssh(*ssh, "-W", "127.0.0.1:1", *words).stderr
+        got_in = "Authenticated to " in tried
+        if os.path.exists(hosts) and not os.access(hosts, os.R_OK):
+            yield "known host", False, f"{hosts} cannot be read; run: chown {os.geteuid()} {hosts}"
+        elif not got_in and re.search(
+            r"host key is known for|HOST IDENTIFICATION HAS CHANGED|Host key verification failed", tried
+        ):
+            yield "known host", False, advise_on_host(hosts, run_ssh(*ssh, "-G", *words).stdout, "HAS CHANGED" in tried)
+            return
+    if got_in:
+        yield "known host", True, f"{host} shows the key that {hosts} has"
+        yield "login", True, "the key lets in; no command was run"
+        return
+    odd = re.search(r"line \d+: (.+)", tried)  # the number is that of a line in our copy
+    said = odd[1] if odd else last_line(tried.replace("stdio forwarding failed", ""))
+    what, advice = next((what, advice) for pattern, what, advice in SSH_FAULTS if re.search(pattern, tried, re.MULTILINE))
+    if what == "login":
+        yield "known host", True, f"{host} shows the key that {hosts} has"
+    if what != "login" or has_key:
+        yield what, False, advice.format(host=host, config=secrets_dir / "ssh" / "config", said=said)
+
+
+def advise_on_host(hosts: Path, options: str, changed: bool) -> str:
+    """What to do about a host whose key is not known, or another; `options` are what ssh -G says of it."""
+    given = dict(line.partition(" ")[::2] for line in options.splitlines())
+    name, port = given.get("hostname", ""), given.get("port", "22")
+    shown = run_ssh("ssh-keyscan", "-T", "5", "-p", port, name).stdout.splitlines()
+    line = next((line for line in shown if " ssh-ed25519 " in line), shown[0] if shown else "")
+    known_as = given.get("hostkeyalias") or line.partition(" ")[0] or name
+    print_of = run_ssh("ssh-keygen", "-l", "-f", "-", text=line).stdout.split() if line else []
+    what = f"{known_as} shows another key than {hosts} has" if changed else f"{hosts} has no key of {known_as}"
+    if len(print_of) < 2:
+        return f"{what}; put there what ssh-keyscan says on that host, for this machine cannot ask it"
+    first = f"ssh-keygen -R {shlex.quote(known_as)} -f {shlex.quote(str(hosts))} && " if changed else ""
+    add = f"{first}echo {shlex.quote(f'{known_as} {line.partition(chr(32))[2]}')} >>{shlex.quote(str(hosts))}"
+    doubt = "unless it was set up anew somebody is in between; " if changed else ""
+    theirs = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+    return (
+        f"{what}; {doubt}compare {print_of[1]} with what `{theirs}` says on the host itself, and if they are the same run: {add}"
+    )
+
+
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
-    found = list(examine(config))
+    found = list(examine_ssh(config, args.ssh) if args.ssh else examine(config))
     checks = [{"what": what, "ok": well, "text": said} for what, well, said in found]
     lines = [["ok" if well else "!!", *printable([what, said])] for what, well, said in found]
     show(args, {"checks": checks}, lambda _: table(lines, cut=False))
@@ -7602,7 +7783,10 @@ def build_parser() -> argparse.ArgumentParser:
     verb("retry", "run a job again", cmd_retry, "ID")
     audit = verb("audit", "prove from journal and git that every merge was of a tested tree, once", cmd_audit)
     audit.add_argument("repo", metavar="REPO", nargs="?", help="only this repo")
-    verb("doctor", "check this machine and the data directory", cmd_doctor)
+    doctor = verb("doctor", "check this machine and the data directory, or the way to a host", cmd_doctor)
+    doctor.add_argument(
+        "--ssh", metavar="HOST", help="check whether deployments get to [user@]host[:port] by ssh; makes a missing key"
+    )
     demo = verb("demo", "a tour: a server of its own, a branch that fails and one that merges", cmd_demo, as_json=False)
     demo.add_argument("--once", action="store_true", help="end after the story")
     # what hooks/pre-receive calls; not for people, so without a line in the help
