@@ -5696,7 +5696,7 @@ def read_password(config: Config) -> str | None:
     """The merge password as it is now: a line that ends as it may, or None. Raises OSError, ValueError for what is no UTF-8."""
     if config.password_file is None:
         return config.password
-    return config.password_file.read_text("utf-8").rstrip("\r\n") or None
+    return config.password_file.read_text("utf-8").rstrip("\n") or None
 
 
 class Door:
