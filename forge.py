@@ -7360,7 +7360,7 @@ SSH_FAULTS = (
     (
         r"Permission denied|Too many authentication failures",
         "login",
-        "{host} refuses the key: there is no such user, or its ~/.ssh/authorized_keys has not the line above ({said})",
+        "{host} refuses the key: there is no such user, or its ~/.ssh/authorized_keys lacks the line above ({said})",
     ),
     (r"", "host", "no ssh server answers at {host}; look at name, port and firewall ({said})"),
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PASSWORD, Server, Sshd, Work, clean_environ, end, make_sshd, needs_nix, needs_ssh, wait_for  # noqa: F401
+from conftest import PASSWORD, Server, Sshd, Work, clean_environ, end, needs_nix, needs_ssh, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sandbox import NOBODY, needs_bwrap, ordinary_python
@@ -204,9 +204,7 @@ def login(host: Sshd, tmp_path: Path) -> tuple[forge.Config, str, Path]:
 
 @needs_ssh
 def test_a_key_is_made_and_lets_in_once_it_is_allowed_and_the_host_is_known(
-    make_sshd: Callable[..., Sshd],  # noqa: F811
-    make_server: Callable[..., Server],
-    tmp_path: Path,
+    make_sshd: Callable[..., Sshd], make_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     host, place = make_sshd(), tmp_path / "keys"
     server = make_server(start=False, FORGE_SECRETS_DIR=str(place))
