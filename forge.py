@@ -22,11 +22,12 @@ The data directory
 
     repos/<name>.git            bare repos, the only truth about refs
     jobs.jsonl merges.jsonl     the journal: append-only, one JSON object a line; seq counts over both
-    logs/<repo>/<id>.log        a job's bytes as it wrote them
+    logs/<repo>/<id>.log        a job's bytes as it wrote them, but for secrets
     work/<repo>/<n>/tree        a checkout with a .git of its own; beside it its index, which no job sees
     work/<repo>/<n>/tmp         what a job in the sandbox has as /tmp
     home/<repo>/<kind>          HOME of the jobs
-    running/<id>/               what a supervisor keeps: pid, command, exit.new → exit
+    running/<id>/               what a supervisor keeps: pid, command, exit.new → exit; for a deployment also ssh_config,
+                                and log, what it prints before secrets are masked
     incoming/                   what hooks could not deliver
     trash/                      what is being removed
     snapshot                    what follows from most of the journal, for a quick start; may be deleted
@@ -56,6 +57,7 @@ watcher     one; waits on the pidfds of the jobs, measures and stops them, start
 workers     ``WORKERS``; take repos from ``Engine.todo`` and step them
 starters    one for each job that is being started; gone when its process runs
 enders      one for each job that ended badly; reads its log, asks git, and is gone when the end is in the journal
+maskers     one for each running deployment that may know secrets; copies what it prints into the log that is served
 janitor     one; empties ``trash/``, writes the snapshot when many records have come, counts the lines of new logs
 keeper      one; prunes now and then, and packs repos that have grown while nothing runs
 herald      one, where FORGE_NOTIFY is set; runs it
@@ -89,6 +91,7 @@ import stat
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -2243,6 +2246,7 @@ tell "skip $why"
 """
 
 COMMAND_SETTING = {PRE: "forge.preMerge", POST: "forge.postMerge"}
+SSH_CONFIG = "ssh_config"
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -2258,6 +2262,7 @@ class Launch:
     repo: Path
     home: Path
     command: str = ""  # from the repo's config; empty: the finder looks
+    ssh_config: bytes | None = None  # for SSH_CONFIG in `run`
 
 
 @dataclass
@@ -2268,10 +2273,11 @@ class Running:
     pid: int
     pidfd: int
     run: Path
-    log: Path
+    log: Path  # where it writes
     began: float
     deadline: float
     sandboxed: bool = False
+    mask: Mask | None = None  # between `log` and the log that is served
     stop_at: float | None = None  # when SIGTERM was sent
     cpu_seconds: float = 0.0
     measured_at: float = 0.0
@@ -2342,8 +2348,10 @@ def start_job(launcher: Launcher, launch: Launch, box: list[str]) -> int:
 
     `box` is what puts it into a sandbox, see `sandbox_args`; [] without one.
     """
-    launch.run.mkdir(parents=True)
+    launch.run.mkdir(0o700, parents=True)
     (launch.run / "exit.new").write_bytes(b" " * 32)
+    if launch.ssh_config is not None:
+        (launch.run / SSH_CONFIG).write_bytes(launch.ssh_config)
     launch.log.parent.mkdir(parents=True, exist_ok=True)
     launch.log.write_bytes(b"")  # a restored copy may hold the log of a job that its journal does not know
     about = [launch.kind, nix_system(), COMMAND_SETTING[launch.kind], str(launch.repo), launch.command]
@@ -2647,6 +2655,7 @@ def sandbox_mounts(config: Config, launch: Launch, around: Surroundings) -> dict
     shown = [("--bind", launch.tree), ("--bind", launch.home), ("--ro-bind", data / "bin")]
     if launch.kind == POST:  # its pushes to a bare path run hooks, which have to tell the server
         shown += [("--ro-bind-try", data / name) for name in ("hook-token", "hook-header", "address")]
+        shown += [("--ro-bind-try", launch.run / SSH_CONFIG)]
         shown += [("--bind", data / "repos"), ("--bind", data / "incoming")]
         mounts |= {place: Mount(("--ro-bind", str(what))) for what, place in around.secrets}
     else:
@@ -3350,6 +3359,8 @@ class Engine:
         self.threads = [threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True) for target in targets]
         for thread in self.threads:
             thread.start()
+        for run in list(self.running.values()):
+            self._begin_mask(run)
 
     def begin_nothing(self) -> None:
         """Begin no new work; what was begun goes on, and requests are answered."""
@@ -3395,8 +3406,9 @@ class Engine:
             if found:
                 pid, pidfd, began = found
                 deadline = began + (job.timeout or self.config.job_timeout)
-                log_file = self.config.log(job.repo, job.id)
-                self.running[job.id] = Running(job.id, pid, pidfd, run, log_file, began, deadline, job.sandboxed)
+                mask = self._mask_of(job)
+                log_file = mask.raw if mask else self.config.log(job.repo, job.id)
+                self.running[job.id] = Running(job.id, pid, pidfd, run, log_file, began, deadline, job.sandboxed, mask)
                 log(f"job {job.id} still runs (pid {pid}) and is taken over")
             else:
                 lost.append(job.id)
@@ -3803,8 +3815,10 @@ class Engine:
                 self._see_end(job.id)
                 return
             deadline = began + (job.timeout or self.config.job_timeout)
+            run = Running(job.id, pid, pidfd, launch.run, launch.log, began, deadline, job.sandboxed, self._mask_of(job))
             with self.lock:
-                self.running[job.id] = Running(job.id, pid, pidfd, launch.run, launch.log, began, deadline, job.sandboxed)
+                self.running[job.id] = run
+            self._begin_mask(run)
         except (Refused, GitError, OSError) as error:
             self.complain(f"job {job.id} cannot be started now", error)
             with self.lock:
@@ -3840,6 +3854,7 @@ class Engine:
                     return None
                 tidy.result()
                 kept = beside.submit(keep_tested, path, job.id, facts["tested"]) if job.kind == PRE else None
+                ssh_config = read_ssh_config(self.config.secrets_dir) if job.kind == POST else None
                 tree = fill_checkout(slot, self.trash, path, facts["tested"])
                 if kept and (self.tries.get(job.id, 0) < 3 or not kept.exception()):
                     kept.result()  # in the end it can do without
@@ -3868,8 +3883,10 @@ class Engine:
                 return None
             self.record(("job.started", {"id": job.id, "started_at": now(), **about, **facts}))
         run, log_file = self.config.data_dir / "running" / str(job.id), self.config.log(job.repo, job.id)
-        environ = job_environ(self.config, self.url, job, home)
-        return Launch(job.kind, tree, run, log_file, environ, path, home, configured)
+        if job.kind == POST and has_secrets(self.config):
+            log_file = run / RAW_LOG
+        environ = job_environ(self.config, self.url, job, home) | (ssh_environ(run) if ssh_config is not None else {})
+        return Launch(job.kind, tree, run, log_file, environ, path, home, configured, ssh_config)
 
     def _cause(self, job: Job) -> str:
         """What brought the head that a job tests about, "" when it does not say. What the commit says the gate will ask, too."""
@@ -3965,7 +3982,7 @@ class Engine:
             self._give_up(job_id)
 
     def _end(self, job_id: int, trouble: str | None = None) -> None:
-        """Journal how a job ended, from what its supervisor left; `trouble` is why it never ran. Raises Refused(507)."""
+        """Journal how a job ended, from what its supervisor left; `trouble` is why it never ran. Raises Refused(507), OSError."""
         run = self.config.data_dir / "running" / str(job_id)
         left, (command, skipped) = read_exit(run), read_command(run)
         code, up = left or (None, boot_clock())
@@ -3978,6 +3995,11 @@ class Engine:
             job = self.state.jobs.get(job_id)
         if job is None or not job.live:
             return
+        with self.lock:
+            running = self.running.get(job_id)
+        mask = running.mask if running else self._mask_of(job)
+        if mask:
+            mask.copy(ended=True)
         if job.sandboxed and not trouble and not (command or skipped):
             trouble = sandbox_trouble(code, self.config.log(job.repo, job_id))
         seen = judged(job)
@@ -4010,6 +4032,25 @@ class Engine:
         if (status, ended.kind) != ("passed", PRE):
             self.dispatch()  # else the next job would start on the base before the merge that the step makes
         self.poke(ended.repo if ended.repo in self.state.repos else "")
+
+    def _mask_of(self, job: Job) -> Mask | None:
+        """What stands between a deployment and its log, when it was started with a log of its own."""
+        raw = self.config.data_dir / "running" / str(job.id) / RAW_LOG
+        return Mask(self.config, raw, self.config.log(job.repo, job.id)) if raw.exists() else None
+
+    def _begin_mask(self, run: Running) -> None:
+        """Let a masker thread serve the log of a job that has just been started or taken over."""
+        if run.mask:
+            threading.Thread(target=self._mask, args=(run, run.mask), name=f"mask-{run.job_id}", daemon=True).start()
+
+    def _mask(self, run: Running, mask: Mask) -> None:
+        """Serve the log of a job as it grows; a masker thread runs this and ends with the job, whose ender copies the rest."""
+        while not self.closing and run.job_id in self.running:
+            try:
+                mask.copy()
+            except OSError as error:
+                self.complain(f"the log of job {run.job_id}", error)
+            time.sleep(MASK_SECONDS)
 
     def _measure(self, ended: Job, began: float | None, up: float | None) -> None:
         """Say when a job ended and how long it took, from boot times (None: not known); the lock is held."""
@@ -4107,9 +4148,10 @@ class Engine:
                 threading.Thread(target=self._tell_end, args=(job_id,), name=f"end-{job_id}", daemon=True).start()
 
     def _ended_well(self, job_id: int) -> bool:
-        """Whether the end of a job needs no digest."""
-        left, job = read_exit(self.config.data_dir / "running" / str(job_id)), self.state.jobs.get(job_id)
-        return left is not None and left[0] == 0 and not (job and job.stopping)
+        """Whether the end of a job needs neither a digest nor the rest of its log."""
+        run, job = self.config.data_dir / "running" / str(job_id), self.state.jobs.get(job_id)
+        left = read_exit(run)
+        return left is not None and left[0] == 0 and not (job and job.stopping) and not (run / RAW_LOG).exists()
 
     def _tell_end(self, job_id: int) -> None:
         """Tell the end of a job that did not pass; an ender thread runs this and ends with it."""
@@ -4880,6 +4922,46 @@ def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str
     return environ
 
 
+def read_ssh_config(secrets_dir: Path | None) -> bytes | None:
+    """What `ssh -F` is to read for FORGE_SECRETS_DIR/ssh, or None when that is not there. Raises OSError.
+
+    The first value of an option is the one that counts, so the config that lies there comes last. It is copied, since
+    what is included must belong to the user, which looks otherwise in the sandbox, and is a pattern of names.
+    """
+    place = secrets_dir and secrets_dir / "ssh"
+    if not place or not place.is_dir():
+        return None
+    own = place / "config"
+    # % begins a token; and a known_hosts file called `none`, which ssh takes for no file, could be one in a checkout
+    key, hosts = (quote_ssh(str(place / name).replace("%", "%%")) for name in ("id_ed25519", "known_hosts"))
+    lines = [
+        "BatchMode yes",
+        "StrictHostKeyChecking yes",
+        f"UserKnownHostsFile {hosts}",
+        f"GlobalKnownHostsFile {os.devnull}",
+        "UpdateHostKeys no",
+        "IdentitiesOnly yes",
+        "IdentityAgent none",
+        f"IdentityFile {key}",
+    ]
+    return "\n".join([*lines, ""]).encode("utf-8", "surrogateescape") + (own.read_bytes() if own.exists() else b"")
+
+
+def quote_ssh(word: str) -> str:
+    """A word for a line of ssh_config."""
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def ssh_environ(run: Path) -> dict[str, str]:
+    """By what git, Nix and ssh use the deploy key: OpenSSH takes `~` from the passwd entry, not from HOME.
+
+    Nix takes NIX_SSHOPTS apart at white space and knows no quotes, so a path with some cannot be told to it.
+    """
+    config = str(run / SSH_CONFIG)
+    nix = {} if re.search(r"\s", config) else {"NIX_SSHOPTS": f"-F {config}"}
+    return {"FORGE_SSH_CONFIG": config, "GIT_SSH_COMMAND": shlex.join(["ssh", "-F", config]), **nix}
+
+
 def bare_environ(config: Config, home: str) -> dict[str, str]:
     """What each process needs that is not ours, and nothing that it must not know."""
     return {
@@ -5022,7 +5104,7 @@ def job_view(engine: Engine, job: Job) -> dict[str, Any]:
         view["command"] = read_command(running.run)[0]
         view["duration"] = round(boot_clock() - running.began, 3)
         with contextlib.suppress(OSError):
-            view["log_size"] = running.log.stat().st_size
+            view["log_size"] = engine.config.log(job.repo, job.id).stat().st_size
     if job.status == "running":
         figures = running.figures if running else {}
         view |= {name: figures.get(name) for name in ("cpu_percent", "rss_bytes", "processes")}
@@ -6932,12 +7014,136 @@ def deployment_view(engine: Engine, job: Job, before: Iterable[Job]) -> dict[str
     return {**view, **about, "diff_url": f"{engine.url}/r/{job.repo}/deployments/{job.id}" if job.base else None}
 
 
+RAW_LOG = "log"  # in running/<id>: what a deployment prints, which nobody is shown
+MASK_SECONDS = 0.1
+SECRET_LEAST, SECRET_MOST = 8, 256  # bytes of a text that is masked; a longer one is masked in parts
+SECRET_FILES, SECRET_BYTES = 1000, 1 << 16  # that are looked at, and of each
+SECRET_TEXTS = 2000
+NO_SECRETS = frozenset(b"password username postgres localhost disabled required undefined production 127.0.0.1".split())
+
+
+def has_secrets(config: Config) -> bool:
+    """Whether a deployment may know something that is to be masked."""
+    return bool(config.secrets_dir or config.password_file or config.password)
+
+
+def secret_files(secrets_dir: Path) -> Iterator[Path]:
+    """The files that hold secrets, links followed; what is public of ssh is left out."""
+    for folder, _, names in os.walk(secrets_dir, followlinks=True):
+        public = {"config", "known_hosts"} if Path(folder) == secrets_dir / "ssh" else set()
+        yield from (Path(folder) / name for name in names if name not in public and not name.endswith(".pub"))
+
+
+def secret_texts(content: bytes) -> Iterator[bytes]:
+    """What of a secret is masked in logs: each line, and the value in `NAME=value`; long ones in parts."""
+    for line in map(bytes.strip, content.split(b"\n")):
+        named = re.match(rb"(?:export\s+)?[A-Za-z_]\w*=(.*)", line)
+        for text in (line, named[1].strip(b" \t\r\"'")) if named else (line,):
+            ends = [*range(SECRET_MOST, len(text) - SECRET_LEAST, SECRET_MOST), len(text)]
+            yield from filter(is_telling, (text[start:end] for start, end in zip([0, *ends], ends, strict=False)))
+
+
+def is_telling(text: bytes) -> bool:
+    """Whether to mask a text hides something, and leaves logs legible: it is not short, common, or the address of a file."""
+    common = text.lower() in NO_SECRETS or re.fullmatch(rb"-----(BEGIN|END) [A-Z0-9 ]+-----", text)
+    known = common or (text.startswith(b"/") and b"\0" not in text and os.path.lexists(text))
+    return len(text) >= SECRET_LEAST and len(set(text)) > 4 and not known
+
+
+def masked(block: bytes, texts: Iterable[bytes]) -> bytes:
+    """A block in which each byte that belongs to one of the texts is a star (pure)."""
+    clean = bytearray(block)
+    for text in texts:
+        place = block.find(text)
+        while place >= 0:
+            clean[place : place + len(text)] = b"*" * len(text)
+            place = block.find(text, place + 1)
+    return bytes(clean)
+
+
+def secret_begins(block: bytes, texts: Sequence[bytes]) -> int:
+    """From where on the end of a block may be the beginning of one of the texts, which are sorted (pure)."""
+    for place in range(max(0, len(block) - max(map(len, texts), default=0)), len(block)):
+        rest = block[place:]
+        nearest = bisect_left(texts, rest)
+        if nearest < len(texts) and texts[nearest].startswith(rest) and texts[nearest] != rest:
+            return place
+    return len(block)
+
+
+class Mask:
+    """Copies what a deployment prints (`raw`) into its log (`served`), byte for byte but for secrets, which become stars.
+
+    So nothing that reads logs needs to know of it. The log is always as long as what has been looked at: who goes on
+    with it, after a crash too, looks back for what began before, and knows all there is to know.
+    """
+
+    def __init__(self, config: Config, raw: Path, served: Path):
+        self.config, self.raw, self.served = config, raw, served
+        self.lock = threading.Lock()  # guards the log and all below
+        self.texts: list[bytes] = []  # sorted; what has been a secret while the job ran stays one
+        self.seen: object = None  # by what the files are known again
+
+    def copy(self, ended: bool = False) -> None:
+        """Bring the log up to date, but for what may be the beginning of a secret as long as the job goes on. Raises OSError."""
+        with self.lock, contextlib.ExitStack() as files:
+            try:
+                raw = files.enter_context(open(self.raw, "rb", buffering=0))
+            except FileNotFoundError:  # the job has ended, and its log is whole
+                return
+            self.served.parent.mkdir(parents=True, exist_ok=True)
+            served = files.enter_context(open(self.served, "ab", buffering=0))
+            done, size = served.tell(), os.fstat(raw.fileno()).st_size
+            if size < done:  # the job has cut it, as a shell does with `>/dev/stdout`
+                served.truncate(0)
+                done = 0
+            if done < size or self.seen is None:
+                self._look()
+            reach = max(map(len, self.texts), default=1) - 1
+            while done < size:
+                start = max(0, done - reach)
+                raw.seek(start)
+                block = raw.read(min(size - start, reach + FIND_BLOCK))
+                whole = ended and start + len(block) >= size
+                clean = masked(block, self.texts)[done - start : None if whole else secret_begins(block, self.texts)]
+                if not clean:
+                    break
+                done += served.write(clean)
+
+    def _look(self) -> None:
+        """Read the secrets again if their files are others by now."""
+        files = secret_files(self.config.secrets_dir) if self.config.secrets_dir else ()
+        marks: dict[Path, tuple[int, ...]] = {}
+        for path in [*filter(None, [self.config.password_file]), *itertools.islice(files, SECRET_FILES)]:
+            with contextlib.suppress(OSError):  # what we cannot read the job cannot either
+                facts = path.stat()
+                if stat.S_ISREG(facts.st_mode):
+                    marks[path] = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        if marks == self.seen:
+            return
+        contents = [] if self.config.password_file else [(self.config.password or "").encode("utf-8", "surrogateescape")]
+        for path in marks:
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                contents.append(file.read(SECRET_BYTES))
+        texts = set(self.texts).union(*map(secret_texts, contents))
+        if len(texts) > SECRET_TEXTS or len(marks) >= SECRET_FILES:
+            log(f"there are more secrets than are masked in logs, at most {SECRET_FILES} files and {SECRET_TEXTS} lines")
+        self.texts, self.seen = sorted(itertools.islice(texts, SECRET_TEXTS)), marks
+
+
 ###############################################################################
 # web: who may come in
 ###############################################################################
 
 SESSION_SECONDS = 7 * 86400
 WRONG_PASSWORDS, WRONG_SECONDS = 10, 60.0
+
+
+def read_password(config: Config) -> str | None:
+    """The merge password as it is now: a line that ends as it may, or None. Raises OSError, ValueError for what is no UTF-8."""
+    if config.password_file is None:
+        return config.password
+    return config.password_file.read_text("utf-8").rstrip("\n") or None
 
 
 class Door:
@@ -6957,12 +7163,11 @@ class Door:
 
     def password(self) -> str | None:
         """The merge password as it is now, or None. Raises Refused when its file cannot be read."""
-        if self.config.password_file is None:
-            return self.config.password
         try:
-            return self.config.password_file.read_text().rstrip("\n") or None
-        except (OSError, ValueError):
-            raise Refused(503, "the merge password cannot be read; look at FORGE_MERGE_PASSWORD_FILE") from None
+            return read_password(self.config)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "it is no UTF-8"
+            raise Refused(503, f"the merge password cannot be read ({why}); look at FORGE_MERGE_PASSWORD_FILE") from None
 
     def is_token(self, given: str) -> bool:
         return same(given, self.token)
@@ -6981,7 +7186,8 @@ class Door:
                 return
             self.wrong.append(moment)
         if password is None:
-            raise Refused(401, "there is no merge password yet; set FORGE_MERGE_PASSWORD_FILE, or use the command line")
+            what = "the file of the merge password is empty" if self.config.password_file else "there is no merge password yet"
+            raise Refused(401, f"{what}; set FORGE_MERGE_PASSWORD_FILE, or use the command line")
         raise Refused(401, "the password is wrong")
 
     def log_in(self) -> str:
@@ -8830,6 +9036,9 @@ def examine(config: Config) -> Iterator[Check]:
         reason = why_no_sandbox(config)
         yield "bwrap", reason is None, reason or f"{first_line('bwrap', '--version')}; jobs run under it"
     yield from examine_data_dir(config)
+    if config.secrets_dir and (config.secrets_dir / "ssh").is_dir():
+        what, well, said = examine_key(config.secrets_dir / "ssh" / "id_ed25519")
+        yield f"ssh {what}", well, said
     try:
         Client(config).ask("/healthz")
         yield "server", True, "answers"
@@ -8860,10 +9069,187 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
         yield "password", True, "none is set; actions need the command line (FORGE_MERGE_PASSWORD_FILE)"
         return
     try:
-        well = not config.password_file or bool(config.password_file.read_text().strip())
-    except OSError:
+        well = read_password(config) is not None
+    except (OSError, ValueError):
         well = False
-    yield "password", well, "set" if well else f"{config.password_file} cannot be read or is empty"
+    yield "password", well, "set" if well else f"{config.password_file} cannot be read, is empty or no UTF-8"
+
+
+# What ssh says when it does not get in, what that is about, and what to do.
+SSH_FAULTS = (
+    (r"line \d+: |bad configuration", "config", "{config} is not understood by ssh: {said}"),
+    (
+        r"Could not resolve hostname",
+        "host",
+        "this machine knows no address of {host}; look at the name, or set HostName in {config}",
+    ),
+    (
+        r"Permission denied|Too many authentication failures",
+        "login",
+        "{host} refuses the key: there is no such user, or its ~/.ssh/authorized_keys lacks the line above ({said})",
+    ),
+    (r"", "host", "no ssh server answers at {host}; look at name, port and firewall ({said})"),
+)
+
+
+def ssh_words(host: str) -> list[str]:
+    """What names a host to ssh: `[user@]host[:port]`, or an ssh:// address. Raises Fault."""
+    name, place = r"[A-Za-z0-9_][A-Za-z0-9._-]*", r"\[[0-9A-Fa-f:.]+\]"
+    found = re.fullmatch(rf"(ssh://)?(?:({name})@)?({name}|{place})(?::([0-9]{{1,5}}))?(?(1)(?:/.*)?)", host)
+    if not found:
+        raise Fault(2, f"{host!r} is no host; say [user@]host[:port] or ssh://[user@]host[:port]")
+    _, user, name, port = found.groups()
+    return [*(["-p", port] if port else []), *(["-l", user] if user else []), name.strip("[]")]
+
+
+def run_ssh(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run one of the programs of ssh to its end, without questions."""
+    try:
+        return subprocess.run(words, input=text, capture_output=True, text=True, errors="replace", timeout=30)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(words, 255, "", "it took longer than 30 seconds")
+
+
+def last_line(said: str) -> str:
+    """The last thing that a program said."""
+    return next((line for line in reversed(said.splitlines()) if line.strip()), "nothing").strip()
+
+
+def make_key(key: Path) -> bool:
+    """Make a deploy key where there is none, and return whether. Raises OSError."""
+    try:
+        key.lstat()
+        return False
+    except FileNotFoundError:
+        key.parent.parent.mkdir(0o700, parents=True, exist_ok=True)
+        key.parent.mkdir(0o700, exist_ok=True)
+    except PermissionError:
+        return False
+    done = run_ssh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"forge@{platform.node()}", "-f", str(key))
+    if done.returncode:
+        raise OSError(errno.EIO, last_line(done.stderr), str(key))
+    return True
+
+
+def examine_key(key: Path) -> Check:
+    """Check a deploy key for what ssh wants of it, and does not always say."""
+    me = os.geteuid()
+    try:
+        facts, readable = key.stat(), os.access(key, os.R_OK)
+    except FileNotFoundError:
+        what = "is a link to nothing; see whether what makes the secrets has run" if key.is_symlink() else "is not there"
+        return "key", False, f"{key} {what}"
+    except OSError as error:
+        return (
+            "owner",
+            False,
+            f"{key} cannot be looked at ({error.strerror}); give its folder to the user of the server, uid {me}",
+        )
+    mode = stat.S_IMODE(facts.st_mode)
+    if facts.st_uid != me and not readable:
+        whose = f"belongs to uid {facts.st_uid}, and uid {me} cannot read it"
+        return "owner", False, f"{key} {whose}; run: chown {me} {key} (in agenix and sops-nix: set its owner)"
+    if not readable or (facts.st_uid == me and mode & 0o077):
+        return (
+            "mode",
+            False,
+            f"{key} has mode {mode:04o}, but its owner, and nobody else, must be able to read it; run: chmod 400 {key}",
+        )
+    done = run_ssh("ssh-keygen", "-y", "-P", "", "-f", str(key))
+    if "passphrase" in done.stderr:
+        return "key", False, f"{key} has a passphrase, which nobody is there to type; take it off: ssh-keygen -p -f {key}"
+    if done.returncode:
+        why = f"is it the private half, whole, with a line break at its end? ({last_line(done.stderr)})"
+        return "key", False, f"{key} is no private key that ssh can read; {why}"
+    return "key", True, done.stdout.strip()
+
+
+def examine_ssh(config: Config, host: str) -> Iterator[Check]:
+    """Check the way of a deployment to a host. Makes a missing key; nothing is run there, and no host key is trusted."""
+    ssh_words(host)
+    if not shutil.which("ssh"):
+        yield "ssh", False, "ssh is not on the PATH; install OpenSSH's client"
+        return
+    if config.secrets_dir is None:
+        yield (
+            "secrets",
+            False,
+            "FORGE_SECRETS_DIR is not set; set it, here as for the server, to a directory for what deployments need",
+        )
+        return
+    own_data_dir(config)
+    key = config.secrets_dir / "ssh" / "id_ed25519"
+    try:
+        if make_key(key):
+            yield "new key", True, f"{key} was made, as there was none"
+    except OSError as error:
+        advice = "run forge as the user of the server, or put a key there"
+        yield "key", False, f"{error.filename} cannot be made ({error.strerror}); {advice}"
+        return
+    what, well, said = examine_key(key)
+    yield what, well, said
+    if well:
+        yield "authorized_keys", True, f"restrict {said}"
+        yield "on the host", True, 'that line lets in; restrict,command="…" before the key lets it run one command only'
+    yield from examine_login(config.secrets_dir, host, well)
+
+
+def examine_login(secrets_dir: Path, host: str, has_key: bool) -> Iterator[Check]:
+    """Check whether a host is known and lets in. It is asked to forward, not to run a command, which might deploy."""
+    words = ssh_words(host)
+    hosts = secrets_dir / "ssh" / "known_hosts"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / SSH_CONFIG
+        try:
+            file.write_bytes(read_ssh_config(secrets_dir) or b"")
+        except OSError as error:
+            yield (
+                "config",
+                False,
+                f"{error.filename} cannot be read ({error.strerror}); run: chown {os.geteuid()} {error.filename}",
+            )
+            return
+        ssh = ("ssh", "-F", str(file), "-o", "ConnectTimeout=10", "-o", "LogLevel=VERBOSE")
+        tried = run_ssh(*ssh, "-W", "127.0.0.1:1", *words).stderr
+        got_in = "Authenticated to " in tried
+        if os.path.exists(hosts) and not os.access(hosts, os.R_OK):
+            yield "known host", False, f"{hosts} cannot be read; run: chown {os.geteuid()} {hosts}"
+        elif not got_in and re.search(
+            r"host key is known for|HOST IDENTIFICATION HAS CHANGED|Host key verification failed", tried
+        ):
+            yield "known host", False, advise_on_host(hosts, run_ssh(*ssh, "-G", *words).stdout, "HAS CHANGED" in tried)
+            return
+    if got_in:
+        yield "known host", True, f"{host} shows the key that {hosts} has"
+        yield "login", True, "the key lets in; no command was run"
+        return
+    odd = re.search(r"line \d+: (.+)", tried)  # the number is that of a line in our copy
+    said = odd[1] if odd else last_line(tried.replace("stdio forwarding failed", ""))
+    what, advice = next((what, advice) for pattern, what, advice in SSH_FAULTS if re.search(pattern, tried, re.MULTILINE))
+    if what == "login":
+        yield "known host", True, f"{host} shows the key that {hosts} has"
+    if what != "login" or has_key:
+        yield what, False, advice.format(host=host, config=secrets_dir / "ssh" / "config", said=said)
+
+
+def advise_on_host(hosts: Path, options: str, changed: bool) -> str:
+    """What to do about a host whose key is not known, or another; `options` are what ssh -G says of it."""
+    given = dict(line.partition(" ")[::2] for line in options.splitlines())
+    name, port = given.get("hostname", ""), given.get("port", "22")
+    shown = run_ssh("ssh-keyscan", "-T", "5", "-p", port, name).stdout.splitlines()
+    line = next((line for line in shown if " ssh-ed25519 " in line), shown[0] if shown else "")
+    known_as = given.get("hostkeyalias") or line.partition(" ")[0] or name
+    print_of = run_ssh("ssh-keygen", "-l", "-f", "-", text=line).stdout.split() if line else []
+    what = f"{known_as} shows another key than {hosts} has" if changed else f"{hosts} has no key of {known_as}"
+    if len(print_of) < 2:
+        return f"{what}; put there what ssh-keyscan says on that host, for this machine cannot ask it"
+    first = f"ssh-keygen -R {shlex.quote(known_as)} -f {shlex.quote(str(hosts))} && " if changed else ""
+    add = f"{first}echo {shlex.quote(f'{known_as} {line.partition(chr(32))[2]}')} >>{shlex.quote(str(hosts))}"
+    doubt = "unless it was set up anew somebody is in between; " if changed else ""
+    theirs = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+    return (
+        f"{what}; {doubt}compare {print_of[1]} with what `{theirs}` says on the host itself, and if they are the same run: {add}"
+    )
 
 
 def examine_room(config: Config) -> Iterator[Check]:
@@ -9132,7 +9518,7 @@ def commit_here(name: str) -> str:
 
 
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
-    found = list(examine(config))
+    found = list(examine_ssh(config, args.ssh) if args.ssh else examine(config))
     checks = [{"what": what, "ok": well, "text": said} for what, well, said in found]
     lines = [["ok" if well else "!!", *printable([what, said])] for what, well, said in found]
     show(args, {"checks": checks}, lambda _: table(lines, cut=False))
@@ -9482,7 +9868,10 @@ def build_parser() -> argparse.ArgumentParser:
         "bump", "move a flake input of another repo to a commit, by a branch that merges itself", cmd_bump, *words, as_json=False
     )
     bump.add_argument("--commit", metavar="C", help="default: FORGE_COMMIT; outside of a job the HEAD of this checkout")
-    verb("doctor", "check this machine and the data directory", cmd_doctor)
+    doctor = verb("doctor", "check this machine and the data directory, or the way to a host", cmd_doctor)
+    doctor.add_argument(
+        "--ssh", metavar="HOST", help="check whether deployments get to [user@]host[:port] by ssh; makes a missing key"
+    )
     demo = verb("demo", "a tour: a server of its own, a branch that fails and one that merges", cmd_demo, as_json=False)
     demo.add_argument("--once", action="store_true", help="end after the story")
     # what hooks/pre-receive calls; not for people, so without a line in the help

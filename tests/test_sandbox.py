@@ -88,7 +88,10 @@ def test_what_a_post_merge_job_sees_beside_it() -> None:
     assert set(post) - set(pre) == {
         f"--bind {data}/repos {data}/repos",
         f"--bind {data}/incoming {data}/incoming",
-        *(f"--ro-bind-try {data}/{name} {data}/{name}" for name in ("hook-token", "hook-header", "address")),
+        *(
+            f"--ro-bind-try {data}/{name} {data}/{name}"
+            for name in ("hook-token", "hook-header", "address", "running/7/ssh_config")
+        ),
         "--ro-bind /run/agenix.d/4/key /run/agenix.d/4/key",
     }
 
