@@ -3384,9 +3384,9 @@ class Engine:
         self._keep_snapshot(1)
         with self.lock:
             self.ledger.journal.close()
-        for running in self.running.values():
-            os.close(running.pidfd)
-        for file in (self.wake_in, self.wake_out, *self.files):
+            files = [self.wake_in, self.wake_out, *self.files]
+            self.wake_in = -1
+        for file in [*files, *(running.pidfd for running in self.running.values())]:
             os.close(file)
 
     def recover(self) -> None:
@@ -3487,8 +3487,9 @@ class Engine:
 
     def wake(self) -> None:
         """Let the watcher look now."""
-        with contextlib.suppress(BlockingIOError, OSError):
-            os.write(self.wake_in, b".")
+        with self.lock, contextlib.suppress(BlockingIOError):
+            if self.wake_in >= 0:  # else we are at our end, and the number may be that of another file
+                os.write(self.wake_in, b".")
 
     def poke(self, name: str) -> None:
         """Let a worker step a repo soon; "" for a scan."""

@@ -97,7 +97,7 @@
 <span class="tag">on hold</span>
 %   end
 %   if d['diff_url']:
-<div><a href="/r/{{repo}}/deployments/{{d['id']}}">what changed</a></div>
+<div><a class="dim" href="/r/{{repo}}/deployments/{{d['id']}}">what changed</a></div>
 %   end
 </td>
 <td class="main">
