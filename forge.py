@@ -31,6 +31,7 @@ The data directory
     trash/                      what is being removed
     snapshot                    what follows from most of the journal, for a quick start; may be deleted
     bin/forge                   the command, for hooks and jobs
+    git/<format>                a git directory with nothing in it, by which git reads objects
     token hook-token hook-header address sessions.json session-key lock
 
 Events
@@ -1269,7 +1270,11 @@ class Ledger:
 GIT_ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_SYSTEM": os.devnull,
+    "GIT_ATTR_NOSYSTEM": "1",
     "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_GRAFT_FILE": "/nonexistent/grafts",
+    "GIT_NO_LAZY_FETCH": "1",  # of a partial clone that was copied in: its config says which program fetches
+    "GIT_ALLOW_PROTOCOL": "none",
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_OPTIONAL_LOCKS": "0",
     "GIT_AUTHOR_NAME": "forge",
@@ -1286,15 +1291,49 @@ GIT_SETTINGS = {
     "submodule.recurse": "false",
     "gc.auto": "0",
     "i18n.logOutputEncoding": "UTF-8",
+    # What a pusher was told must last, but by default git syncs neither a small push nor a ref to the disk (git-config(1)).
+    "core.fsync": "objects,derived-metadata,reference",
+    "core.fsyncMethod": "fsync",
 }
 for _number, (_key, _value) in enumerate(GIT_SETTINGS.items()):
     GIT_ENVIRONMENT |= {f"GIT_CONFIG_KEY_{_number}": _key, f"GIT_CONFIG_VALUE_{_number}": _value}
 GIT_ENVIRONMENT["GIT_CONFIG_COUNT"] = str(len(GIT_SETTINGS))
 
+# These need objects alone, named by ids, and get a git directory of ours instead of the repo's: its config and attributes, which
+# a copied repo brings and a deployment may write, name programs (filters, merge drivers) and change what is printed.
+OBJECT_VERBS = frozenset("cat-file commit-tree diff-tree log ls-files merge-base merge-tree read-tree rev-list".split())
+PLAIN_CONFIG = {
+    "sha1": "[core]\n\trepositoryformatversion = 0\n\tbare = true\n",
+    "sha256": "[core]\n\trepositoryformatversion = 1\n\tbare = true\n[extensions]\n\tobjectFormat = sha256\n",
+}
+
+
+def make_plain_dirs(root: Path) -> None:
+    """Make the git directories of a data directory that hold nothing but their format. Raises OSError."""
+    for name, config in PLAIN_CONFIG.items():
+        (root / name / "refs").mkdir(parents=True, exist_ok=True)
+        write_whole(root / name / "config", config.encode(), 0o644)
+        write_whole(root / name / "HEAD", b"ref: refs/heads/none\n", 0o644)
+
+
+def without_config(repo: Path) -> dict[str, str]:
+    """The environment by which git reads and writes a repo's objects, and nothing else of it but where its history is cut off."""
+    try:
+        sha256 = re.search(rb"objectformat\s*=\s*\"?sha256", (repo / "config").read_bytes(), re.IGNORECASE)
+        shared = os.stat(repo / "objects").st_mode & stat.S_IWGRP
+    except OSError as error:
+        raise GitError(("config",), 128, f"fatal: {error.filename} cannot be read: {error.strerror}") from None
+    plain = repo.parent.parent / "git" / ("sha256" if sha256 else "sha1")
+    environ = {"GIT_OBJECT_DIRECTORY": f"{repo}/objects", "GIT_SHALLOW_FILE": f"{repo}/shallow"}
+    if shared:  # by several users of a group
+        environ["GIT_CONFIG_PARAMETERS"] = "'core.sharedRepository=group'"
+    return environ | {"GIT_DIR": str(plain if plain.is_dir() else repo)}  # no server has made it yet where only an audit runs
+
 
 def git_process(repo: Path, args: tuple[str, ...], keep: int | None = None, **environ: str) -> subprocess.Popen[bytes]:
     """Start git in the bare repo `repo`, with pipes. `environ` adds to its environment, `keep` is a file it holds open."""
-    env = {"PATH": os.environ.get("PATH", os.defpath), "GIT_DIR": str(repo), **GIT_ENVIRONMENT, **environ}
+    place = without_config(repo) if args[0] in OBJECT_VERBS else {"GIT_DIR": str(repo)}
+    env = {"PATH": os.environ.get("PATH", os.defpath), **place, **GIT_ENVIRONMENT, **environ}
     pipe = subprocess.PIPE
     try:
         held = () if keep is None else (keep,)
@@ -1466,7 +1505,8 @@ def move_refs(repo: Path, moves: Iterable[tuple[str, str, str | None]]) -> None:
     for ref, old, new in moves:
         if "\0" in ref or "\n" in ref:
             raise ValueError(f"{ref!r} is no ref name")
-        commands.append(f"delete {ref}\0{old}" if new is None else f"update {ref}\0{new}\0{old}")
+        # a branch of a copied repo may be another name of a second one, which must not go with it
+        commands += ["option no-deref", f"delete {ref}\0{old}"] if new is None else [f"update {ref}\0{new}\0{old}"]
         locks.append(f"{ref}.lock")
     commands += ["prepare", "commit"]
     git_locking(repo, locks, "update-ref", "-z", "--stdin", text="".join(f"{command}\0" for command in commands))
@@ -1715,14 +1755,17 @@ def repo_settings(repo: Path) -> dict[str, str]:
 
 
 # What a repo needs in its config so that pushes reach us; set where it differs.
-# What a pusher was told must last, but by default git syncs neither a small push nor a ref to the disk (git-config(1)).
 REPO_CONFIG = {
     "core.hooksPath": "hooks",
-    "core.fsync": "objects,derived-metadata,reference",
-    "core.fsyncMethod": "fsync",
+    **{key: GIT_SETTINGS[key] for key in ("core.fsync", "core.fsyncMethod")},
     "receive.advertisePushOptions": "true",
     "receive.hideRefs": "refs/forge",
+    "receive.fsckObjects": "true",
 }
+# Set where nothing is. The kinds of faults (git-fsck(1)) are those of old histories, which do no harm.
+OLD_FAULTS = "badDate badDateOverflow badEmail badName badTimezone missingEmail missingNameBeforeEmail missingSpaceBeforeDate"
+OLD_FAULTS += " missingSpaceBeforeEmail zeroPaddedDate zeroPaddedFilemode"
+REPO_DEFAULTS = {"receive.maxInputSize": "1g", **{f"receive.fsck.{kind}": "warn" for kind in OLD_FAULTS.split()}}
 HOOK_MARK = "# forge's hook"
 
 
@@ -1768,10 +1811,11 @@ def complete_repo(repo: Path) -> None:
         new.chmod(0o755)
         new.replace(target)
     present = git(repo, "config", "--local", "-z", "--list", ok=(0, 1)).split("\0")
-    for key, value in REPO_CONFIG.items():
-        if f"{key.lower()}\n{value}" not in present:
-            way = "--add" if key == "receive.hideRefs" else "--replace-all"  # others may hide more
-            git_locking(repo, ["config.lock"], "config", "--local", way, key, value)
+    keys = {item.partition("\n")[0] for item in present}
+    lacking = [(key, value) for key, value in REPO_CONFIG.items() if f"{key.lower()}\n{value}" not in present]
+    for key, value in [*lacking, *((key, value) for key, value in REPO_DEFAULTS.items() if key.lower() not in keys)]:
+        way = "--add" if key == "receive.hideRefs" else "--replace-all"  # others may hide more
+        git_locking(repo, ["config.lock"], "config", "--local", way, key, value)
 
 
 def asset(name: str) -> Path:
@@ -4235,6 +4279,7 @@ def prepare_data_dir(config: Config) -> list[int]:
     hook_token = (root / "hook-token").read_text().strip()
     refresh(root / "hook-header", f"Authorization: Bearer {hook_token}\n")
     refresh(root / "bin" / "forge", own_command(), 0o755)
+    make_plain_dirs(root / "git")
     return [lock]
 
 
