@@ -438,9 +438,14 @@ def why_name_refused(ref: str) -> str | None:
         return f"{name} means something else to git"
     if OBJECT_ID.fullmatch(name.lower()):
         return "the name looks like an object id"
-    if any(unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") for char in name):
+    if has_odd_char(name):
         return "the name has a control, format or line-separator character"
     return None
+
+
+def has_odd_char(text: str) -> bool:
+    """Whether a text has control, format or line-separator characters, or bytes that are no UTF-8."""
+    return any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in text)
 
 
 def now() -> str:
@@ -1301,7 +1306,7 @@ GIT_ENVIRONMENT["GIT_CONFIG_COUNT"] = str(len(GIT_SETTINGS))
 
 # These need objects alone, named by ids, and get a git directory of ours instead of the repo's: its config and attributes, which
 # a copied repo brings and a deployment may write, name programs (filters, merge drivers) and change what is printed.
-OBJECT_VERBS = frozenset("cat-file commit-tree diff-tree log ls-files merge-base merge-tree read-tree rev-list".split())
+OBJECT_VERBS = frozenset("cat-file diff-tree hash-object log ls-files merge-base merge-tree read-tree rev-list".split())
 PLAIN_CONFIG = {
     "sha1": "[core]\n\trepositoryformatversion = 0\n\tbare = true\n",
     "sha256": "[core]\n\trepositoryformatversion = 1\n\tbare = true\n[extensions]\n\tobjectFormat = sha256\n",
@@ -1489,9 +1494,13 @@ def _parse_merges(text: str) -> Iterator[Merged]:
 
 
 def commit_tree(repo: Path, tree: str, parents: Iterable[str], message: str) -> str:
-    """Write a commit object and return its id."""
-    named = [word for parent in parents for word in ("-p", parent)]
-    return git(repo, "commit-tree", tree, *named, text=message).strip()
+    """Write a commit object and return its id.
+
+    Not by git's commit-tree, which takes a message for Latin-1 that has a character which UTF-8 allows and git does not know.
+    """
+    who = f"forge <forge@localhost> {int(time.time())} +0000"
+    lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents), f"author {who}", f"committer {who}", "", message]
+    return git(repo, "hash-object", "-t", "commit", "-w", "--stdin", text="\n".join(lines)).strip()
 
 
 def merge_message(branch: str, head: str, job_id: int) -> str:
@@ -6589,7 +6598,7 @@ def check_repo(name: str) -> str:
 
 def mr_path(repo: str, branch: str) -> str:
     """The address of a branch from the command line. Raises Fault."""
-    if not branch or not branch.isprintable():
+    if not branch or has_odd_char(branch):
         raise Fault(2, f"{branch!r} is no name of a branch")
     return mr_url("", check_repo(repo), branch)
 

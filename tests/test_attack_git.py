@@ -348,30 +348,25 @@ def test_nothing_but_heads_and_tags_is_pushed_and_what_was_tested_can_be_fetched
     assert work.git("rev-parse", "FETCH_HEAD^2") == head or work.git("rev-parse", "FETCH_HEAD") == head
 
 
-def test_replace_refs_and_grafts_that_were_copied_in_merge_nobody_elses_content(
-    make_server: Callable[..., Server], tmp_path: Path
-) -> None:
-    server = make_server(start=False)
-    server.start()
-    work = server.repo()
-    head = work.branch("topic", AUTO, good="yes")
+@pytest.mark.parametrize("way", ["replaced", "grafted"])
+def test_what_was_copied_in_beside_the_objects_changes_no_history_and_no_content(work: Work, way: str) -> None:
+    """Replaced or grafted, base contains the head, which holds somebody else's tree: nothing would be merged, or that."""
+    base, head = work.heads()["main"], work.branch("topic", AUTO, good="yes")
     work.git("checkout", "-q", "--orphan", "evil")
     evil = work.commit("Evil", evil="yes")
-    work.git("push", "-q", str(work.path), f"{evil}:refs/tags/evil")
-    base = work.heads()["main"]
-    for there in (head, base, work.git("rev-parse", f"{head}^{{tree}}")):
-        work.bare(
-            "update-ref", f"refs/replace/{there}", evil if there in (head, base) else work.git("rev-parse", f"{evil}^{{tree}}")
-        )
-    (work.path / "info").mkdir(exist_ok=True)
-    (work.path / "info/grafts").write_text(f"{base} {evil}\n")
+    contains = work.git("commit-tree", f"{evil}^{{tree}}", "-p", head, "-m", "Contains the head")
+    work.git("push", "-q", str(work.path), f"{evil}:refs/tags/evil", f"{contains}:refs/tags/contains")
+    if way == "replaced":
+        for there, other in {head: evil, base: contains, work.git("rev-parse", f"{head}^{{tree}}"): f"{evil}^{{tree}}"}.items():
+            work.bare("update-ref", f"refs/replace/{there}", work.git("rev-parse", other))
+    else:
+        (work.path / "info").mkdir(exist_ok=True)
+        (work.path / "info/grafts").write_text(f"{base} {head}\n")
     assert "merged into main as" in work.push("topic", options=("wait",))
     true = {**clean_environ(), "GIT_NO_REPLACE_OBJECTS": "1", "GIT_GRAFT_FILE": "/nonexistent"}
-    names = subprocess.run(
-        ["git", "-C", work.path, "ls-tree", "--name-only", "main"], env=true, capture_output=True, text=True
-    ).stdout
-    assert "good" in names.split() and "evil" not in names.split()
-    assert server.get("/r/app")["merge_requests"] == []
+    listed = subprocess.run(["git", "-C", work.path, "ls-tree", "--name-only", "main"], env=true, capture_output=True, text=True)
+    assert "good" in listed.stdout.split() and "evil" not in listed.stdout.split()
+    work.server.idle()
 
 
 def test_a_branch_that_is_a_second_name_goes_alone(work: Work) -> None:
