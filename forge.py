@@ -4326,8 +4326,12 @@ def refresh(path: Path, text: str, mode: int = 0o600) -> bool:
 
 
 def own_command() -> str:
-    """The ``forge`` that hooks and jobs find: this file with this Python, as a module, so that its bytecode is kept."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parent)!r}); import forge; sys.exit(forge.main())"
+    """The ``forge`` that hooks and jobs find: this file with this Python, as a module, so that its bytecode is kept.
+
+    Nothing is imported from the directory it is called in, which is somebody's checkout or a repo.
+    """
+    here = str(Path(__file__).resolve().parent)
+    code = f"import sys; sys.path[:] = [{here!r}, *filter(None, sys.path)]; import forge; sys.exit(forge.main())"
     return f'#!/bin/sh\nexec {shlex.join((sys.executable, "-c", code))} "$@"\n'
 
 

@@ -201,6 +201,21 @@ def test_no_environment_steers_the_git_of_server_hooks_and_commands(make_server:
     assert pushed.returncode == 1 and "forge.protect is set" in pushed.stderr, pushed.stderr
 
 
+def test_the_command_imports_nothing_from_where_it_is_called(work: Work, tmp_path: Path) -> None:
+    """Hooks call it in a repo, which a deployment may write, and jobs in what a branch brought."""
+    ran = tmp_path / "ran"
+    for name in ("argparse", "bottle", "forge", "platform", "psutil"):
+        (work.path / f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write(__name__)\nraise SystemExit('taken over')\n")
+    work.branch("topic")
+    said = work.push("topic:refs/heads/é", check=False)
+    assert not ran.exists() and "taken over" not in said and "é" in work.heads(), said
+    plant = {f"{name}.py": "raise SystemExit('taken over')\n" for name in ("argparse", "bottle", "forge", "platform", "psutil")}
+    work.branch("calls", run="forge --version || forge --help | head -1\n", **plant)
+    job = work.server.ended(work.push_job("calls"))
+    assert job["status"] == "passed" and b"taken over" not in work.server.job_log(job["id"])
+    work.server.idle()
+
+
 # -- what a push may bring ------------------------------------------------------------------------------
 
 

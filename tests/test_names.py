@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 from conftest import PASSWORD, Server, Work, clean_environ, needs_browser
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import forge
@@ -234,30 +234,31 @@ def hooked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+EDGES = [
+    "x",
+    "HEAD",
+    "@",
+    "-x",
+    "x" * 200,
+    "x" * 201,
+    "é",
+    "é" * 100,
+    "é" * 101,
+    "-",
+    "--",
+    "-é",
+    "a\u200bb",
+    "a\u2028b",
+    "\x85",
+    "a\udcffb",
+]
+EDGES += [*(letter * size for letter in "aA0g" for size in (39, 40, 41, 63, 64, 65))]
 BYTES = st.one_of(
     st.text(st.characters(codec="ascii"), max_size=210),
     st.text(st.characters(exclude_categories=("Cs",)), max_size=110),
     st.binary(max_size=210).map(lambda found: found.decode("utf-8", "surrogateescape")),
     st.text("0123456789abcdefABCDEF", min_size=39, max_size=65),
-    st.sampled_from(
-        [
-            "HEAD",
-            "@",
-            "-x",
-            "x" * 200,
-            "x" * 201,
-            "é" * 100,
-            "é" * 101,
-            "a\u200bb",
-            "a\u2028b",
-            "\x85",
-            "a\udcffb",
-            "-",
-            "--",
-            "-é",
-            "0" * 40,
-        ]
-    ),
+    st.sampled_from(EDGES),
 )
 REFS = st.builds(
     str.__add__, st.sampled_from(["refs/heads/"] * 4 + ["refs/tags/", "refs/notes/", "refs/headsx/", "refs/", ""]), BYTES
@@ -266,6 +267,7 @@ REFS = st.builds(
 
 @settings(max_examples=15, deadline=None)
 @given(refs=st.lists(REFS.filter(lambda ref: ref and not re.search(r"[\0\n\t ]", ref)), min_size=1, max_size=60, unique=True))
+@example(refs=[f"refs/{kind}/{name}" for kind in ("heads", "tags", "notes") for name in EDGES])
 def test_hooks_and_forge_judge_names_alike(hooked: Path, refs: list[str]) -> None:
     """The sh half of the rules against the Python half, on the hook itself, over any bytes (but those that end a word)."""
     text = "".join(f"{'0' * 40} {'1' * 40} {ref}\n" for ref in refs).encode("utf-8", "surrogateescape")
