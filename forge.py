@@ -1308,8 +1308,10 @@ GIT_ENVIRONMENT["GIT_CONFIG_COUNT"] = str(len(GIT_SETTINGS))
 # a copied repo brings and a deployment may write, name programs (filters, merge drivers) and change what is printed.
 OBJECT_VERBS = frozenset("cat-file diff-tree hash-object log ls-files merge-base merge-tree read-tree rev-list".split())
 PLAIN_CONFIG = {
-    "sha1": "[core]\n\trepositoryformatversion = 0\n\tbare = true\n",
-    "sha256": "[core]\n\trepositoryformatversion = 1\n\tbare = true\n[extensions]\n\tobjectFormat = sha256\n",
+    "sha1": "repositoryformatversion = 0\n",
+    "sha256": "repositoryformatversion = 1\n[extensions]\n\tobjectFormat = sha256\n",
+    "sha1-shared": "sharedRepository = group\n\trepositoryformatversion = 0\n",
+    "sha256-shared": "sharedRepository = group\n\trepositoryformatversion = 1\n[extensions]\n\tobjectFormat = sha256\n",
 }
 
 
@@ -1317,7 +1319,7 @@ def make_plain_dirs(root: Path) -> None:
     """Make the git directories of a data directory that hold nothing but their format. Raises OSError."""
     for name, config in PLAIN_CONFIG.items():
         (root / name / "refs").mkdir(parents=True, exist_ok=True)
-        write_whole(root / name / "config", config.encode(), 0o644)
+        write_whole(root / name / "config", f"[core]\n\tbare = true\n\t{config}".encode(), 0o644)
         write_whole(root / name / "HEAD", b"ref: refs/heads/none\n", 0o644)
 
 
@@ -1325,14 +1327,12 @@ def without_config(repo: Path) -> dict[str, str]:
     """The environment by which git reads and writes a repo's objects, and nothing else of it but where its history is cut off."""
     try:
         sha256 = re.search(rb"objectformat\s*=\s*\"?sha256", (repo / "config").read_bytes(), re.IGNORECASE)
-        shared = os.stat(repo / "objects").st_mode & stat.S_IWGRP
+        shared = os.stat(repo / "objects").st_mode & stat.S_IWGRP  # several users of a group may push
     except OSError as error:
         raise GitError(("config",), 128, f"fatal: {error.filename} cannot be read: {error.strerror}") from None
-    plain = repo.parent.parent / "git" / ("sha256" if sha256 else "sha1")
-    environ = {"GIT_OBJECT_DIRECTORY": f"{repo}/objects", "GIT_SHALLOW_FILE": f"{repo}/shallow"}
-    if shared:  # by several users of a group
-        environ["GIT_CONFIG_PARAMETERS"] = "'core.sharedRepository=group'"
-    return environ | {"GIT_DIR": str(plain if plain.is_dir() else repo)}  # no server has made it yet where only an audit runs
+    plain = repo.parent.parent / "git" / f"{'sha256' if sha256 else 'sha1'}{'-shared' if shared else ''}"
+    place = str(plain if plain.is_dir() else repo)  # no server has made it yet where only an audit runs
+    return {"GIT_DIR": place, "GIT_OBJECT_DIRECTORY": f"{repo}/objects", "GIT_SHALLOW_FILE": f"{repo}/shallow"}
 
 
 def git_process(repo: Path, args: tuple[str, ...], keep: int | None = None, **environ: str) -> subprocess.Popen[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -423,4 +424,61 @@ def test_a_copied_repo_with_names_that_could_not_be_pushed_is_served(make_server
     assert server.act("/r/copy/mr/-x/merge").status == 200
     found = subprocess.run([*FORGE, "audit", "copy"], env=server.environ, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
+    server.idle()
+
+
+@pytest.mark.parametrize("trick", ["git directory", "link and directory", "dotdot"])
+def test_trees_that_were_copied_in_write_nothing_beside_the_checkout(target: Work, tmp_path: Path, trick: str) -> None:
+    """What no push brings, a copied repo may hold: a `.git` of its own, a way through a link, a way up."""
+    target.git("fetch", "-q", "origin")
+    out = target.server.data / "work/outside"
+    inner = write_object(target, "tree", entry("100755", "planted", write_object(target, "blob", b"#!/bin/sh\n")))
+    made = {
+        "git directory": [entry("40000", ".git", inner)],
+        "link and directory": [entry("120000", "a", write_object(target, "blob", str(out).encode())), entry("40000", "a", inner)],
+        "dotdot": [entry("40000", "..", inner)],
+    }[trick]
+    evil, name = commit_with(target, *made), trick.replace(" ", "-")
+    out.mkdir(exist_ok=True)
+    for path in (Path(target.git("rev-parse", "--absolute-git-dir")) / "objects").glob("??/*"):
+        there = target.path / "objects" / path.parent.name / path.name
+        there.parent.mkdir(exist_ok=True)
+        shutil.copy(path, there) if not there.exists() else None
+    target.bare("update-ref", f"refs/heads/{name}", evil)
+    body = {"repo": "target", "ref": f"refs/heads/{name}", "oldrev": "0" * 40, "newrev": evil}
+    answer = target.server.hook(json.dumps(body).encode(), Content_Type="application/json")
+    job = target.server.ended(answer.json["jobs"][0]["id"])
+    assert job["status"] == "failed" and "it could not be prepared" in job["reason"], job
+    assert not [*(target.server.data / "work").rglob("planted")]
+    assert target.server.ask(f"/r/target/mr/{name}", Accept="text/html").status == 200
+    target.server.act(f"/r/target/mr/{name}/delete")
+    out.rmdir()
+    target.server.idle()
+
+
+def test_a_shallow_copy_is_served_and_a_shared_one_stays_shared(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = make_server()
+    origin = server.repo("origin")
+    origin.branch("main", second="commit")
+    origin.push("HEAD:main")
+    clone = ["git", "clone", "-q", "--bare", "--depth=1", f"file://{origin.path}", str(tmp_path / "shallow")]
+    for name, command in {
+        "shallow": clone,
+        "shared": ["git", "init", "-q", "--bare", "--shared", "-b", "main", str(tmp_path / "shared")],
+    }.items():
+        copy = server.data / f"repos/{name}.git"
+        subprocess.run(command, check=True, env=clean_environ())
+        if name == "shared":
+            origin.git("push", "-q", str(tmp_path / name), "HEAD:refs/heads/main")
+        (tmp_path / name).rename(copy)
+        work = Work(server, name, copy, tmp_path / f"{name}-work")
+        subprocess.run(["git", "clone", "-q", str(copy), str(work.tree)], check=True, capture_output=True)
+        server.stop()
+        server.start()  # looks at it at once
+        wait_for((copy / "hooks/post-receive").exists, "the hooks")
+        work.branch("topic", AUTO)
+        assert "merged into main as" in work.push("topic", options=("wait",))
+        assert server.ask(f"/r/{name}/history", Accept="text/html").status == 200
+    closed = [path for path in copy.glob("objects/??") if not path.stat().st_mode & stat.S_IWGRP]
+    assert closed == [], "the others of the group can push"
     server.idle()
