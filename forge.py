@@ -1331,7 +1331,7 @@ def without_config(repo: Path) -> dict[str, str]:
     except OSError as error:
         raise GitError(("config",), 128, f"fatal: {error.filename} cannot be read: {error.strerror}") from None
     plain = repo.parent.parent / "git" / f"{'sha256' if sha256 else 'sha1'}{'-shared' if shared else ''}"
-    place = str(plain if plain.is_dir() else repo)  # no server has made it yet where only an audit runs
+    place = str(plain if (plain / "HEAD").exists() else repo)  # there was no room, or no server has made it yet: an audit runs
     return {"GIT_DIR": place, "GIT_OBJECT_DIRECTORY": f"{repo}/objects", "GIT_SHALLOW_FILE": f"{repo}/shallow"}
 
 
@@ -4288,7 +4288,14 @@ def prepare_data_dir(config: Config) -> list[int]:
     hook_token = (root / "hook-token").read_text().strip()
     refresh(root / "hook-header", f"Authorization: Bearer {hook_token}\n")
     refresh(root / "bin" / "forge", own_command(), 0o755)
-    make_plain_dirs(root / "git")
+    try:
+        make_plain_dirs(root / "git")
+    except OSError as error:
+        if not lacks_room(error):
+            raise
+        log(
+            f"{root / 'git'} cannot be made ({error.strerror}); git reads the configuration of repos until a start with room for it"
+        )
     return [lock]
 
 
