@@ -4293,9 +4293,7 @@ def prepare_data_dir(config: Config) -> list[int]:
     except OSError as error:
         if not lacks_room(error):
             raise
-        log(
-            f"{root / 'git'} cannot be made ({error.strerror}); git reads the configuration of repos until a start with room for it"
-        )
+        log(f"{root / 'git'} cannot be made ({error.strerror}); until a start with room git reads what repos configure")
     return [lock]
 
 
