@@ -32,6 +32,7 @@ The data directory
     trash/                      what is being removed
     snapshot                    what follows from most of the journal, for a quick start; may be deleted
     bin/forge                   the command, for hooks and jobs
+    git/<format>                a git directory with nothing in it, by which git reads objects
     token hook-token hook-header address sessions.json session-key lock upkeep
 
 Events
@@ -486,9 +487,14 @@ def why_name_refused(ref: str) -> str | None:
         return f"{name} means something else to git"
     if OBJECT_ID.fullmatch(name.lower()):
         return "the name looks like an object id"
-    if any(unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") for char in name):
+    if has_odd_char(name):
         return "the name has a control, format or line-separator character"
     return None
+
+
+def has_odd_char(text: str) -> bool:
+    """Whether a text has control, format or line-separator characters, or bytes that are no UTF-8."""
+    return any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in text)
 
 
 def now() -> str:
@@ -1402,7 +1408,11 @@ class Ledger:
 GIT_ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_SYSTEM": os.devnull,
+    "GIT_ATTR_NOSYSTEM": "1",
     "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_GRAFT_FILE": "/nonexistent/grafts",
+    "GIT_NO_LAZY_FETCH": "1",  # of a partial clone that was copied in: its config says which program fetches
+    "GIT_ALLOW_PROTOCOL": "none",
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_OPTIONAL_LOCKS": "0",
     "GIT_AUTHOR_NAME": "forge",
@@ -1419,10 +1429,45 @@ GIT_SETTINGS = {
     "submodule.recurse": "false",
     "gc.auto": "0",
     "i18n.logOutputEncoding": "UTF-8",
+    # What a pusher was told must last, but by default git syncs neither a small push nor a ref to the disk (git-config(1)).
+    "core.fsync": "objects,derived-metadata,reference",
+    "core.fsyncMethod": "fsync",
 }
 for _number, (_key, _value) in enumerate(GIT_SETTINGS.items()):
     GIT_ENVIRONMENT |= {f"GIT_CONFIG_KEY_{_number}": _key, f"GIT_CONFIG_VALUE_{_number}": _value}
 GIT_ENVIRONMENT["GIT_CONFIG_COUNT"] = str(len(GIT_SETTINGS))
+
+# These need objects alone, named by ids, and get a git directory of ours instead of the repo's: its config and attributes, which
+# a copied repo brings and a deployment may write, name programs (filters, merge drivers) and change what is printed.
+OBJECT_VERBS = frozenset(
+    "cat-file commit-tree diff-tree hash-object log ls-files ls-tree merge-base merge-tree mktree read-tree rev-list".split()
+)
+PLAIN_CONFIG = {
+    "sha1": "repositoryformatversion = 0\n",
+    "sha256": "repositoryformatversion = 1\n[extensions]\n\tobjectFormat = sha256\n",
+    "sha1-shared": "sharedRepository = group\n\trepositoryformatversion = 0\n",
+    "sha256-shared": "sharedRepository = group\n\trepositoryformatversion = 1\n[extensions]\n\tobjectFormat = sha256\n",
+}
+
+
+def make_plain_dirs(root: Path) -> None:
+    """Make the git directories of a data directory that hold nothing but their format. Raises OSError."""
+    for name, config in PLAIN_CONFIG.items():
+        (root / name / "refs").mkdir(parents=True, exist_ok=True)
+        write_whole(root / name / "config", f"[core]\n\tbare = true\n\t{config}".encode(), 0o644)
+        write_whole(root / name / "HEAD", b"ref: refs/heads/none\n", 0o644)
+
+
+def without_config(repo: Path) -> dict[str, str]:
+    """The environment by which git reads and writes a repo's objects, and nothing else of it but where its history is cut off."""
+    try:
+        sha256 = re.search(rb"objectformat\s*=\s*\"?sha256", (repo / "config").read_bytes(), re.IGNORECASE)
+        shared = os.stat(repo / "objects").st_mode & stat.S_IWGRP  # several users of a group may push
+    except OSError as error:
+        raise GitError(("config",), 128, f"fatal: {error.filename} cannot be read: {error.strerror}") from None
+    plain = repo.parent.parent / "git" / f"{'sha256' if sha256 else 'sha1'}{'-shared' if shared else ''}"
+    place = str(plain if (plain / "HEAD").exists() else repo)  # there was no room, or no server has made it yet: an audit runs
+    return {"GIT_DIR": place, "GIT_OBJECT_DIRECTORY": f"{repo}/objects", "GIT_SHALLOW_FILE": f"{repo}/shallow"}
 
 
 def git_process(
@@ -1432,7 +1477,8 @@ def git_process(
 
     With `group` it leads a process group, by which `end_git` ends it with all that it has started.
     """
-    env = {"PATH": os.environ.get("PATH", os.defpath), "GIT_DIR": str(repo), **GIT_ENVIRONMENT, **environ}
+    place = without_config(repo) if args[0] in OBJECT_VERBS else {"GIT_DIR": str(repo)}
+    env = {"PATH": os.environ.get("PATH", os.defpath), **place, **GIT_ENVIRONMENT, **environ}
     pipe = subprocess.PIPE
     try:
         held, command = () if keep is None else (keep,), ["git", *args]
@@ -1597,9 +1643,13 @@ def _parse_merges(text: str) -> Iterator[Merged]:
 
 
 def commit_tree(repo: Path, tree: str, parents: Iterable[str], message: str) -> str:
-    """Write a commit object and return its id."""
-    named = [word for parent in parents for word in ("-p", parent)]
-    return git(repo, "commit-tree", tree, *named, text=message).strip()
+    """Write a commit object and return its id.
+
+    Not by git's commit-tree, which takes a message for Latin-1 that has a character which UTF-8 allows and git does not know.
+    """
+    who = f"forge <forge@localhost> {int(time.time())} +0000"
+    lines = [f"tree {tree}", *(f"parent {parent}" for parent in parents), f"author {who}", f"committer {who}", "", message]
+    return git(repo, "hash-object", "-t", "commit", "-w", "--stdin", text="\n".join(lines)).strip()
 
 
 def commit_again(repo: Path, commit: str, tree: str, parent: str) -> str:
@@ -1630,7 +1680,8 @@ def move_refs(repo: Path, moves: Iterable[tuple[str, str, str | None]]) -> None:
     for ref, old, new in moves:
         if "\0" in ref or "\n" in ref:
             raise ValueError(f"{ref!r} is no ref name")
-        commands.append(f"delete {ref}\0{old}" if new is None else f"update {ref}\0{new}\0{old}")
+        # a branch of a copied repo may be another name of a second one, which must not go with it
+        commands += ["option no-deref", f"delete {ref}\0{old}"] if new is None else [f"update {ref}\0{new}\0{old}"]
         locks.append(f"{ref}.lock")
     commands += ["prepare", "commit"]
     git_locking(repo, locks, "update-ref", "-z", "--stdin", text="".join(f"{command}\0" for command in commands))
@@ -1935,14 +1986,17 @@ def repo_settings(repo: Path) -> dict[str, str]:
 
 
 # What a repo needs in its config so that pushes reach us; set where it differs.
-# What a pusher was told must last, but by default git syncs neither a small push nor a ref to the disk (git-config(1)).
 REPO_CONFIG = {
     "core.hooksPath": "hooks",
-    "core.fsync": "objects,derived-metadata,reference",
-    "core.fsyncMethod": "fsync",
+    **{key: GIT_SETTINGS[key] for key in ("core.fsync", "core.fsyncMethod")},
     "receive.advertisePushOptions": "true",
     "receive.hideRefs": "refs/forge",
+    "receive.fsckObjects": "true",
 }
+# Set where nothing is. The kinds of faults (git-fsck(1)) are those of old histories, which do no harm.
+OLD_FAULTS = "badDate badDateOverflow badEmail badName badTimezone missingEmail missingNameBeforeEmail missingSpaceBeforeDate"
+OLD_FAULTS += " missingSpaceBeforeEmail zeroPaddedDate zeroPaddedFilemode"
+REPO_DEFAULTS = {"receive.maxInputSize": "1g", **{f"receive.fsck.{kind}": "warn" for kind in OLD_FAULTS.split()}}
 HOOK_MARK = "# forge's hook"
 
 
@@ -1988,10 +2042,11 @@ def complete_repo(repo: Path) -> None:
         new.chmod(0o755)
         new.replace(target)
     present = git(repo, "config", "--local", "-z", "--list", ok=(0, 1)).split("\0")
-    for key, value in REPO_CONFIG.items():
-        if f"{key.lower()}\n{value}" not in present:
-            way = "--add" if key == "receive.hideRefs" else "--replace-all"  # others may hide more
-            git_locking(repo, ["config.lock"], "config", "--local", way, key, value)
+    keys = {item.partition("\n")[0] for item in present}
+    lacking = [(key, value) for key, value in REPO_CONFIG.items() if f"{key.lower()}\n{value}" not in present]
+    for key, value in [*lacking, *((key, value) for key, value in REPO_DEFAULTS.items() if key.lower() not in keys)]:
+        way = "--add" if key == "receive.hideRefs" else "--replace-all"  # others may hide more
+        git_locking(repo, ["config.lock"], "config", "--local", way, key, value)
 
 
 def asset(name: str) -> Path:
@@ -4997,6 +5052,12 @@ def prepare_data_dir(config: Config) -> list[int]:
     hook_token = (root / "hook-token").read_text().strip()
     refresh(root / "hook-header", f"Authorization: Bearer {hook_token}\n")
     refresh(root / "bin" / "forge", own_command(config), 0o755)
+    try:
+        make_plain_dirs(root / "git")
+    except OSError as error:
+        if not lacks_room(error):
+            raise
+        log(f"{root / 'git'} cannot be made ({error.strerror}); until a start with room git reads what repos configure")
     return [lock]
 
 
@@ -8370,7 +8431,7 @@ def check_repo(name: str) -> str:
 
 def mr_path(repo: str, branch: str) -> str:
     """The address of a branch from the command line. Raises Fault."""
-    if not branch or not branch.isprintable():
+    if not branch or has_odd_char(branch):
         raise Fault(2, f"{branch!r} is no name of a branch")
     return mr_url("", check_repo(repo), branch)
 

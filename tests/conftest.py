@@ -261,7 +261,7 @@ class Work:
 
     def heads(self) -> dict[str, str]:
         lines = self.bare("for-each-ref", "--format=%(refname:lstrip=2) %(objectname)", "refs/heads/").split("\n")
-        return dict(line.split() for line in lines if line)
+        return dict(line.split(" ") for line in lines if line)
 
     def merges(self) -> list[Any]:
         found: list[Any] = self.server.get(f"/r/{self.name}/history")["merges"]

@@ -39,7 +39,7 @@ REPOS = 3  # in each round
 OPEN = 14  # branches in a repo; whoever pushes waits while there are more
 PLAIN = "A change"
 TRANSACTION = "update-ref:-z"  # a verb, or one with its first argument: here what moves base and removes branches
-VERBS = [TRANSACTION, "update-ref", "merge-tree", "merge-tree", "commit-tree", "commit-tree", "read-tree", "read-tree"]
+VERBS = [TRANSACTION, "update-ref", "merge-tree", "merge-tree", "hash-object", "hash-object", "read-tree", "read-tree"]
 VERBS += ["for-each-ref", "for-each-ref", "log", "ls-files", "config", "merge-base", "rev-parse"]
 PRE = """#!/bin/sh
 echo "begin $FORGE_JOB_ID"

@@ -357,37 +357,3 @@ def test_the_app_is_served_by_waitress_serve(tmp_path: Path) -> None:
     finally:
         server.terminate()
         server.wait(timeout=10)
-
-
-def test_hooks_and_forge_judge_names_alike(make_server: Callable[..., Server], tmp_path: Path) -> None:
-    """The sh half of the rules against the Python half, on the hook itself."""
-    server = make_server(start=False)
-    path = Path(server.cli("create", "app").stdout.strip())
-    server.start().stop()
-    names = [
-        "x",
-        "-x",
-        "HEAD",
-        "@",
-        "a" * 40,
-        "A" * 40,
-        "a" * 64,
-        "a" * 41,
-        "x" * 200,
-        "x" * 201,
-        "é",
-        "é" * 101,
-        "a\u200bb",
-        "a b",
-        "0" * 40,
-    ]
-    for ref in [f"refs/{kind}/{name}" for kind in ("heads", "tags", "notes") for name in names]:
-        if " " in ref:
-            continue
-        line = f"{'0' * 40} {'1' * 40} {ref}\n"
-        done = subprocess.run(
-            [path / "hooks/pre-receive"], cwd=path, input=line, capture_output=True, text=True, env=clean_environ()
-        )
-        reason = forge.why_name_refused(ref)
-        assert (done.returncode == 0) == (reason is None), (ref, done.stderr)
-        assert reason is None or reason in done.stderr, (ref, reason, done.stderr)

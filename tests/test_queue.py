@@ -499,7 +499,7 @@ def test_a_lost_merge_record_is_written_from_the_commit_once(make_server: Callab
         server.stop()
 
 
-@pytest.mark.parametrize("verb", ["merge-tree", "commit-tree", "update-ref", "read-tree"])
+@pytest.mark.parametrize("verb", ["merge-tree", "hash-object", "update-ref", "read-tree"])
 def test_a_git_that_is_killed_is_no_verdict(make_server: Callable[..., Server], tmp_path: Any, verb: str) -> None:
     killed = f'case "$1" in {verb}) [ ! -e {tmp_path}/armed ] || {{ rm {tmp_path}/armed; kill -9 $$; }} ;; esac'
     server = make_server(**git_after(tmp_path / "bin", killed))

@@ -59,29 +59,6 @@ def test_one_request_a_push_however_many_refs(work: Work) -> None:
     work.server.idle()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ['a"b$(x)', "a'b", "`id`", ";|&", "<img-src=x>", "a%2Fb", "a/b", "a#b", "é", "e\u0301", "refs/heads/main", "x" * 180, "Main"],
-    ids=lambda name: name[:8],
-)
-def test_every_name_that_git_takes_works_everywhere(work: Work, name: str) -> None:
-    work.branch(name, AUTO)
-    said = work.push(f"refs/heads/{name}:refs/heads/{name}", options=("wait",))
-    assert "merged into main as" in said
-    assert work.merges()[0]["branch"] == name and name not in work.heads()
-    work.branch(name, "Another", another="file")
-    work.push(f"refs/heads/{name}:refs/heads/{name}")
-    from urllib.parse import quote
-
-    page = f"/r/{work.name}/mr/{quote(name)}"
-    assert work.server.get(page)["branch"] == name
-    html = work.server.ask(page, Accept="text/html").text
-    assert "<img-src" not in html and work.server.ask(page, Accept="text/html").status == 200
-    work.server.idle()
-    assert work.server.act(f"{page}/merge").status == 200
-    work.server.idle()
-
-
 def test_wait_shows_the_log_and_ends_with_verdict_and_merge(work: Work) -> None:
     work.branch("topic", AUTO, run="echo one; sleep 0.4; echo two\n")
     said = work.push("topic", options=("wait",))
@@ -1236,24 +1213,6 @@ def test_a_repo_of_sha256(make_server: Callable[..., Server], tmp_path: Path) ->
     work.branch("topic", AUTO)
     said = work.push("topic", options=("wait",))
     assert "merged into main as" in said and len(work.heads()["main"]) == 64
-
-
-def test_replace_objects_change_nothing(work: Work) -> None:
-    head = work.branch("topic", AUTO, good="yes")
-    work.git("checkout", "-q", "--orphan", "evil")
-    evil = work.commit("Evil", evil="yes")
-    work.git("push", "-q", "origin", "HEAD:refs/heads/evil")
-    work.bare("update-ref", f"refs/replace/{head}", evil)
-    work.push("topic", options=("wait",))
-    assert "good" in work.bare("ls-tree", "--name-only", "main").split() or "topic" not in work.heads()
-    assert "evil" not in work.git("ls-remote", "origin", "refs/heads/main")
-    assert (
-        "good"
-        in subprocess.run(
-            ["git", "--no-replace-objects", "ls-tree", "--name-only", "main"], cwd=work.path, capture_output=True, text=True
-        ).stdout.split()
-    )
-    work.server.idle()
 
 
 def test_an_odd_push_option_is_said(work: Work) -> None:
