@@ -5592,6 +5592,7 @@ SECURITY_HEADERS = {
 XML_ODD = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what no XML may hold, however it is spelled
 MAX_BODY = 1 << 20
 PAGES_BYTES = 8 << 20  # of pages that are not made anew for each reader
+OLDEST_WAITRESS = (3, 0, 2)
 WEB_THREADS = 16
 REQUEST_SECONDS = 60  # for a request to come, and for a connection without one
 LINGER_SECONDS = 5.0  # in which what follows a refused request is read, and thrown away
@@ -5694,7 +5695,7 @@ class Web:
                 raise Refused(421, f"this forge does not answer for the host {shorten(given)}; set FORGE_URL") from None
 
     def _check_origin(self) -> None:
-        """Refuse what a page of another site sends. A tunnel or a proxy may have given the Host another scheme than FORGE_URL's."""
+        """Refuse what a page of another site sends. What is not asked by FORGE_URL may come through a tunnel of either scheme."""
         origin, site, url = header("Origin"), header("Sec-Fetch-Site") or "none", urlsplit(self.engine.url)
         host = header("Host")
         schemes = (url.scheme,) if host == url.netloc else ("http", "https")
@@ -5725,7 +5726,10 @@ class Web:
         kind = request.content_type.partition(";")[0].strip().lower()
         if request.content_length > 0 and kind not in ("application/x-www-form-urlencoded", "multipart/form-data"):
             raise Refused(400, f"the body is {shorten(kind)}, but must be a form (application/x-www-form-urlencoded)")
-        value = request.forms.get(name)
+        try:
+            value = request.forms.get(name)
+        except ValueError:  # bottle stumbles over multipart headers that are no UTF-8
+            raise Refused(400, "the form in the body cannot be read") from None
         return utf8(value) if value else None
 
     def _answer(self, callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -6386,12 +6390,11 @@ def file_response(folder: Path, name: str, headers: Mapping[str, str], kind: str
     if answer.status_code in (200, 206) and is_known(tag):
         answer.close()
         answer = bottle.HTTPResponse(b"", 304, {"ETag": tag})
-    wrap = environ.get("wsgi.file_wrapper")
-    if answer.status_code == 206 and wrap and bottle.request.method == "GET":  # else who reads slowly would hold a worker
+    if answer.status_code == 206 and "wsgi.file_wrapper" in environ:  # else who reads slowly would hold a worker
         answer.close()
-        stream = open(folder / name.strip("/"), "rb")  # the server closes it
+        stream = open(folder / name.strip("/"), "rb")  # noqa: SIM115 (the server closes it)
         stream.seek(int(str(answer.get_header("Content-Range")).split()[1].partition("-")[0]))
-        answer.body = wrap(stream)
+        answer.body = stream
     answer.headers.update(headers)
     return answer
 
@@ -6466,7 +6469,7 @@ def why_odd(head: bytes) -> str | None:
 
 
 def strict_channel() -> type:
-    """waitress's connection, but what is odd or too large is refused at once and in the app's words, and who is too slow is left."""
+    """waitress's connection, but what is odd or too large is refused at once, in the app's words, and who is too slow is left."""
     from waitress import channel, parser, task, utilities
 
     class Parser(parser.HTTPRequestParser):  # type: ignore[misc]
@@ -7280,8 +7283,14 @@ def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
 
 def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; jobs that run then go on, and the next server takes them over."""
+    from importlib.metadata import version
+
     from waitress import create_server, server, trigger, wasyncore
 
+    if tuple(map(int, re.findall(r"\d+", version("waitress"))[:3])) < OLDEST_WAITRESS:
+        raise Fault(
+            1, f"waitress {version('waitress')} lets requests be smuggled; install {'.'.join(map(str, OLDEST_WAITRESS))} or newer"
+        )
     try:
         engine = Engine(config)
     except (AlreadyServed, NoSandbox) as error:
