@@ -416,7 +416,7 @@ def test_nothing_that_was_pushed_runs_or_is_fetched(work: Work, page: Any) -> No
                 "links => links.map(link => link.href).filter(href => !/^https?:/.test(href))"
             )
             assert unsafe == [], path
-        marks = "img[src=x], img[onerror], svg[onload], [onclick], [onmouseover], main script, main style, [style]"
+        marks = "img[src=x], img[onerror], svg[onload], [onclick], [onmouseover], main script, main style"
         assert page.locator(marks).count() == 0, path
     assert dialogs == []
     assert [url for url in asked if not url.startswith((f"{work.server.url}/", "data:"))] == []

@@ -10,7 +10,7 @@ from fuzz import Fuzz
 def test_a_short_fuzzing(tmp_path: Path) -> None:
     fuzz = Fuzz(tmp_path, seed=1)
     try:
-        fuzz.round(1, requests=600, names=2)
+        fuzz.round(1, requests=350, names=2)
     finally:
         fuzz.close()
     figures = "\n".join(fuzz.figures())
