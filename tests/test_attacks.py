@@ -111,6 +111,12 @@ def test_a_body_is_not_asked_for_where_there_is_none(shared: Server) -> None:
     assert answer_to(shared, b"GET /healthz HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\n\r\n").status == 200
 
 
+def test_a_form_that_is_no_text_is_malformed(shared: Server) -> None:
+    for body in (b"--x\r\n\xff", b"--x\r\n\xff: \xff\r\n\r\nx\r\n--x--", b"--x", b""):
+        answer = shared.ask("/login", body=body, method="POST", Content_Type="multipart/form-data; boundary=x")
+        assert answer.status in (400, 401), (body, answer.status)
+
+
 def test_a_cookie_of_backslashes_costs_no_time(shared: Server) -> None:
     cookie = b'Cookie: a="' + b"\\" * 60000 + b'"\r\n'
     began = time.monotonic()
@@ -400,7 +406,8 @@ def test_nothing_that_was_pushed_runs_or_is_fetched(work: Work, page: Any) -> No
     asked: list[str] = []
     dialogs: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.on("dialog", lambda dialog: dialogs.append(dialog.message))
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.route("**/favicon.ico", lambda route: route.fulfill(status=204))  # asked for by what has no head to name its icon
     repo, quoted = f"/r/{work.name}", quote(branch, safe="")
     odd = quote(SCRIPT, safe="")
     pages = ["/", "/jobs", f"/jobs?branch={quoted}", f"/search?q={odd}", "/search?q=alert", f"/login?to={odd}", f"/jobs/{job_id}"]
