@@ -1008,7 +1008,7 @@ def check_record(state: State, record: Mapping[str, Any]) -> None:
     event = record["event"]
     if event not in FOLDS:
         return
-    missing = [name for name in FOLDS[event][1].split() if name not in record]
+    missing = [name for name in ("at", *FOLDS[event][1].split()) if name not in record]
     if missing:
         raise LookupError(f"it lacks {', '.join(missing)}")
     for name, value in record.items():
