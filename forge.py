@@ -5670,8 +5670,8 @@ class Web:
         """What holds for every request: the Host is ours, a POST comes from our pages, and a private forge is private."""
         request = bottle.request
         try:
-            if "forge.refused" in request.environ:
-                raise Refused(*request.environ["forge.refused"])
+            if "forge.odd_request" in request.environ:
+                raise Refused(*request.environ["forge.odd_request"])
             if "forge.odd_path" in request.environ:
                 raise Refused(400, "this address has a control character, or is not valid UTF-8")
             self._check_host(header("Host"))
@@ -6517,7 +6517,7 @@ def strict_channel() -> type:
             self.request.parse_header(b"GET / HTTP/1.0\r\n")
             self.request.headers["ACCEPT"] = given.get("ACCEPT", "")
             refused = (error.code, words.get(error.code, f"{error.reason}: {error.body}"))
-            return {**super().get_environment(), "forge.refused": refused}
+            return {**super().get_environment(), "forge.odd_request": refused}
 
     class Channel(channel.HTTPChannel):  # type: ignore[misc]
         """A connection."""

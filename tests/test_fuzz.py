@@ -16,4 +16,4 @@ def test_a_short_fuzzing(tmp_path: Path) -> None:
     figures = "\n".join(fuzz.figures())
     print(figures)
     assert not fuzz.found, figures
-    assert len({route for route, _ in fuzz.counts}) == len(fuzz.routes) and fuzz.other["damaged journals"] == 1, figures
+    assert len({route for route, _ in fuzz.counts}) > len(fuzz.routes) * 3 / 4 and fuzz.other["damaged journals"] == 1, figures
