@@ -5,8 +5,9 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --requir
 
 AXE := axe-core@4.14.1 # looks at the pages for tests/test_accessibility.py, which knows its checksum
 SOAK_SECONDS ?= 900
+FUZZ_SECONDS ?= 900
 
-.PHONY: demo test soak check bench format lock clean
+.PHONY: demo test soak fuzz check bench format lock clean
 
 demo: .venv/run ## a tour: a forge of its own, a branch that fails and one that merges
 	@$(BIN)/python forge.py demo $(ARGS)
@@ -22,6 +23,9 @@ bench: .venv/run ## figures beside those of the bare commands, in one run
 
 soak: .venv/test ## fifteen minutes of pushes while the server is killed, then every promise is looked at
 	@$(BIN)/python tests/soak.py --seconds $(SOAK_SECONDS) $(ARGS)
+
+fuzz: .venv/test ## fifteen minutes of requests, hook payloads, journals and ref names that nobody sane would send
+	@$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS) $(ARGS)
 
 format: .venv/test
 	@$(BIN)/ruff check --quiet --fix .

@@ -79,6 +79,7 @@ import hmac
 import io
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -1127,7 +1128,7 @@ def check_record(state: State, record: Mapping[str, Any]) -> None:
     event = record["event"]
     if event not in FOLDS:
         return
-    missing = [name for name in FOLDS[event][1].split() if name not in record]
+    missing = [name for name in ("at", *FOLDS[event][1].split()) if name not in record]
     if missing:
         raise LookupError(f"it lacks {', '.join(missing)}")
     for name, value in record.items():
@@ -7237,12 +7238,12 @@ class Door:
     def check_password(self, given: str) -> None:
         """Let a right password pass. Raises Refused: 401 for a wrong one, 429 after too many."""
         password = self.password()
-        moment = time.monotonic()
         with self.lock:
+            moment = time.monotonic()
             while self.wrong and self.wrong[0] < moment - WRONG_SECONDS:
                 self.wrong.popleft()
             if len(self.wrong) >= WRONG_PASSWORDS:
-                wait = int(self.wrong[0] + WRONG_SECONDS - moment) + 1
+                wait = math.ceil(self.wrong[0] + WRONG_SECONDS - moment) or 1
                 raise Refused(429, f"too many wrong passwords; try again in {wait} seconds", headers={"Retry-After": str(wait)})
             if password is not None and same(given, password):
                 return
@@ -7310,7 +7311,10 @@ SECURITY_HEADERS = {
 XML_ODD = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what no XML may hold, however it is spelled
 MAX_BODY = 1 << 20
 PAGES_BYTES = 8 << 20  # of pages that are not made anew for each reader
+OLDEST_WAITRESS = (3, 0, 2)
 WEB_THREADS = 16
+REQUEST_SECONDS = 60  # for a request to come, and for a connection without one
+LINGER_SECONDS = 5.0  # in which what follows a refused request is read, and thrown away
 FOLLOW_SECONDS = 30.0
 CLONERS = WEB_THREADS // 4  # clones and fetches at a time: each takes a worker, and a git or two
 STALLED_MS = 120_000  # until who reads nothing of an answer is taken for gone
@@ -7399,7 +7403,9 @@ class Web:
         """What holds for every request: the Host is ours, a POST comes from our pages, and a private forge is private."""
         request = bottle.request
         try:
-            if "forge.odd_path" in bottle.request.environ:
+            if "forge.odd_request" in request.environ:
+                raise Refused(*request.environ["forge.odd_request"])
+            if "forge.odd_path" in request.environ:
                 raise Refused(400, "this address has a control character, or is not valid UTF-8")
             self._check_host(header("Host"))
             if request.method == "POST":
@@ -7422,9 +7428,12 @@ class Web:
                 raise Refused(421, f"this forge does not answer for the host {shorten(given)}; set FORGE_URL") from None
 
     def _check_origin(self) -> None:
-        origin, site = header("Origin"), header("Sec-Fetch-Site") or "none"
-        ours = {header("Host"), urlsplit(self.engine.url).netloc}
-        if site not in ("same-origin", "none") or (origin and origin.partition("://")[2] not in ours):
+        """Refuse what a page of another site sends. What is not asked by FORGE_URL may come through a tunnel of either scheme."""
+        origin, site, url = header("Origin"), header("Sec-Fetch-Site") or "none", urlsplit(self.engine.url)
+        host = header("Host")
+        schemes = (url.scheme,) if host == url.netloc else ("http", "https")
+        ours = [f"{url.scheme}://{url.netloc}", *(f"{scheme}://{host}" for scheme in schemes)]
+        if site not in ("same-origin", "none") or (origin and origin not in ours):
             raise Refused(403, "this request comes from another site")
 
     def _authorize(self, wants_form: bool = True) -> None:
@@ -7434,7 +7443,7 @@ class Web:
             if not self.door.is_token(given):
                 self.door.check_password(given)
             return
-        if self.door.knows(bottle.request.get_cookie(COOKIE, "")):
+        if self.door.knows(session_cookie()):
             return
         password = self._form("password") if wants_form else None
         if not password:
@@ -7450,7 +7459,10 @@ class Web:
         kind = request.content_type.partition(";")[0].strip().lower()
         if request.content_length > 0 and kind not in ("application/x-www-form-urlencoded", "multipart/form-data"):
             raise Refused(400, f"the body is {shorten(kind)}, but must be a form (application/x-www-form-urlencoded)")
-        value = request.forms.get(name)
+        try:
+            value = request.forms.get(name)
+        except ValueError:  # bottle stumbles over multipart headers that are no UTF-8
+            raise Refused(400, "the form in the body cannot be read") from None
         return utf8(value) if value else None
 
     def _answer(self, callback: Callable[..., Any]) -> Callable[..., Any]:
@@ -7514,7 +7526,7 @@ class Web:
         return str(made).encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
 
     def _logged_in(self) -> bool:
-        return self.door.knows(bottle.request.get_cookie(COOKIE, ""))
+        return self.door.knows(session_cookie())
 
     def _show(self, view: str, program: Mapping[str, Any], **values: Any) -> Any:
         """JSON to who asks for it, else the page."""
@@ -8016,7 +8028,7 @@ class Web:
 
     def login_page(self) -> Any:
         """The form to log in, or to log out."""
-        known = self.door.knows(bottle.request.get_cookie(COOKIE, ""))
+        known = self.door.knows(session_cookie())
         return self._show("login", {"logged_in": known}, wrong=None, to=bottle.request.query.get("to") or "/")
 
     def login(self) -> Any:
@@ -8037,7 +8049,7 @@ class Web:
 
     def logout(self) -> Any:
         """End a session."""
-        self.door.log_out(bottle.request.get_cookie(COOKIE, ""))
+        self.door.log_out(session_cookie())
         answer = self._done({"status": "logged out"}, "/")
         answer.delete_cookie(COOKIE, path="/")
         return answer
@@ -8263,6 +8275,11 @@ def file_response(folder: Path, name: str, headers: Mapping[str, str], kind: str
     if answer.status_code in (200, 206) and is_known(tag):
         answer.close()
         answer = bottle.HTTPResponse(b"", 304, {"ETag": tag})
+    if answer.status_code == 206 and "wsgi.file_wrapper" in environ:  # else who reads slowly would hold a worker
+        answer.close()
+        stream = open(folder / name.strip("/"), "rb")  # noqa: SIM115 (the server closes it)
+        stream.seek(int(str(answer.get_header("Content-Range")).split()[1].partition("-")[0]))
+        answer.body = stream
     answer.headers.update(headers)
     return answer
 
@@ -8270,6 +8287,12 @@ def file_response(folder: Path, name: str, headers: Mapping[str, str], kind: str
 def header(name: str) -> str:
     """A header of the request, or "". Bytes that are no UTF-8 become question marks."""
     return utf8(bottle.request.environ.get(f"HTTP_{name.upper().replace('-', '_')}", ""))
+
+
+def session_cookie() -> str:
+    """The session that the request names, or "". Python's own reader of cookies takes seconds for a header of backslashes."""
+    found = re.search(rf"(?:^|; ?){COOKIE}=([!-:<-~]*)", header("Cookie"))
+    return found[1] if found else ""
 
 
 def bearer() -> str | None:
@@ -8306,6 +8329,120 @@ def query_seconds(name: str) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
         raise Refused(400, f"{name} is {shorten(text)}, but must be a number of seconds")
     return min(1.0, float(text))
+
+
+# What a header may look like: in HTTP/1, with no line that goes on in the next and no control character. waitress judges the same
+# with expressions that need time by the square of the length, and is less strict about what says where a request ends.
+REQUEST_LINE = re.compile(rb"[!-~]+ [!-~\x80-\xff]+ HTTP/1\.[01]\r\n")
+ODD_HEADER = re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1f\x7f]|\n[ \t]")
+FRAMING = re.compile(rb"^(host|content-length|transfer-encoding)[ \t]*:[ \t]*([^\r\n]*)", re.I | re.M)
+
+
+def why_odd(head: bytes) -> str | None:
+    """Why a request's header (its first line included) is refused, or None."""
+    if not REQUEST_LINE.match(head):
+        return "the request line is no HTTP/1"
+    if ODD_HEADER.search(head):
+        return "a header has a control character, or goes on in the next line"
+    names = [(name.lower(), value.strip().lower()) for name, value in FRAMING.findall(head)]
+    hosts, lengths = ([one for one in names if (one[0] == b"host") == wanted] for wanted in (True, False))
+    if len(hosts) > 1:
+        return "the request names two hosts"
+    if len(lengths) > 1:
+        return "the request has two lengths"
+    if lengths and lengths[0][0] == b"transfer-encoding" and (lengths[0][1] != b"chunked" or b" HTTP/1.0\r\n" in head):
+        return "the only Transfer-Encoding that is understood is chunked, in HTTP/1.1"
+    return None
+
+
+def strict_channel() -> type:
+    """waitress's connection, but what is odd or too large is refused at once, in the app's words, and who is too slow is left."""
+    from waitress import channel, parser, task, utilities
+
+    class Parser(parser.HTTPRequestParser):  # type: ignore[misc]
+        """A request that comes in."""
+
+        error: Any = None
+
+        def __init__(self, adj: Any):
+            super().__init__(adj)
+            self.until = time.monotonic() + REQUEST_SECONDS
+
+        def received(self, data: bytes) -> int:
+            """Take some bytes; how many of them belong to this request."""
+            count: int = super().received(data)
+            if self.content_length > MAX_BODY and not self.error:
+                self.error, self.completed = utilities.RequestEntityTooLarge(""), True
+            if self.error or self.completed:
+                self.expect_continue = False  # else waitress asks for a body that is refused, or that there is none of
+            return count
+
+        def parse_header(self, head: bytes) -> None:
+            """Understand the header. Raises ParsingError."""
+            odd = why_odd(head)
+            try:
+                if not odd:
+                    super().parse_header(head)
+                    odd = "the address names another host" if self.proxy_netloc not in ("", self.headers.get("HOST")) else None
+            except ValueError:
+                odd = "the address cannot be read"
+            if odd:
+                raise parser.ParsingError(odd)
+
+    class Refusal(task.WSGITask):  # type: ignore[misc]
+        """What waitress refuses goes to the app as a request for nothing, and is said there as all errors are."""
+
+        request: Any
+
+        def get_environment(self) -> dict[str, Any]:
+            """A request that has been refused."""
+            self.channel.refused = True
+            self.set_close_on_finish()
+            error, given = self.request.error, self.request.headers
+            words = {413: "the body is larger than 1 MiB", 431: "the header is larger than 64 KiB"}
+            self.request = Parser(self.channel.adj)
+            self.request.parse_header(b"GET / HTTP/1.0\r\n")
+            self.request.headers["ACCEPT"] = given.get("ACCEPT", "")
+            refused = (error.code, words.get(error.code, f"{error.reason}: {error.body}"))
+            return {**super().get_environment(), "forge.odd_request": refused}
+
+    class Channel(channel.HTTPChannel):  # type: ignore[misc]
+        """A connection."""
+
+        parser_class, error_task_class = Parser, Refusal
+        request: Any = None
+        close_when_flushed = refused = False
+        leaves = 0.0  # until when what comes is thrown away: closed with bytes unread, a refusal could be lost on its way
+
+        def received(self, data: bytes) -> bool:
+            """Take some bytes, if the request is not too slow and has not been refused already."""
+            if self.leaves:
+                self.will_close = self.leaves < time.monotonic()
+                return False
+            taken: bool = super().received(data)
+            if self.request is not None and self.request.until < time.monotonic():
+                self.will_close = True
+            return taken
+
+        def readable(self) -> bool:
+            """Whether bytes are wanted."""
+            return bool(self.leaves) or super().readable()
+
+        def handle_write(self) -> None:
+            """Send what is to be sent; after a refusal read the rest of the request before the connection is closed."""
+            lingers = self.refused and self.close_when_flushed
+            if lingers:
+                self.close_when_flushed = False
+            super().handle_write()
+            if lingers and self.total_outbufs_len:
+                self.close_when_flushed = True
+            elif lingers and self.connected:
+                self.leaves = time.monotonic() + LINGER_SECONDS
+                self.last_activity = time.time() - REQUEST_SECONDS + LINGER_SECONDS  # who sends nothing more is left by then
+                with contextlib.suppress(OSError):
+                    self.socket.shutdown(socket.SHUT_WR)
+
+    return Channel
 
 
 def create_app(environ: Mapping[str, str] | None = None) -> Web:
@@ -9589,8 +9726,14 @@ def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
 
 def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; jobs that run then go on, and the next server takes them over."""
-    from waitress import create_server, trigger, wasyncore
+    from importlib.metadata import version
 
+    from waitress import create_server, server, trigger, wasyncore
+
+    if tuple(map(int, re.findall(r"\d+", version("waitress"))[:3])) < OLDEST_WAITRESS:
+        raise Fault(
+            1, f"waitress {version('waitress')} lets requests be smuggled; install {'.'.join(map(str, OLDEST_WAITRESS))} or newer"
+        )
     manager, listeners = ServiceManager(os.environ), inherited_sockets(os.environ)
     if listeners:
         host, port = next(filter(is_near, listeners), listeners[0]).getsockname()[:2]
@@ -9610,15 +9753,19 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     port = config.port or listeners[0].getsockname()[1]
     engine.url, engine.manager = config.url or config.listen_url(port), manager
     sockets: dict[int, Any] = {}  # waitress's: by descriptor, who reads and writes there
+    server.BaseWSGIServer.channel_class = strict_channel()
     create_server(
         Web(engine),
         map=sockets,
         sockets=listeners,
         threads=WEB_THREADS,
         ident=None,
-        max_request_body_size=MAX_BODY + 65536,  # so that it is we who refuse what is a little too large
+        max_request_body_size=MAX_BODY + 65536,  # of chunks with their sizes; else `strict_channel` looks at the length
+        max_request_header_size=65536,
+        inbuf_overflow=65536,  # of each connection; what is more goes to a file
         connection_limit=500,
-        channel_timeout=60,
+        channel_timeout=REQUEST_SECONDS,
+        cleanup_interval=10,
         clear_untrusted_proxy_headers=True,
     )
     engine.port = port

@@ -97,7 +97,7 @@ class Server:
             self.process = subprocess.Popen(command, env=self.environ, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert self.process.stdout
         line = self.process.stdout.readline()
-        assert line.startswith("forge: listening on http://"), (line, self.log)
+        assert line.startswith("forge: listening on http"), (line, self.log)
         self.url = line.split()[-1]
         return self
 
