@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +218,44 @@ def test_a_bump_over_ssh(app: Work, configs: Work, make_sshd: Callable[..., Sshd
     script.write_text(f'#!/bin/sh\nexec {" ".join(host.client())} "$@"\n')
     script.chmod(0o755)
     done = bump(app.tree, f"{host.url}{configs.path}", GIT_SSH_COMMAND=str(script))
+    assert done.returncode == 0 and "/jobs/" in done.stderr and f"deploy-app-{commit[:8]}" in configs.heads(), done.stderr
+
+
+class GitOverHttp(BaseHTTPRequestHandler):
+    """Another forge, which takes pushes over http: git's own http-backend for the repos of a folder."""
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        about = {"REQUEST_METHOD": self.command, "PATH_INFO": path, "QUERY_STRING": query, "GIT_HTTP_EXPORT_ALL": "1"}
+        about |= {"GIT_PROJECT_ROOT": str(self.server.folder), "REMOTE_USER": "ada"}  # type: ignore[attr-defined]
+        for name in ("Content-Type", "Content-Encoding", "Content-Length", "Git-Protocol"):
+            key = name.upper().replace("-", "_")
+            about[key if name in ("Content-Type", "Content-Length") else f"HTTP_{key}"] = self.headers.get(name, "")
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        answer = subprocess.run(["git", "http-backend"], env=clean_environ() | about, input=body, capture_output=True).stdout
+        head, _, rest = answer.partition(b"\r\n\r\n")
+        given = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
+        self.send_response(int(given.pop("Status", "200 OK").split()[0]))
+        for name, value in {**given, "Content-Length": str(len(rest))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(rest)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@needs_nix
+def test_a_bump_over_http(app: Work, configs: Work) -> None:
+    commit = next_commit(app, "one")
+    with ThreadingHTTPServer(("127.0.0.1", 0), GitOverHttp) as other:
+        other.folder = configs.path.parent  # type: ignore[attr-defined]
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        done = bump(app.tree, f"http://127.0.0.1:{other.server_port}/{configs.path.name}")
+        other.shutdown()
+        thread.join()
     assert done.returncode == 0 and "/jobs/" in done.stderr and f"deploy-app-{commit[:8]}" in configs.heads(), done.stderr
 
 
