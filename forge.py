@@ -2669,6 +2669,7 @@ def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surro
     """What of this machine matters to a sandbox. `environ` is the server's."""
     private = [config.data_dir, config.secrets_dir, config.password_file, environ.get("CREDENTIALS_DIRECTORY"), *SECRET_PLACES]
     private += [home for home in (environ.get("HOME"), server_user()[1]) if home and is_private_home(os.path.realpath(home))]
+    private += [place for place in secret_places(config.secrets_dir) if is_kept_from_others(place)]
     hidden = {Path(os.path.realpath(place)) for place in private if place}
     tmp = {Path(os.path.realpath(place)) for place in TMP_PLACES}
     covered = hidden | tmp
@@ -2689,6 +2690,14 @@ def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surro
         nix=shown(nix),
         nix_writable=nix_writable,
     )
+
+
+def is_kept_from_others(place: Path) -> bool:
+    """Whether not everybody on the machine may read what is there. A list of hosts in the store, say, is no secret."""
+    try:
+        return not place.stat().st_mode & stat.S_IROTH
+    except OSError:  # nothing is there, or not for us
+        return False
 
 
 def is_private_home(home: str) -> bool:
