@@ -2725,6 +2725,7 @@ def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surro
     """What of this machine matters to a sandbox. `environ` is the server's."""
     private = [config.data_dir, config.secrets_dir, config.password_file, environ.get("CREDENTIALS_DIRECTORY"), *SECRET_PLACES]
     private += [home for home in (environ.get("HOME"), server_user()[1]) if home and is_private_home(os.path.realpath(home))]
+    private += [place for place in secret_places(config.secrets_dir) if is_kept_from_others(place)]
     hidden = {Path(os.path.realpath(place)) for place in private if place}
     tmp = {Path(os.path.realpath(place)) for place in TMP_PLACES}
     covered = hidden | tmp
@@ -2745,6 +2746,14 @@ def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surro
         nix=shown(nix),
         nix_writable=nix_writable,
     )
+
+
+def is_kept_from_others(place: Path) -> bool:
+    """Whether not everybody on the machine may read what is there. A list of hosts in the store, say, is no secret."""
+    try:
+        return not place.stat().st_mode & stat.S_IROTH
+    except OSError:  # nothing is there, or not for us
+        return False
 
 
 def is_private_home(home: str) -> bool:
@@ -5104,7 +5113,7 @@ def python_words() -> list[str]:
 # The way of a push and a fetch over ssh costs no Python when it is spelled as git does; `forge shell` judges what is left.
 OWN_COMMAND = r"""#!/bin/sh
 if [ "$*" = shell ]; then
-    # who logs in has no say in what we run, whatever sshd lets him set
+    # who logs in has no say in what we run, whatever sshd lets him set but PATH
     FORGE_DATA_DIR=%(data)s LC_ALL=C PATH=${PATH:+$PATH:}%(path)s
     clean() {
         exec env -i HOME="$HOME" USER="$USER" PATH="$PATH" LANG=C.UTF-8 ${GIT_PROTOCOL:+"GIT_PROTOCOL=$GIT_PROTOCOL"} "$@"

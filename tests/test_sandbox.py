@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shlex
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import FORGE, ROOT, Server, Work, clean_environ, end, needs_nix, wait_for
+from conftest import AUTO, FORGE, ROOT, Server, Work, clean_environ, end, needs_nix, wait_for
 from test_nix import flake
 
 import forge
@@ -360,6 +361,76 @@ def test_post_merge_has_the_secrets_and_may_push(boxed: Server, lair: Lair) -> N
     assert said == dict.fromkeys(wanted, "yes") | dict.fromkeys(refused, "no")
     assert "from-a-job: pre-merge job" in pushed and "/jobs/" in pushed, pushed
     assert [job["branch"] for job in boxed.get("/jobs?repo=pushed-to&kind=pre-merge")["jobs"]] == ["from-a-job"]
+
+
+@needs_bwrap
+def test_what_a_link_among_the_secrets_leads_to_is_a_secret_too(boxed: Server, lair: Lair) -> None:
+    """Wherever it lies, unless everybody on the machine may read it."""
+    work = boxed.repo("links")
+    (lair.root / "kept/key").chmod(0o600)
+    look = script_of({"key": f"cat {lair.root}/kept/key", "link": f"cat {lair.root}/secrets/key"})
+    work.branch("topic", run=look)
+    assert answers(boxed, work.push_job("topic")) == {"key": "no", "link": "no"}
+    work.branch("main", deploy=look)
+    work.push("HEAD:main")
+    boxed.idle()
+    deployment = boxed.get("/jobs?repo=links&kind=post-merge&limit=1")["jobs"][0]
+    assert answers(boxed, deployment["id"]) == {"key": "yes", "link": "yes"}
+
+
+# -- what the sandbox is no wall against: SECURITY.md says so, and names these --------------------------------
+
+
+@needs_bwrap
+def test_who_can_push_can_merge_and_has_all_that_a_deployment_has(boxed: Server, lair: Lair) -> None:
+    """The branch brings its own check, its trailer merges it, its deployment has the secrets, and the hooks of all repos."""
+    work = boxed.repo("taken")
+    hook = f"{work.path}/hooks/post-receive.local"
+    leak = f"""base64 <"$FORGE_SECRETS_DIR/key"
+        printf '#!/bin/sh\\ncat ../../token >stolen\\n' >{hook}; chmod +x {hook}\n"""
+    work.branch("evil", AUTO, run="true\n", deploy=leak)
+    work.push("evil")
+    work.landed("evil")
+    boxed.idle()
+    deployment = boxed.get("/jobs?repo=taken&kind=post-merge&limit=1")["jobs"][0]
+    assert base64.b64decode(boxed.job_log(deployment["id"])) == b"the key\n"
+    work.branch("next")
+    work.push("next")  # by somebody who may read the token: the hook runs as who pushes
+    assert (work.path / "stolen").read_text() == (boxed.data / "token").read_text()
+
+
+@needs_bwrap
+def test_a_job_reads_what_any_reader_of_the_pages_may(boxed: Server) -> None:
+    work = boxed.repo("reads")
+    work.branch("topic", run=f"curl -sf {boxed.url}/jobs/1/log && echo read\n")
+    job = boxed.ended(work.push_job("topic"))
+    assert boxed.job_log(job["id"]) == boxed.job_log(1) + b"read\n"
+
+
+@needs_bwrap
+def test_the_home_of_checks_is_one_for_all_branches(boxed: Server) -> None:
+    work = boxed.repo("homes")
+    work.branch("first", run='mkdir -p "$HOME/.config/git"; echo planted >"$HOME/.config/git/ignore"\n')
+    boxed.ended(work.push_job("first"))
+    work.branch("second", run="touch planted; git status --porcelain\n")
+    job = boxed.ended(work.push_job("second"))
+    assert boxed.job_log(job["id"]) == b"", "git of the second branch follows what the first one planted"
+
+
+@needs_bwrap
+def test_a_password_file_that_is_replaced_is_hidden_only_in_a_hidden_folder(boxed: Server, lair: Lair) -> None:
+    """What hides a file is a mount on it, which goes with the old file; what hides a folder hides whatever comes into it."""
+    work = boxed.repo("replaces")
+    (lair.root / "home/password").write_text("correct horse\n")
+    files = f"{lair.root}/password {lair.root}/home/password"
+    work.branch("evil", run=f"echo begun; until grep -qs . {files}; do sleep 0.05; done; grep -s . {files}; true\n")
+    job_id = work.push_job("evil")
+    begun(boxed, job_id)
+    for file in (lair.root / "home/password", lair.root / "password"):
+        file.with_suffix(".new").write_text("correct horse\n")
+        file.with_suffix(".new").replace(file)
+    boxed.ended(job_id)
+    assert boxed.job_log(job_id) == f"begun\n{lair.root}/password:correct horse\n".encode()
 
 
 def named(mark: str) -> list[psutil.Process]:

@@ -390,6 +390,16 @@ def test_the_hook_takes_json_too(work: Work) -> None:
     assert work.server.hook(body, Content_Type="application/json").json["jobs"][0]["id"] == job["id"]
 
 
+def test_a_push_option_is_believed_of_who_has_the_hook_token(work: Work) -> None:
+    """As it is of who pushes: SECURITY.md says so."""
+    head = work.branch("topic")
+    work.server.ended(work.push_job("topic"))
+    update = {"ref": "refs/heads/topic", "oldrev": "0" * 40, "newrev": head}
+    told = json.dumps({"repo": work.name, "updates": [update], "options": ["merge"]}).encode()
+    assert work.server.hook(told, Content_Type="application/json").status == 202
+    work.landed("topic")
+
+
 def test_a_large_body_is_refused(shared: Server) -> None:
     host, port = shared.url[7:].split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
