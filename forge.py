@@ -4759,9 +4759,7 @@ class Engine:
 
     def _base_commit(self, name: str, refs: Refs, given: str) -> tuple[dict[str, Landed], Landed]:
         """The newest commits of base's own line, and the one of them that an id or its beginning means. Raises Refused."""
-        given = given.lower()
-        if not re.fullmatch("[0-9a-f]{4,64}", given):
-            raise Refused(400, f"{shorten(given)} is no commit id: at least four of its hex digits are needed")
+        given = check_beginning(given)
         if refs.tip is None:
             raise Refused(409, f"{name} has no base yet, so there is no commit of it")
         path = self.config.repo(name)
@@ -4851,20 +4849,27 @@ class Engine:
         """Place a hold on what a commit of base brought, or lift one. Raises Refused, GitError."""
         with self.turn(name):
             refs = self.look(name)
-            with self.lock:
-                holds = self.state.repos[name].holds
-                found = [hold for commit, hold in holds.items() if commit.startswith(given)]
+            if lift:
+                hold = self._lift_hold(name, given)
+            else:
+                landed = self._base_commit(name, refs, given)[1]
+                with self.lock:
+                    known = self.state.repos[name].holds.get(landed.commit)
+                hold = known or self._place_hold(name, landed)
+        self.poke(name)
+        return hold
+
+    def _lift_hold(self, name: str, given: str) -> Hold:
+        """Lift the hold that a commit's id or its beginning means, wherever base is by now. Raises Refused."""
+        given = check_beginning(given)
+        with self.lock:
+            found = [hold for commit, hold in self.state.repos[name].holds.items() if commit.startswith(given)]
             if len(found) > 1:
                 raise Refused(409, f"{given} is the beginning of {len(found)} commits on hold; give more of it")
-            if lift and not found:
+            if not found:
                 raise Refused(404, f"{name} has no hold on {shorten(given)}; forge hold {name} lists them")
-            if lift:
-                with self.lock:
-                    self.record(("hold.lifted", {"repo": name, "commit": found[0].commit}))
-            elif not found:
-                found = [self._place_hold(name, self._base_commit(name, refs, given)[1])]
-        self.poke(name)
-        return found[0]
+            self.record(("hold.lifted", {"repo": name, "commit": found[0].commit}))
+            return found[0]
 
     def _place_hold(self, name: str, landed: Landed) -> Hold:
         """Put a commit of base on hold by hand. The repo's turn is held. Raises Refused, GitError."""
@@ -4874,6 +4879,13 @@ class Engine:
         with self.lock:
             self.record(("hold.placed", {"repo": name, **facts}))
             return self.state.repos[name].holds[landed.commit]
+
+
+def check_beginning(given: str) -> str:
+    """The beginning of a commit's id, or Refused: less than four digits mean anything, none at all would mean each."""
+    if not re.fullmatch("[0-9a-fA-F]{4,64}", given):
+        raise Refused(400, f"{shorten(given)} is no commit id: at least four of its hex digits are needed")
+    return given.lower()
 
 
 def outcome_of(intent: Mapping[str, Any], failure: str | None = None) -> list[Event]:
@@ -8006,7 +8018,7 @@ class Web:
         """Put a commit of base on hold, or lift that."""
         self._authorize()
         lift = self._form("lift") == "1"
-        hold = self.engine.hold(repo, (self._form("commit") or "").lower(), lift)
+        hold = self.engine.hold(repo, self._form("commit") or "", lift)
         program = {"status": "lifted" if lift else "on hold", "hold": hold_view(repo, hold)}
         return self._done(program, f"/r/{repo}/deployments#holds")
 
@@ -9887,10 +9899,15 @@ def job_number(text: str) -> int:
     return int(text)
 
 
+def in_order(words: list[str]) -> list[str]:
+    """`hold REPO --lift COMMIT` as argparse takes it: it gives up on an argument that may be missing at the first option."""
+    return sorted(words, key=lambda word: word.startswith("-")) if words[:1] == ["hold"] else words
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code that README.md names."""
     try:
-        args = build_parser().parse_args(argv)
+        args = build_parser().parse_args(in_order(sys.argv[1:] if argv is None else argv))
         code: int = args.run(load_config(os.environ), args)
         sys.stdout.flush()  # while a reader that is gone can be told from a fault
         return code

@@ -686,3 +686,16 @@ def test_a_bump_by_nix_itself_is_held(make_server: Callable[..., Server], tmp_pa
     assert "the input app at" in configs.mr("again")["why"]
     bump("newer", "{ outputs = _: { n = 2; }; }")
     configs.landed("newer")
+
+
+def test_a_hold_is_named_by_enough_of_its_commit(work: Work) -> None:
+    tip = work.bare("rev-parse", "main")
+    server, page = work.server, f"/r/{work.name}/hold"
+    assert server.act(page, commit=tip).json["hold"]["commit"] == tip
+    for given in ({}, {"commit": ""}, {"commit": tip[:3]}):  # the only hold is not lifted by naming none
+        for lift in ({}, {"lift": "1"}):
+            assert server.act(page, **given, **lift).status == 400, (given, lift)
+    assert "on hold" in server.cli("hold", work.name, tip.upper()).stdout
+    assert [hold["commit"] for hold in server.get(f"/r/{work.name}")["holds"]] == [tip]
+    assert "not on hold any more" in server.cli("hold", work.name, "--lift", tip[:8]).stdout
+    assert server.cli("hold", "--json", work.name).stdout == '{\n  "holds": []\n}\n'
