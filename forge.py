@@ -4828,12 +4828,13 @@ class Engine:
             "parent": refs.tip,
         }
         about |= {"tree": tree, "job": job_id, "how": "rollback", **({} if job else {"untested": True})}
-        undone = read_landed(path, refs.tip, "--first-parent", f"^{target}")
-        locks = read_locks(path, [target, *undone, *(landed.parents.split()[0] for landed in undone.values() if landed.parents)])
+        line = read_landed(path, refs.tip, "--first-parent", f"--max-count={LINE_MOST}")
+        undone = taken_back(line, read_landed(path, refs.tip, "--first-parent", f"^{target}"), target)
+        locks = read_locks(path, [target, *(word for landed in undone for word in [landed.commit, *landed.parents.split()[:1]])])
         with self.lock:
             known = [*self.state.repos[name].holds.values()]
         lifted = lifted_by(known, target, tree)
-        placed = holds_of(list(undone.values())[::-1], tree, locks, locks[target])
+        placed = holds_of(undone, tree, locks, locks[target])
         said = {"rollback": commit, "reason": f"{refs.base} was rolled back to {target[:12]}"}
         placed = [hold | said for hold in placed if hold["commit"] not in {hold.commit for hold in known}]
         intent = {"repo": name, "base": refs.base, "merges": [about], "holds": placed, "lifted": lifted}
@@ -6910,6 +6911,24 @@ def inputs_brought(before: Mapping[str, str], after: Mapping[str, str]) -> list[
     return [{"input": name, "commit": rev} for name, rev in sorted(after.items()) if before.get(name) != rev]
 
 
+def built_on(line: Mapping[str, Landed], commit: str) -> dict[str, Landed]:
+    """What a commit of base has of base's own line, newest first: what a rollback took back is left out."""
+    found = {}
+    while landed := line.get(commit):
+        found[commit] = landed
+        commit = landed.rollback_to if landed.is_rollback else landed.parents.split(" ")[0]
+    return found
+
+
+def taken_back(line: Mapping[str, Landed], since: Mapping[str, Landed], target: str) -> list[Landed]:
+    """The commits of base that a rollback to `target` takes back, oldest first: those `since` then, each newest first.
+
+    And what lies before it: what one rollback had taken back and another, one of those, brought again.
+    """
+    kept, tip = built_on(line, target), next(iter(since), target)
+    return [*({**since, **{one: landed for one, landed in built_on(line, tip).items() if one not in kept}}.values())][::-1]
+
+
 def holds_of(
     undone: Iterable[Landed], tree: str, locks: Mapping[str, Mapping[str, str]], kept: Mapping[str, str]
 ) -> list[dict[str, Any]]:
@@ -8690,7 +8709,7 @@ def cmd_rollback(config: Config, args: argparse.Namespace) -> int:
     def text(result: Any) -> str:
         if result.get("status") != "queued":
             done = f"rolled back to {result['head']} by {result['merge_commit']}"
-            return f"{done}; what was taken back is on hold: forge hold {args.repo}"
+            return f"{done}; forge hold {args.repo} lists what is on hold"
         job = result["job"]
         return (
             f"queued: job {job['id']} tests the tree of {job['commit'][:12]}, then base goes back to it; forge log -f {job['id']}"
@@ -9530,7 +9549,7 @@ def commit_here(name: str) -> str:
 
 
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
-    found = list(examine_ssh(config, args.ssh) if args.ssh else examine(config))
+    found = list(examine(config) if args.ssh is None else examine_ssh(config, args.ssh))
     checks = [{"what": what, "ok": well, "text": said} for what, well, said in found]
     lines = [["ok" if well else "!!", *printable([what, said])] for what, well, said in found]
     show(args, {"checks": checks}, lambda _: table(lines, cut=False))

@@ -85,6 +85,22 @@ def test_what_a_rollback_puts_on_hold() -> None:
     assert forge.holds_of([landed(D, C, "tree-a")], "tree-a", locks, locks[A]) == []  # base has that tree again
 
 
+def test_what_was_brought_again_is_taken_back_with_the_rollback_that_brought_it() -> None:
+    back, forth, more = ("1" * 40), ("2" * 40), ("3" * 40)
+    line = [landed(more, forth), landed(forth, back, rollback_to=B), landed(back, B, rollback_to=A), landed(B, A), landed(A, "")]
+    known = {one.commit: one for one in line}
+
+    def taken(tip: str, target: str) -> list[str]:
+        commits = list(known)
+        since = {commit: known[commit] for commit in commits[commits.index(tip) : commits.index(target)]}
+        return [one.commit for one in forge.taken_back(known, since, target)]
+
+    assert taken(more, back) == [B, forth, more]
+    assert taken(more, A) == [B, back, forth, more]
+    assert taken(more, forth) == [more]
+    assert taken(back, B) == [back]  # what that went back to is what B was built on
+
+
 def test_rolling_forward_lifts_what_that_commit_was_built_on() -> None:
     holds = [Hold(commit, f"tree-{commit[0]}", [], "", "", back) for commit, back in ((D, "r0"), (A, "r1"), (B, "r1"), (C, "r1"))]
     assert forge.lifted_by(holds, B, "tree-b") == [A, B]
@@ -114,7 +130,7 @@ def passed_topic(**values: Any) -> tuple[Repo, dict[int, Job]]:
 
 def rollback_job(status: str, **values: Any) -> Job:
     heads = [{"branch": "main", "commit": C}]
-    job = Job(2, "app", "main", PRE, C, heads, MOMENT, status, "rollback", base=A, tested=D, tree="t", chain=[[D, "t"]])
+    job = Job(2, "app", "main", PRE, C, heads, MOMENT, status, cause="rollback", base=A, tested=D, tree="t", chain=[[D, "t"]])
     return replace(job, **values)
 
 
@@ -440,6 +456,15 @@ def test_rolling_forward_to_what_is_on_hold_lifts_that(work: Work) -> None:
         and placed.json["hold"]["commit"] == bad
         and placed.json["hold"]["reason"] == "somebody put it on hold"
     )
+    assert [hold["commit"] for hold in holds(work)] == [bad]
+
+
+def test_back_and_forth_and_back_again_holds_what_was_bad(work: Work) -> None:
+    good, bad = land(work, "good", app="1\n"), land(work, "bad", app="2\n")
+    back = roll_back(work, good).json["merge_commit"]
+    roll_back(work, bad)
+    assert holds(work) == []
+    roll_back(work, back)  # the newest deployment that was well, and behind it nothing but rollbacks
     assert [hold["commit"] for hold in holds(work)] == [bad]
 
 
