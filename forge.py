@@ -4829,7 +4829,7 @@ class Engine:
         }
         about |= {"tree": tree, "job": job_id, "how": "rollback", **({} if job else {"untested": True})}
         line = read_landed(path, refs.tip, "--first-parent", f"--max-count={LINE_MOST}")
-        undone = taken_back(line, read_landed(path, refs.tip, "--first-parent", f"^{target}"), target)
+        undone = taken_back(line, refs.tip, target)
         locks = read_locks(path, [target, *(word for landed in undone for word in [landed.commit, *landed.parents.split()[:1]])])
         with self.lock:
             known = [*self.state.repos[name].holds.values()]
@@ -6920,13 +6920,13 @@ def built_on(line: Mapping[str, Landed], commit: str) -> dict[str, Landed]:
     return found
 
 
-def taken_back(line: Mapping[str, Landed], since: Mapping[str, Landed], target: str) -> list[Landed]:
-    """The commits of base that a rollback to `target` takes back, oldest first: those `since` then, each newest first.
+def taken_back(line: Mapping[str, Landed], tip: str, target: str) -> list[Landed]:
+    """The commits of base that a rollback from `tip` to `target` takes back, oldest first.
 
-    And what lies before it: what one rollback had taken back and another, one of those, brought again.
+    Not what an earlier one took back already (its hold may have been lifted since), but what one brought again.
     """
-    kept, tip = built_on(line, target), next(iter(since), target)
-    return [*({**since, **{one: landed for one, landed in built_on(line, tip).items() if one not in kept}}.values())][::-1]
+    kept = built_on(line, target)
+    return [landed for commit, landed in built_on(line, tip).items() if commit not in kept][::-1]
 
 
 def holds_of(
