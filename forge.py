@@ -8905,7 +8905,8 @@ def prove(name: str, line: Line, told: Told | None, verdicts: Verdicts) -> dict[
 def why_unproved(commit: Landed, recorded: list[dict[str, Any]], commits: Mapping[str, Landed], verdicts: Verdicts) -> list[str]:
     """What is wrong with a merge: its record against the commit, and both against the job that tested it (pure)."""
     if len(recorded) != 1:
-        return [f"this merge of {commit.branch} has {len(recorded) or 'no'} records in merges.jsonl, but must have one"]
+        made = f"rollback to {commit.rollback_to[:12]}" if commit.is_rollback else f"merge of {commit.branch}"
+        return [f"this {made} has {len(recorded) or 'no'} records in merges.jsonl, but must have one"]
     (merge,), parents = recorded, commit.parents.split()
     if merge.get("how") == "rollback":
         return why_rollback_unproved(commit, merge, commits, verdicts)

@@ -98,6 +98,11 @@ def test_what_was_brought_again_is_taken_back_with_the_rollback_that_brought_it(
     assert taken(back, B) == [back]  # what that went back to is what B was built on
 
 
+def test_a_rollback_that_somebody_else_made_is_called_by_its_name() -> None:
+    (said,) = forge.why_unproved(landed(B, A, rollback_to=A), [], {}, None)  # type: ignore[arg-type]
+    assert said.startswith(f"this rollback to {A[:12]} has no records")
+
+
 def test_rolling_forward_lifts_what_that_commit_was_built_on() -> None:
     holds = [Hold(commit, f"tree-{commit[0]}", [], "", "", back) for commit, back in ((D, "r0"), (A, "r1"), (B, "r1"), (C, "r1"))]
     assert forge.lifted_by(holds, B, "tree-b") == [A, B]
