@@ -4825,9 +4825,7 @@ class Engine:
 
     def _base_commit(self, name: str, refs: Refs, given: str) -> tuple[dict[str, Landed], Landed]:
         """The newest commits of base's own line, and the one of them that an id or its beginning means. Raises Refused."""
-        given = given.lower()
-        if not re.fullmatch("[0-9a-f]{4,64}", given):
-            raise Refused(400, f"{shorten(given)} is no commit id: at least four of its hex digits are needed")
+        given = check_beginning(given)
         if refs.tip is None:
             raise Refused(409, f"{name} has no base yet, so there is no commit of it")
         path = self.config.repo(name)
@@ -4896,12 +4894,13 @@ class Engine:
             "parent": refs.tip,
         }
         about |= {"tree": tree, "job": job_id, "how": "rollback", **({} if job else {"untested": True})}
-        undone = read_landed(path, refs.tip, "--first-parent", f"^{target}")
-        locks = read_locks(path, [target, *undone, *(landed.parents.split()[0] for landed in undone.values() if landed.parents)])
+        line = read_landed(path, refs.tip, "--first-parent", f"--max-count={LINE_MOST}")
+        undone = taken_back(line, refs.tip, target)
+        locks = read_locks(path, [target, *(word for landed in undone for word in [landed.commit, *landed.parents.split()[:1]])])
         with self.lock:
             known = [*self.state.repos[name].holds.values()]
         lifted = lifted_by(known, target, tree)
-        placed = holds_of(list(undone.values())[::-1], tree, locks, locks[target])
+        placed = holds_of(undone, tree, locks, locks[target])
         said = {"rollback": commit, "reason": f"{refs.base} was rolled back to {target[:12]}"}
         placed = [hold | said for hold in placed if hold["commit"] not in {hold.commit for hold in known}]
         intent = {"repo": name, "base": refs.base, "merges": [about], "holds": placed, "lifted": lifted}
@@ -4917,20 +4916,27 @@ class Engine:
         """Place a hold on what a commit of base brought, or lift one. Raises Refused, GitError."""
         with self.turn(name):
             refs = self.look(name)
-            with self.lock:
-                holds = self.state.repos[name].holds
-                found = [hold for commit, hold in holds.items() if commit.startswith(given)]
+            if lift:
+                hold = self._lift_hold(name, given)
+            else:
+                landed = self._base_commit(name, refs, given)[1]
+                with self.lock:
+                    known = self.state.repos[name].holds.get(landed.commit)
+                hold = known or self._place_hold(name, landed)
+        self.poke(name)
+        return hold
+
+    def _lift_hold(self, name: str, given: str) -> Hold:
+        """Lift the hold that a commit's id or its beginning means, wherever base is by now. Raises Refused."""
+        given = check_beginning(given)
+        with self.lock:
+            found = [hold for commit, hold in self.state.repos[name].holds.items() if commit.startswith(given)]
             if len(found) > 1:
                 raise Refused(409, f"{given} is the beginning of {len(found)} commits on hold; give more of it")
-            if lift and not found:
+            if not found:
                 raise Refused(404, f"{name} has no hold on {shorten(given)}; forge hold {name} lists them")
-            if lift:
-                with self.lock:
-                    self.record(("hold.lifted", {"repo": name, "commit": found[0].commit}))
-            elif not found:
-                found = [self._place_hold(name, self._base_commit(name, refs, given)[1])]
-        self.poke(name)
-        return found[0]
+            self.record(("hold.lifted", {"repo": name, "commit": found[0].commit}))
+            return found[0]
 
     def _place_hold(self, name: str, landed: Landed) -> Hold:
         """Put a commit of base on hold by hand. The repo's turn is held. Raises Refused, GitError."""
@@ -4940,6 +4946,13 @@ class Engine:
         with self.lock:
             self.record(("hold.placed", {"repo": name, **facts}))
             return self.state.repos[name].holds[landed.commit]
+
+
+def check_beginning(given: str) -> str:
+    """The beginning of a commit's id, or Refused: less than four digits mean anything, none at all would mean each."""
+    if not re.fullmatch("[0-9a-fA-F]{4,64}", given):
+        raise Refused(400, f"{shorten(given)} is no commit id: at least four of its hex digits are needed")
+    return given.lower()
 
 
 def outcome_of(intent: Mapping[str, Any], failure: str | None = None) -> list[Event]:
@@ -6970,6 +6983,24 @@ def inputs_brought(before: Mapping[str, str], after: Mapping[str, str]) -> list[
     return [{"input": name, "commit": rev} for name, rev in sorted(after.items()) if before.get(name) != rev]
 
 
+def built_on(line: Mapping[str, Landed], commit: str) -> dict[str, Landed]:
+    """What a commit of base has of base's own line, newest first: what a rollback took back is left out."""
+    found = {}
+    while landed := line.get(commit):
+        found[commit] = landed
+        commit = landed.rollback_to if landed.is_rollback else landed.parents.split(" ")[0]
+    return found
+
+
+def taken_back(line: Mapping[str, Landed], tip: str, target: str) -> list[Landed]:
+    """The commits of base that a rollback from `tip` to `target` takes back, oldest first.
+
+    Not what an earlier one took back already (its hold may have been lifted since), but what one brought again.
+    """
+    kept = built_on(line, target)
+    return [landed for commit, landed in built_on(line, tip).items() if commit not in kept][::-1]
+
+
 def holds_of(
     undone: Iterable[Landed], tree: str, locks: Mapping[str, Mapping[str, str]], kept: Mapping[str, str]
 ) -> list[dict[str, Any]]:
@@ -8089,7 +8120,7 @@ class Web:
         """Put a commit of base on hold, or lift that."""
         self._authorize()
         lift = self._form("lift") == "1"
-        hold = self.engine.hold(repo, (self._form("commit") or "").lower(), lift)
+        hold = self.engine.hold(repo, self._form("commit") or "", lift)
         program = {"status": "lifted" if lift else "on hold", "hold": hold_view(repo, hold)}
         return self._done(program, f"/r/{repo}/deployments#holds")
 
@@ -8886,7 +8917,7 @@ def cmd_rollback(config: Config, args: argparse.Namespace) -> int:
     def text(result: Any) -> str:
         if result.get("status") != "queued":
             done = f"rolled back to {result['head']} by {result['merge_commit']}"
-            return f"{done}; what was taken back is on hold: forge hold {args.repo}"
+            return f"{done}; forge hold {args.repo} lists what is on hold"
         job = result["job"]
         return (
             f"queued: job {job['id']} tests the tree of {job['commit'][:12]}, then base goes back to it; forge log -f {job['id']}"
@@ -9082,7 +9113,8 @@ def prove(name: str, line: Line, told: Told | None, verdicts: Verdicts) -> dict[
 def why_unproved(commit: Landed, recorded: list[dict[str, Any]], commits: Mapping[str, Landed], verdicts: Verdicts) -> list[str]:
     """What is wrong with a merge: its record against the commit, and both against the job that tested it (pure)."""
     if len(recorded) != 1:
-        return [f"this merge of {commit.branch} has {len(recorded) or 'no'} records in merges.jsonl, but must have one"]
+        made = f"rollback to {commit.rollback_to[:12]}" if commit.is_rollback else f"merge of {commit.branch}"
+        return [f"this {made} has {len(recorded) or 'no'} records in merges.jsonl, but must have one"]
     (merge,), parents = recorded, commit.parents.split()
     if merge.get("how") == "rollback":
         return why_rollback_unproved(commit, merge, commits, verdicts)
@@ -9726,7 +9758,7 @@ def commit_here(name: str) -> str:
 
 
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
-    found = list(examine_ssh(config, args.ssh) if args.ssh else examine(config))
+    found = list(examine(config) if args.ssh is None else examine_ssh(config, args.ssh))
     checks = [{"what": what, "ok": well, "text": said} for what, well, said in found]
     lines = [["ok" if well else "!!", *printable([what, said])] for what, well, said in found]
     show(args, {"checks": checks}, lambda _: table(lines, cut=False))
@@ -10105,10 +10137,15 @@ def job_number(text: str) -> int:
     return int(text)
 
 
+def in_order(words: list[str]) -> list[str]:
+    """`hold REPO --lift COMMIT` as argparse takes it: it gives up on an argument that may be missing at the first option."""
+    return sorted(words, key=lambda word: word.startswith("-")) if words[:1] == ["hold"] else words
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code that README.md names."""
     try:
-        args = build_parser().parse_args(argv)
+        args = build_parser().parse_args(in_order(sys.argv[1:] if argv is None else argv))
         code: int = args.run(load_config(os.environ), args)
         sys.stdout.flush()  # while a reader that is gone can be told from a fault
         return code

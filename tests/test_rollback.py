@@ -85,6 +85,24 @@ def test_what_a_rollback_puts_on_hold() -> None:
     assert forge.holds_of([landed(D, C, "tree-a")], "tree-a", locks, locks[A]) == []  # base has that tree again
 
 
+def test_what_was_brought_again_is_taken_back_with_the_rollback_that_brought_it() -> None:
+    back, forth, more = ("1" * 40), ("2" * 40), ("3" * 40)
+    line = [landed(more, forth), landed(forth, back, rollback_to=B), landed(back, B, rollback_to=A), landed(B, A), landed(A, "")]
+    known = {one.commit: one for one in line}
+
+    def taken(tip: str, target: str) -> list[str]:
+        return [one.commit for one in forge.taken_back(known, tip, target)]
+
+    assert taken(more, back) == taken(more, A) == [B, forth, more]
+    assert taken(more, forth) == [more]
+    assert taken(back, B) == [back]  # what that went back to is what B was built on
+
+
+def test_a_rollback_that_somebody_else_made_is_called_by_its_name() -> None:
+    (said,) = forge.why_unproved(landed(B, A, rollback_to=A), [], {}, None)  # type: ignore[arg-type]
+    assert said.startswith(f"this rollback to {A[:12]} has no records")
+
+
 def test_rolling_forward_lifts_what_that_commit_was_built_on() -> None:
     holds = [Hold(commit, f"tree-{commit[0]}", [], "", "", back) for commit, back in ((D, "r0"), (A, "r1"), (B, "r1"), (C, "r1"))]
     assert forge.lifted_by(holds, B, "tree-b") == [A, B]
@@ -114,7 +132,7 @@ def passed_topic(**values: Any) -> tuple[Repo, dict[int, Job]]:
 
 def rollback_job(status: str, **values: Any) -> Job:
     heads = [{"branch": "main", "commit": C}]
-    job = Job(2, "app", "main", PRE, C, heads, MOMENT, status, "rollback", base=A, tested=D, tree="t", chain=[[D, "t"]])
+    job = Job(2, "app", "main", PRE, C, heads, MOMENT, status, cause="rollback", base=A, tested=D, tree="t", chain=[[D, "t"]])
     return replace(job, **values)
 
 
@@ -443,6 +461,19 @@ def test_rolling_forward_to_what_is_on_hold_lifts_that(work: Work) -> None:
     assert [hold["commit"] for hold in holds(work)] == [bad]
 
 
+def test_back_and_forth_and_back_again_holds_what_was_bad(work: Work) -> None:
+    good, bad = land(work, "good", app="1\n"), land(work, "bad", app="2\n")
+    back = roll_back(work, good).json["merge_commit"]
+    roll_back(work, bad)
+    assert holds(work) == []
+    roll_back(work, back)  # the newest deployment that was well, and behind it nothing but rollbacks
+    assert [hold["commit"] for hold in holds(work)] == [bad]
+    work.server.cli("hold", work.name, bad, "--lift")
+    bad = land(work, "again", app="2\n")
+    roll_back(work, good)
+    assert [hold["commit"] for hold in holds(work)] == [bad]  # one to lift, since the first was lifted
+
+
 def test_a_rollback_that_cannot_be_is_refused_in_words(work: Work) -> None:
     server = work.server
     good, tip = land(work, "good", app="1\n"), land(work, "second", app="2\n")
@@ -686,3 +717,16 @@ def test_a_bump_by_nix_itself_is_held(make_server: Callable[..., Server], tmp_pa
     assert "the input app at" in configs.mr("again")["why"]
     bump("newer", "{ outputs = _: { n = 2; }; }")
     configs.landed("newer")
+
+
+def test_a_hold_is_named_by_enough_of_its_commit(work: Work) -> None:
+    tip = work.bare("rev-parse", "main")
+    server, page = work.server, f"/r/{work.name}/hold"
+    assert server.act(page, commit=tip).json["hold"]["commit"] == tip
+    for given in ({}, {"commit": ""}, {"commit": tip[:3]}):  # the only hold is not lifted by naming none
+        for lift in ({}, {"lift": "1"}):
+            assert server.act(page, **given, **lift).status == 400, (given, lift)
+    assert "on hold" in server.cli("hold", work.name, tip.upper()).stdout
+    assert [hold["commit"] for hold in server.get(f"/r/{work.name}")["holds"]] == [tip]
+    assert "not on hold any more" in server.cli("hold", work.name, "--lift", tip[:8]).stdout
+    assert server.cli("hold", "--json", work.name).stdout == '{\n  "holds": []\n}\n'
