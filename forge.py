@@ -7561,7 +7561,10 @@ class Web:
         spell |= {"spell_wait": spell_wait, "visible": visible, "side_by_side": side_by_side, "quote": quote_bytes}
         spell["query"] = lambda **values: urlencode(values, errors="surrogateescape")
         page = {"logged_in": self._logged_in(), "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
-        page["here_quoted"] = quote(quote(bottle.request.path), safe="")  # an address, as a value in another address
+        here = (
+            bottle.request.path if bottle.request.method == "GET" else bottle.request.path.rpartition("/")[0]
+        )  # of an action: its page
+        page["here_quoted"] = quote(quote(here or "/"), safe="")  # an address, as a value in another address
         made = bottle.template(view, template_lookup=self.lookup, **{**spell, **page, **values})
         return str(made).encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
@@ -205,6 +205,12 @@ def test_actions_need_somebody(work: Work, branch: str) -> None:
     assert work.server.ask(f"{branch}/merge", {}, Authorization=f"Bearer {hook_token}").status == 401
     token = (work.server.data / "token").read_text().strip()
     assert work.server.ask(f"{branch}/merge", {}, Authorization=f"Bearer {token}").status == 200
+
+
+def test_who_was_refused_comes_back_to_the_page_after_the_login(work: Work, branch: str) -> None:
+    page = raw(work.server, "POST", f"{branch}/merge", "", Accept="text/html").text
+    address = unquote(page.split('<p><a href="/login?to=')[1].split('"')[0])
+    assert work.server.ask(address, Accept="text/html").status == 200 and address == quote(branch)
 
 
 def test_the_password_as_bearer(work: Work, branch: str) -> None:

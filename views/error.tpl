@@ -16,7 +16,7 @@
 <h1>{{status}}</h1>
 <p class="trouble" role="alert">{{text}}</p>
 %   if status == 401:
-<p><a href="/login">Log in</a> with the merge password.</p>
+<p><a href="/login?to={{here_quoted}}">Log in</a> with the merge password.</p>
 %   end
 <p><a href="/">All repositories</a></p>
 % end
