@@ -2637,7 +2637,9 @@ def sandbox_mounts(config: Config, launch: Launch, around: Surroundings) -> dict
 def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surroundings:
     """What of this machine matters to a sandbox. `environ` is the server's."""
     private = [config.data_dir, config.secrets_dir, config.password_file, environ.get("CREDENTIALS_DIRECTORY"), *SECRET_PLACES]
-    private += [home for home in (environ.get("HOME"), server_user()[1]) if home and is_private_home(os.path.realpath(home))]
+    private += [
+        home for home in (environ.get("HOME"), user_of(os.geteuid())[1]) if home and is_private_home(os.path.realpath(home))
+    ]
     hidden = {Path(os.path.realpath(place)) for place in private if place}
     tmp = {Path(os.path.realpath(place)) for place in TMP_PLACES}
     covered = hidden | tmp
@@ -2668,15 +2670,15 @@ def is_private_home(home: str) -> bool:
     return bool(parts) and parts[0] not in system and not (len(parts) == 1 and parts[0] in shared)
 
 
-def server_user() -> tuple[str, str | None]:
-    """Name and home of the user the server runs as, as the machine knows it; else its number."""
+def user_of(uid: int) -> tuple[str, str | None]:
+    """Name and home of a user, as the machine knows them; else the number."""
     import pwd
 
     try:
-        known = pwd.getpwuid(os.geteuid())
+        known = pwd.getpwuid(uid)
         return known.pw_name, known.pw_dir
     except KeyError:
-        return str(os.geteuid()), None
+        return str(uid), None
 
 
 def forge_places() -> list[Path]:
@@ -3966,11 +3968,9 @@ class Engine:
             return replace(job, status=status, reason=reason, exit_code=code, command=command, stopping=None)
 
         with self.lock:
-            job = self.state.jobs.get(job_id)
+            job, running = self.state.jobs.get(job_id), self.running.get(job_id)
         if job is None or not job.live:
             return
-        with self.lock:
-            running = self.running.get(job_id)
         mask = running.mask if running else self._mask_of(job)
         if mask:
             mask.copy(ended=True)
@@ -4948,7 +4948,7 @@ def bare_environ(config: Config, home: str) -> dict[str, str]:
     return {
         "PATH": f"{config.data_dir / 'bin'}:{os.environ.get('PATH', os.defpath)}",
         "HOME": home,
-        "USER": server_user()[0],
+        "USER": user_of(os.geteuid())[0],
         "LANG": os.environ.get("LANG") or "C.UTF-8",
         "TZ": os.environ.get("TZ") or "UTC",
     }
@@ -4956,7 +4956,7 @@ def bare_environ(config: Config, home: str) -> dict[str, str]:
 
 def notify_environ(config: Config, url: str) -> dict[str, str]:
     """The whole environment of FORGE_NOTIFY: `forge` works in it, but it holds no password."""
-    home = os.environ.get("HOME") or server_user()[1] or "/"
+    home = os.environ.get("HOME") or user_of(os.geteuid())[1] or "/"
     return {**bare_environ(config, home), "FORGE_DATA_DIR": str(config.data_dir), "FORGE_URL": url}
 
 
@@ -6541,19 +6541,15 @@ def unit_word(text: str) -> str:
 
 def unit_text(name: str, notes: Iterable[str], sections: Mapping[str, Iterable[tuple[str, str]]]) -> str:
     """A unit file with its comments."""
-    parts = ["".join(f"\n[{section}]\n" + "".join(f"{k}={v}\n" for k, v in lines) for section, lines in sections.items())]
-    return UNIT_TO_INSTALL % {"name": name} + "".join(f"# {note}\n" for note in notes) + parts[0]
+    body = "".join(f"\n[{section}]\n" + "".join(f"{k}={v}\n" for k, v in lines) for section, lines in sections.items())
+    return UNIT_TO_INSTALL % {"name": name} + "".join(f"# {note}\n" for note in notes) + body
 
 
 def unit_user(config: Config) -> tuple[str, str | None]:
     """Whom the service runs as, the owner of the data directory unless that is root, and what to do first."""
-    import pwd
-
     there, place = config.data_dir.exists(), shlex.quote(str(config.data_dir))
     owner = config.data_dir.stat().st_uid if there else os.geteuid()
-    name = "forge" if owner == 0 else str(owner)
-    with contextlib.suppress(KeyError):
-        name = pwd.getpwuid(owner).pw_name if owner else name
+    name = user_of(owner)[0] if owner else "forge"
     first = [f"useradd --system --home-dir {place} --shell /bin/sh forge"] if owner == 0 else []  # sshd wants a shell
     first += [f"chown -R forge: {place}"] if owner == 0 and there else []
     first += [f"install -d -o {name} {place}"] if not there and not in_var_lib(config) else []
@@ -6879,6 +6875,7 @@ def collect_garbage(engine: Engine, repo: Path) -> None:
 
 LINE_MOST = 1000  # commits of base's own line among which somebody may roll back, or put one on hold
 UNDONE_NAMED = 20  # commits that the message of a rollback names
+DEPLOYMENTS_BEFORE = 50  # among which those are that a deployment took the place of
 BROUGHT_WALK, BROUGHT_NAMED, AUTHORS_NAMED = 1000, 20, 10  # commits of a deployment that are looked at, shown; their authors
 
 
@@ -7659,7 +7656,7 @@ class Web:
 
         def program() -> dict[str, Any]:
             with engine.lock:
-                found = ledger.search(limit + 50, before, repo=repo, kind=POST)  # some more: for what the last one includes
+                found = ledger.search(limit + DEPLOYMENTS_BEFORE, before, repo=repo, kind=POST)
                 current = next(iter(ledger.search(1, repo=repo, kind=POST, status="passed")), None)
             views = [deployment_view(engine, job, itertools.islice(found, at, None)) for at, job in enumerate(found[:limit], 1)]
             return {"deployments": views, "current": current.commit if current else None}
@@ -7685,7 +7682,9 @@ class Web:
         job = self._job(job_id)
         if (job.repo, job.kind) != (repo, POST):
             raise Refused(404, f"job {job.id} is no deployment of {repo}")
-        view = {**deployment_view(self.engine, job, ()), "head": job.commit}
+        with self.engine.lock:
+            before = self.engine.ledger.search(DEPLOYMENTS_BEFORE, job.id, repo=repo, kind=POST)
+        view = {**deployment_view(self.engine, job, before), "head": job.commit}
         if wanted_type() == "json":
             return json_response(view)
         split, path = bottle.request.query.get("view") == "split", bottle.request.query.get("file")
@@ -9256,6 +9255,11 @@ GIT_PLACES = frozenset(
 )
 
 
+def placeless_environ() -> dict[str, str]:
+    """Our environment without the repo that a hook, or a git that has called us, may have named."""
+    return {key: value for key, value in os.environ.items() if key not in GIT_PLACES}
+
+
 class Bump:
     """One run of ``forge bump``: a clone in `folder`, which whoever calls it removes. `here` is where the history may be."""
 
@@ -9263,8 +9267,7 @@ class Bump:
         self.url, self.name, self.commit, self.cause, self.here = url, name, commit, cause, here
         self.clone = folder / "clone"
         self.branch = f"deploy-{name}-{commit[:8]}"
-        # a hook, or a git that has called us, may have named a repo of its own
-        self.environ = {key: value for key, value in os.environ.items() if key not in GIT_PLACES}
+        self.environ = placeless_environ()
         self.heads: dict[str, str] = {}  # by branch, "" for base: as they were when last looked at
         self.locks: dict[str, dict[str, Any]] = {}
         self.base = "base"
@@ -9490,9 +9493,8 @@ def commit_here(name: str) -> str:
     """The full id of a commit that is named in full, or in a way that the checkout we are in understands. Raises Fault."""
     if OBJECT_ID.fullmatch(name.lower()):
         return name.lower()
-    environ = {key: value for key, value in os.environ.items() if key not in GIT_PLACES}
     args = ("git", "rev-parse", "--verify", "-q", "--end-of-options", f"{name}^{{commit}}")
-    done = subprocess.run(args, env=environ, capture_output=True, text=True)
+    done = subprocess.run(args, env=placeless_environ(), capture_output=True, text=True)
     if done.returncode:
         raise Fault(2, f"there is no commit {name!r} here; say which with --commit, in full, or run this in a checkout of it")
     return done.stdout.strip().split("\n")[-1]
@@ -9621,7 +9623,7 @@ def cmd_shell(config: Config, args: argparse.Namespace) -> int:
     asked = os.environ.pop("SSH_ORIGINAL_COMMAND", "")
     if not asked:
         host = (os.environ.get("SSH_CONNECTION", "").split() or ["HOST"] * 3)[2:3][0]
-        to = f"{server_user()[0]}@{host}"
+        to = f"{user_of(os.geteuid())[0]}@{host}"
         print(
             f"This is a forge; you are known here, but there is no shell. What works: git clone {to}:REPO.git · git push", end=""
         )

@@ -521,6 +521,8 @@ def test_deployments_name_what_they_bring(work: Work) -> None:
     )
     assert [merge["branch"] for merge in waiting["merges"]] == ["two", "one"] and waiting["base"] == slow["commit"]
     assert waiting["includes"] == [superseded["id"]] and waiting["included"] == ["one"]
+    alone = work.server.get(f"/r/{work.name}/deployments/{waiting['id']}")
+    assert alone["includes"] == waiting["includes"] and alone["merges"] == waiting["merges"]
     said = server.ask(f"/r/{work.name}/deployments", Accept="text/html").text
     assert "includes what 1 superseded deployment would have brought" in said and "Deploy &lt;b&gt;slowly&lt;/b&gt;" in said
     assert f"Job {slow['id']} deploys" not in said  # the newest one waits
