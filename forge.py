@@ -5619,7 +5619,7 @@ def parse_hook_json(body: bytes, at: str) -> tuple[str, Push]:
 ENTRIES_BYTES, LINES_BYTES = 360_000, 400_000
 FILE_BYTES = 800_000  # a file on a page of its own
 FILE_LINES, PAGE_LINES, PAGE_FILES = 400, 3000, 100  # what is asked of git at once to be shown unfolded
-ROWS_BYTES = 600_000  # of the list of a repo's merge requests
+ROWS_BYTES = 600_000  # of the list of a repo's merge requests, its merges, or its deployments
 LISTING_BYTES = 2 << 20
 LINE_CHARS = 2000
 COMMITS_SHOWN = 100
@@ -5805,6 +5805,13 @@ def row_size(view: Mapping[str, Any]) -> int:
     """At most the bytes of a merge request in the list of its repo."""
     name = html_size(view["branch"]) * 2 + len(quote_bytes(view["branch"]))
     return 700 + name + sum(html_size(view[part][:most]) for part, most in (("subject", 300), ("author", 100), ("why", 1000)))
+
+
+def landed_size(view: Mapping[str, Any]) -> int:
+    """About the bytes of a merge or a deployment in the list of its repo, rather too many: what is long are foreign words."""
+    parts = [view.get(part) for part in ("branch", "reason", "trail")]
+    parts += [view.get(part, [])[:20] for part in ("merges", "pushed", "included", "authors")]
+    return 1500 + html_size(json.dumps(parts))
 
 
 def line_size(line: DiffLine) -> int:
@@ -7644,8 +7651,11 @@ class Web:
             count = count if before is None else min(before, count)
             records, ledger = self.engine.ledger.merges_of(repo, limit=limit, before=count), self.engine.ledger
             merges = [{**merge_view(record), **trail(ledger, merge=record)} for record in records]
-        older = count - limit if count > limit else None
-        view = {"merges": merges, "before": older}
+        fit, rows = fitting(map(landed_size, merges), ROWS_BYTES), limit
+        if fit < len(merges) and wanted_type() != "json":
+            rows = max(1, fit)
+        older = count - rows if count > rows else None
+        view = {"merges": merges[:rows], "before": older}
         return self._show("history", view, repo=repo, limit=limit, first=before is None)
 
     def deployments(self, repo: str) -> Any:
@@ -7662,7 +7672,7 @@ class Web:
             return {"deployments": views, "current": current.commit if current else None}
 
         def values(view: Mapping[str, Any]) -> dict[str, Any]:
-            deployments = view["deployments"]
+            deployments = view["deployments"][: max(1, fitting(map(landed_size, view["deployments"]), ROWS_BYTES))]
             with engine.lock:
                 newest = ledger.search(1, repo=repo, kind=POST)
                 known = engine.state.repos.get(repo, Repo())
@@ -7672,7 +7682,8 @@ class Web:
             icon, words = tab_of(sum(one["status"] == "running" for one in deployments), deployments[:1])
             about = {"repo": repo, "limit": limit, "first": before is None, "icon": icon, "words": words, "tip": known.tip}
             about |= {"newest": newest[0].id if newest else None, "holds": self._holds(repo), "base": known.base}
-            return about | {"older": deployments[-1]["id"] if older else None, "passed": passed, "rolling": known.rollback}
+            about |= {"older": deployments[-1]["id"] if older else None, "passed": passed, "rolling": known.rollback}
+            return about | {"deployments": deployments}
 
         return self._show_kept("deployments", program, values)
 
