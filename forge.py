@@ -4499,7 +4499,7 @@ class Engine:
             outcome, failure = outcome_of(begun), None
         except (GitError, OSError) as error:
             outcome = self._settled(path, begun, str(error))  # git may have been killed halfway
-            failure = None if outcome[0][0] in ("merged", "branch.deleted", "branch.renewed") else error
+            failure = None if outcome[-1][0] in ("merged", "branch.deleted", "branch.renewed") else error
         with self.lock:
             self.record(*outcome)
         return failure

@@ -222,6 +222,33 @@ def test_the_holds_of_a_rollback_are_written_before_what_ends_its_intent() -> No
     assert [event for event, _ in forge.outcome_of(intent)] == ["hold.lifted", "hold.placed", "merged"]
 
 
+def test_a_rollback_whose_git_is_killed_after_it_moved_base_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = forge.Config(tmp_path, sandbox="none")
+    engine, path = forge.Engine(config), forge.create_repo(config, "app", "main")
+    try:
+        tip, line = "0" * 40, []
+        for text in ("1", "2", "3"):
+            blob = forge.git(path, "hash-object", "-w", "--stdin", text=text).strip()
+            tree = forge.git(path, "mktree", text=f"100644 blob {blob}\tfile\n").strip()
+            commit = forge.commit_tree(path, tree, [tip] if line else [], text)
+            forge.move_refs(path, [("refs/heads/main", tip, commit)])
+            tip, line = commit, [*line, commit]
+            engine.submit("app", Push())
+        engine.roll_back("app", line[1], untested=True)
+        move = forge.move_refs
+
+        def killed(*args: Any) -> None:
+            move(*args)
+            raise forge.GitError(("update-ref",), -9, "killed")
+
+        monkeypatch.setattr(forge, "move_refs", killed)
+        done = engine.roll_back("app", line[2], untested=True)
+        assert done["head"] == line[2] and not engine.state.repos["app"].holds  # what was held is base again
+        assert not engine.state.intents
+    finally:
+        engine.stop()
+
+
 def test_a_deployment_finds_its_merges_however_often_a_branch_of_that_name_has_landed(tmp_path: Path) -> None:
     ledger = forge.Ledger(tmp_path)
     ledger.record(("repo.found", {"repo": "app", "base": "main", "tip": A}))
