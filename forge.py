@@ -101,9 +101,9 @@ import unicodedata
 import uuid
 import zlib
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
@@ -213,7 +213,7 @@ def load_config(environ: Mapping[str, str]) -> Config:
         "job_processes": number("FORGE_JOB_PROCESSES"),
         "secrets_dir": path("FORGE_SECRETS_DIR"),
         "private": choice("FORGE_PRIVATE", "0", "1") == "1",
-        "log_days": number("FORGE_LOG_DAYS", 0, 100_000),
+        "log_days": number("FORGE_LOG_DAYS", 0, 99_999),
         "sandbox": choice("FORGE_SANDBOX", "auto", "none", "bwrap"),
         "notify": environ.get("FORGE_NOTIFY", "").strip() or None,
     }
@@ -276,8 +276,8 @@ class Job:
     heads: list[dict[str, str]]
     created_at: str
     status: str = "pending"
-    caused_by: str | None = None  # what brought the head about, if it is a bump (`Cause`)
     cause: str = "push"  # push, retest (the queue tests passed heads together), rerun (interrupted), retry, rollback
+    caused_by: str | None = None  # what brought the head about, if it is a bump (`Cause`)
     command: str | None = None
     configured: str | None = None  # the command that the repo's config named, "" for a detected one
     base: str | None = None
@@ -772,8 +772,8 @@ class JobIndex:
 
     def deployments(self, repo: str, after: int) -> Iterator[int]:
         """Ids of the finished post-merge jobs of a repo above `after` that deployed something, oldest first."""
-        numbers = [number for key, number in self.numbers.items() if key[:2] == (repo, POST) and key[2] not in UNWANTED]
-        return merge_sorted(*(find_first(self.kinds, number, after + 1) for number in numbers))
+        wanted = {number for key, number in self.numbers.items() if key[:2] == (repo, POST) and key[2] not in UNWANTED}
+        return (job_id for job_id in range(after + 1, len(self.kinds) if wanted else 0) if self.kinds[job_id] in wanted)
 
 
 class MergeIndex:
@@ -782,6 +782,7 @@ class MergeIndex:
     def __init__(self) -> None:
         self.places: dict[str, array[int]] = {}
         self.branches: dict[str, array[int]] = {}
+        self.commits: dict[str, array[int]] = {}
         self.causes = array("q")  # of each merge of a bump: the job that brought it about, and the merge's place
         self.effects = array("q")
 
@@ -792,6 +793,7 @@ class MergeIndex:
             self.effects.append(place)
         self.places.setdefault(record["repo"], array("q")).append(place)
         self.branches.setdefault(record["repo"], array("I")).append(branch_hash(record["repo"], record["branch"]))
+        self.commits.setdefault(record["repo"], array("I")).append(branch_hash(record["repo"], record["merge_commit"]))
 
     def newest(self, repo: str, branch: str | None = None, before: int | None = None) -> Iterator[int]:
         """Places of the merges of a repo (of a branch), newest first; of the first `before` of them."""
@@ -800,6 +802,11 @@ class MergeIndex:
             end = len(places) if before is None else min(before, len(places))
             return map(places.__getitem__, range(end - 1, -1, -1))
         return map(places.__getitem__, find_last(self.branches.get(repo, array("I")), branch_hash(repo, branch), len(places)))
+
+    def made(self, repo: str, commit: str) -> Iterator[int]:
+        """Places of the merges that may have made a commit of base."""
+        places = self.places.get(repo, array("q"))
+        return map(places.__getitem__, find_last(self.commits.get(repo, array("I")), branch_hash(repo, commit), len(places)))
 
     def caused_by(self, job_id: int) -> Iterator[int]:
         """Places of the merges that say that a job brought them about, newest first."""
@@ -850,15 +857,6 @@ def find_last(column: array[int], value: int, before: int) -> Iterator[int]:
     end = before * len(wanted)
     while (at := text.rfind(wanted, 0, end)) >= 0:
         end = at + len(wanted) - 1
-        if at % len(wanted) == 0:
-            yield at // len(wanted)
-
-
-def find_first(column: array[int], value: int, start: int) -> Iterator[int]:
-    """Where `value` stands in a column from `start` on, first first."""
-    text, wanted = column.tobytes(), array(column.typecode, [value]).tobytes()
-    at = start * len(wanted) - 1
-    while (at := text.find(wanted, at + 1)) >= 0:
         if at % len(wanted) == 0:
             yield at // len(wanted)
 
@@ -1278,7 +1276,7 @@ class Ledger:
             record = self.journal.read(name, place)
             check_record(self.state, record)
             return record
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             log(f"{name}.jsonl is damaged at byte {place}: {error!r}")
             return None
 
@@ -1374,10 +1372,10 @@ class Ledger:
                 found.append(record)
         return found
 
-    def merge_at(self, repo: str, commit: str, moment: str) -> dict[str, Any] | None:
-        """The merge by which a commit became base, as the newest of those until a moment; None for another way."""
-        found = self.merges_of(repo, limit=1, before=self.merges_until(repo, moment))
-        return found[0] if found and found[0]["merge_commit"] == commit else None
+    def merge_by(self, repo: str, commit: str) -> dict[str, Any] | None:
+        """The merge that made a commit of base; None when it came in another way."""
+        records = (self._read("merges", place) for place in self.merges.made(repo, commit))
+        return next((record for record in records if record and record["merge_commit"] == commit), None)
 
     def deployment_of(self, merge: Mapping[str, Any]) -> Job | None:
         """The post-merge job that brought a merge out, alone or with what landed meanwhile."""
@@ -1394,11 +1392,6 @@ class Ledger:
         merges = [self._read("merges", place) for place in itertools.islice(self.merges.caused_by(job.id), 50)]
         tests = [test for test in self.state.jobs.values() if test.caused_by == said and test.id > job.id]
         return [merge for merge in merges if merge and merge.get("caused_by") == said and merge["job"] > job.id][::-1], tests
-
-    def merges_until(self, repo: str, moment: str) -> int:
-        """How many merges of a repo there had been at a moment."""
-        places = self.merges.places.get(repo, array("q"))
-        return bisect_right(places, moment, key=lambda place: (self._read("merges", place) or {"at": ""})["at"])
 
 
 ###############################################################################
@@ -1698,15 +1691,15 @@ def keep_tested(repo: Path, job_id: int, commit: str) -> None:
     git_locking(repo, [f"{ref}.lock"], "update-ref", ref, commit)
 
 
-def drop_tested(repo: Path, in_use: set[int], pruned: Container[int] = (), dry: bool = False) -> int:
-    """Remove the refs of tested candidates but those of jobs `in_use` and the newest that are not `pruned`; how many.
+def drop_tested(repo: Path, in_use: set[int], is_old: Callable[[int], bool] = lambda _: False, dry: bool = False) -> int:
+    """Remove the refs of tested candidates but those of jobs `in_use` and the newest that are not old; how many.
 
     Raises GitError. A `dry` run only counts.
     """
     listed = git(repo, "for-each-ref", "--format=%(objectname) %(refname)", TESTED_REFS).split("\n")[:-1]
     commits = {name: commit for commit, _, name in (line.partition(f" {TESTED_REFS}") for line in listed)}
     spare = sorted((name for name in commits if name.isdigit() and int(name) not in in_use), key=int)
-    old = spare[:-TESTED_KEPT] + [name for name in spare[-TESTED_KEPT:] if int(name) in pruned]
+    old = spare[:-TESTED_KEPT] + [name for name in spare[-TESTED_KEPT:] if is_old(int(name))]
     if old and not dry:
         move_refs(repo, [(TESTED_REFS + name, commits[name], None) for name in old])
     return len(old)
@@ -1860,30 +1853,6 @@ def rollback_message(target: str, undone: Sequence[Landed], job_id: int) -> str:
     said = f"The tree is that of {target} again. This takes back:\n\n" + "\n".join(listed)
     job = f"Forge-Job: {job_id}\n" if job_id else ""
     return f"Forge Rollback: {target[:12]}\n\n{said}\n\nForge-Rollback-To: {target}\n{job}"
-
-
-def read_locks(repo: Path, revisions: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The locked inputs of commits or trees, as `locked_inputs` has them; a lock that is too large counts as none.
-
-    Raises GitError.
-    """
-    revisions = list(dict.fromkeys(revisions))
-    asked = "".join(f"{revision}:flake.lock\n" for revision in revisions)
-    told = git(repo, "cat-file", "--batch-check", text=asked).split("\n")
-    blobs = {}  # by revision
-    for revision, (object_id, *about) in zip(revisions, map(str.split, told), strict=False):
-        if about[0] == "blob" and int(about[1]) <= LOCK_BYTES:
-            blobs[revision] = object_id
-    found: dict[str, dict[str, str]] = {}
-    wanted = sorted(set(blobs.values()))
-    for at in range(0, len(wanted), LOCKS_AT_ONCE):
-        some = wanted[at : at + LOCKS_AT_ONCE]
-        rest = git(repo, "cat-file", "--batch", text="".join(f"{blob}\n" for blob in some)).encode("utf-8", "surrogateescape")
-        for blob in some:
-            header, _, rest = rest.partition(b"\n")
-            size = int(header.split()[2])
-            found[blob], rest = locked_inputs(rest[:size]), rest[size + 1 :]
-    return {revision: found.get(blobs.get(revision, ""), {}) for revision in revisions}
 
 
 def tree_of(repo: Path, commit: str) -> str:
@@ -2724,7 +2693,9 @@ def sandbox_mounts(config: Config, launch: Launch, around: Surroundings) -> dict
 def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surroundings:
     """What of this machine matters to a sandbox. `environ` is the server's."""
     private = [config.data_dir, config.secrets_dir, config.password_file, environ.get("CREDENTIALS_DIRECTORY"), *SECRET_PLACES]
-    private += [home for home in (environ.get("HOME"), server_user()[1]) if home and is_private_home(os.path.realpath(home))]
+    private += [
+        home for home in (environ.get("HOME"), user_of(os.geteuid())[1]) if home and is_private_home(os.path.realpath(home))
+    ]
     private += [place for place in secret_places(config.secrets_dir) if is_kept_from_others(place)]
     hidden = {Path(os.path.realpath(place)) for place in private if place}
     tmp = {Path(os.path.realpath(place)) for place in TMP_PLACES}
@@ -2764,15 +2735,15 @@ def is_private_home(home: str) -> bool:
     return bool(parts) and parts[0] not in system and not (len(parts) == 1 and parts[0] in shared)
 
 
-def server_user() -> tuple[str, str | None]:
-    """Name and home of the user the server runs as, as the machine knows it; else its number."""
+def user_of(uid: int) -> tuple[str, str | None]:
+    """Name and home of a user, as the machine knows them; else the number."""
     import pwd
 
     try:
-        known = pwd.getpwuid(os.geteuid())
+        known = pwd.getpwuid(uid)
         return known.pw_name, known.pw_dir
     except KeyError:
-        return str(os.geteuid()), None
+        return str(uid), None
 
 
 def forge_places() -> list[Path]:
@@ -3775,6 +3746,10 @@ class Engine:
         locks = [self.locked(name, tree) if any(hold.inputs for hold in holds) else {} for tree in (before, merged.tree)]
         return held_by(name, holds, merged.tree, *locks)
 
+    def brought(self, name: str, base: str, commit: str) -> Brought:
+        """What a deployment of `commit` brings that `base` lacks ("": nothing was there)."""
+        return self._kept(("brought", name, base, commit), lambda: read_brought(self.config.repo(name), base, commit))
+
     def counts(self, name: str, base: str, head: str) -> tuple[str | None, int, int]:
         """What `count_commits` says of two commits of a repo."""
         return self._kept(("count", name, base, head), lambda: count_commits(self.config.repo(name), base, head))
@@ -3950,6 +3925,7 @@ class Engine:
             self.record(("job.started", {"id": job.id, "started_at": now(), **about, **facts}))
         run, log_file = self.config.data_dir / "running" / str(job.id), self.config.log(job.repo, job.id)
         if job.kind == POST and has_secrets(self.config):
+            log_file.unlink(missing_ok=True)  # that of another job in a restored copy: a mask would go on with it
             log_file = run / RAW_LOG
         environ = job_environ(self.config, self.url, job, home) | (ssh_environ(run) if ssh_config is not None else {})
         return Launch(job.kind, tree, run, log_file, environ, path, home, configured, ssh_config)
@@ -4058,11 +4034,9 @@ class Engine:
             return replace(job, status=status, reason=reason, exit_code=code, command=command, stopping=None)
 
         with self.lock:
-            job = self.state.jobs.get(job_id)
+            job, running = self.state.jobs.get(job_id), self.running.get(job_id)
         if job is None or not job.live:
             return
-        with self.lock:
-            running = self.running.get(job_id)
         mask = running.mask if running else self._mask_of(job)
         if mask:
             mask.copy(ended=True)
@@ -4591,7 +4565,7 @@ class Engine:
             outcome, failure = outcome_of(begun), None
         except (GitError, OSError) as error:
             outcome = self._settled(path, begun, str(error))  # git may have been killed halfway
-            failure = None if outcome[0][0] in ("merged", "branch.deleted", "branch.renewed") else error
+            failure = None if outcome[-1][0] in ("merged", "branch.deleted", "branch.renewed") else error
         with self.lock:
             self.record(*outcome)
         return failure
@@ -4825,7 +4799,7 @@ class Engine:
 
     def _base_commit(self, name: str, refs: Refs, given: str) -> tuple[dict[str, Landed], Landed]:
         """The newest commits of base's own line, and the one of them that an id or its beginning means. Raises Refused."""
-        given = check_beginning(given)
+        given = check_prefix(given)
         if refs.tip is None:
             raise Refused(409, f"{name} has no base yet, so there is no commit of it")
         path = self.config.repo(name)
@@ -4928,7 +4902,7 @@ class Engine:
 
     def _lift_hold(self, name: str, given: str) -> Hold:
         """Lift the hold that a commit's id or its beginning means, wherever base is by now. Raises Refused."""
-        given = check_beginning(given)
+        given = check_prefix(given)
         with self.lock:
             found = [hold for commit, hold in self.state.repos[name].holds.items() if commit.startswith(given)]
             if len(found) > 1:
@@ -4941,16 +4915,16 @@ class Engine:
     def _place_hold(self, name: str, landed: Landed) -> Hold:
         """Put a commit of base on hold by hand. The repo's turn is held. Raises Refused, GitError."""
         locks = read_locks(self.config.repo(name), [landed.commit, *landed.parents.split()[:1]])
-        brought = inputs_brought(locks.get(landed.parents.split(" ")[0], {}), locks[landed.commit])
-        facts = {"commit": landed.commit, "tree": landed.tree, "inputs": brought, "reason": "somebody put it on hold"}
+        brought = bumped_inputs(locks.get(landed.parents.split(" ")[0], {}), locks[landed.commit])
+        facts = {"commit": landed.commit, "tree": landed.tree, "inputs": as_pairs(brought), "reason": "somebody put it on hold"}
         with self.lock:
             self.record(("hold.placed", {"repo": name, **facts}))
             return self.state.repos[name].holds[landed.commit]
 
 
-def check_beginning(given: str) -> str:
-    """The beginning of a commit's id, or Refused: less than four digits mean anything, none at all would mean each."""
-    if not re.fullmatch("[0-9a-fA-F]{4,64}", given):
+def check_prefix(given: str) -> str:
+    """The id of a commit, or its beginning, as git spells it. Raises Refused."""
+    if not re.fullmatch("[0-9a-f]{4,64}", given.lower()):
         raise Refused(400, f"{shorten(given)} is no commit id: at least four of its hex digits are needed")
     return given.lower()
 
@@ -4967,7 +4941,8 @@ def outcome_of(intent: Mapping[str, Any], failure: str | None = None) -> list[Ev
         return [("merge.abandoned", {"repo": intent["repo"], "begun": intent["seq"], "reason": failure})]
     merged = [("merged", {**merge, "begun": intent["seq"], "merged_at": now()}) for merge in intent["merges"]]
     lifted = [("hold.lifted", {"repo": intent["repo"], "commit": commit}) for commit in intent.get("lifted", ())]
-    return [*merged, *lifted, *(("hold.placed", {"repo": intent["repo"], **hold}) for hold in intent.get("holds", ()))]
+    placed = [("hold.placed", {"repo": intent["repo"], **hold}) for hold in intent.get("holds", ())]
+    return [*lifted, *placed, *merged]  # the last one ends the intent: when a crash tears these apart, all are written again
 
 
 def is_ancestor(repo: Path, commit: str, of: str) -> bool:
@@ -5046,7 +5021,7 @@ def bare_environ(config: Config, home: str) -> dict[str, str]:
     return {
         "PATH": f"{config.data_dir / 'bin'}:{os.environ.get('PATH', os.defpath)}",
         "HOME": home,
-        "USER": server_user()[0],
+        "USER": user_of(os.geteuid())[0],
         "LANG": os.environ.get("LANG") or "C.UTF-8",
         "TZ": os.environ.get("TZ") or "UTC",
     }
@@ -5054,7 +5029,7 @@ def bare_environ(config: Config, home: str) -> dict[str, str]:
 
 def notify_environ(config: Config, url: str) -> dict[str, str]:
     """The whole environment of FORGE_NOTIFY: `forge` works in it, but it holds no password."""
-    home = os.environ.get("HOME") or server_user()[1] or "/"
+    home = os.environ.get("HOME") or user_of(os.geteuid())[1] or "/"
     return {**bare_environ(config, home), "FORGE_DATA_DIR": str(config.data_dir), "FORGE_URL": url}
 
 
@@ -5254,7 +5229,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
     return view
 
 
-TRAIL_LINES, TRAIL_STEPS = 10, 40  # that a page shows of what one thing has led to
+TRAIL_LINES, TRAIL_HOPS = 10, 10  # that a page shows of what one thing has led to; deployments on the way to it
 Step = dict[str, Any]
 
 
@@ -5273,7 +5248,7 @@ def trail(ledger: Ledger, *, job: Job | None = None, merge: Mapping[str, Any] | 
         lines = [[*begin, step_of_merge(merge), *end] for end in ends]
     else:
         lines = [[*steps_of_cause(ledger, job.caused_by, job.id), step_of(job)]] if job and job.caused_by else []
-    found = [line[:TRAIL_STEPS] for line in lines[:TRAIL_LINES] if len({step["repo"] for step in line}) > 1]
+    found = [line for line in lines[:TRAIL_LINES] if len({step["repo"] for step in line}) > 1]
     return {"trail": found} if found else {}
 
 
@@ -5288,20 +5263,23 @@ def step_of_merge(merge: Mapping[str, Any]) -> Step:
     return {"what": "merge", **about, "status": "merged"}
 
 
-def steps_to(ledger: Ledger, deployment: Job) -> list[Step]:
+def steps_to(ledger: Ledger, deployment: Job, most: int = TRAIL_HOPS) -> list[Step]:
     """What led to a deployment, and itself."""
-    merge = ledger.merge_at(deployment.repo, deployment.commit, deployment.created_at)
+    merge = ledger.merge_by(deployment.repo, deployment.commit)
     landed: Step = {"what": "commit", **{name: getattr(deployment, name) for name in ("repo", "branch", "commit")}, "job": None}
-    causes = steps_of_cause(ledger, merge.get("caused_by"), merge["job"]) if merge else []
+    causes = steps_of_cause(ledger, merge.get("caused_by"), merge["job"], most) if merge and most else []
     return [*causes, step_of_merge(merge) if merge else {**landed, "status": "pushed"}, step_of(deployment)]
 
 
-def steps_of_cause(ledger: Ledger, said: object, before: int) -> list[Step]:
-    """What led to a bump that job `before` tested. Anybody may write a trailer: what is no deployment here is only told."""
+def steps_of_cause(ledger: Ledger, said: object, before: int, most: int = TRAIL_HOPS) -> list[Step]:
+    """What led to a bump that job `before` tested. Anybody may write a trailer: what is no deployment here is only told.
+
+    Two repos may bump each other for ever, so a line has an end.
+    """
     cause = parse_cause(said)
     job = ledger.job(cause.job) if cause and cause.job < before else None
     if job and cause == (job.repo, job.commit, job.id) and job.kind == POST:
-        return steps_to(ledger, job)
+        return steps_to(ledger, job, most - 1)
     return [{"what": "said", **cause._asdict(), "branch": None, "status": None}] if cause else []
 
 
@@ -5720,7 +5698,7 @@ def parse_hook_json(body: bytes, at: str) -> tuple[str, Push]:
 ENTRIES_BYTES, LINES_BYTES = 360_000, 400_000
 FILE_BYTES = 800_000  # a file on a page of its own
 FILE_LINES, PAGE_LINES, PAGE_FILES = 400, 3000, 100  # what is asked of git at once to be shown unfolded
-ROWS_BYTES = 600_000  # of the list of a repo's merge requests
+ROWS_BYTES = 600_000  # of the list of a repo's merge requests, its merges, or its deployments
 LISTING_BYTES = 2 << 20
 LINE_CHARS = 2000
 COMMITS_SHOWN = 100
@@ -5906,6 +5884,13 @@ def row_size(view: Mapping[str, Any]) -> int:
     """At most the bytes of a merge request in the list of its repo."""
     name = html_size(view["branch"]) * 2 + len(quote_bytes(view["branch"]))
     return 700 + name + sum(html_size(view[part][:most]) for part, most in (("subject", 300), ("author", 100), ("why", 1000)))
+
+
+def landed_size(view: Mapping[str, Any]) -> int:
+    """About the bytes of a merge or a deployment in the list of its repo, rather too many: what is long are foreign words."""
+    parts = [view.get(part) for part in ("branch", "reason", "trail")]
+    parts += [view.get(part, [])[:20] for part in ("merges", "pushed", "included", "authors")]
+    return 1500 + html_size(json.dumps(parts))
 
 
 def line_size(line: DiffLine) -> int:
@@ -6431,6 +6416,8 @@ def fit(text: str, room: int) -> str:
 
 LOCK = "flake.lock"
 LOCK_BYTES = 1 << 20  # of a lock that the server reads
+LOCKS_AT_ONCE = 16  # that are in memory
+INPUTS_MOST = 1000  # of one lock
 NO_LOCK: dict[str, Any] = {"nodes": {"root": {}}, "root": "root"}
 INPUT_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,99}")  # as Nix takes one on its command line
 
@@ -6474,11 +6461,42 @@ def locked_commit(lock: Mapping[str, Any], name: str) -> str | None:
     return commit if isinstance(commit, str) and OBJECT_ID.fullmatch(commit) else None
 
 
-def bumped_inputs(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, str]:
-    """The inputs of the flake itself that `after` locks to another commit than `before`, each with that commit."""
-    names = after["nodes"][after["root"]].get("inputs", {})
-    commits = {name: locked_commit(after, name) for name in names}
-    return {name: commit for name, commit in commits.items() if commit and commit != locked_commit(before, name)}
+def locked_inputs(lock: Mapping[str, Any]) -> dict[str, str]:
+    """The commit that each input of the flake itself is locked to, by its name; what follows another one is left out."""
+    names = itertools.islice(lock["nodes"][lock["root"]].get("inputs", {}), INPUTS_MOST)
+    commits = {name: locked_commit(lock, name) for name in names if name.isprintable() and len(name) <= 100}
+    return {name: commit for name, commit in commits.items() if commit}
+
+
+def read_locks(repo: Path, revisions: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The `locked_inputs` of commits or trees; none where there is no lock, or one that is too large or cannot be read.
+
+    Raises GitError.
+    """
+    revisions = list(dict.fromkeys(revisions))
+    asked = "".join(f"{revision}:{LOCK}\n" for revision in revisions)
+    told = git(repo, "cat-file", "--batch-check", text=asked).split("\n")
+    blobs = {}  # by revision
+    for revision, (object_id, *about) in zip(revisions, map(str.split, told), strict=False):
+        if about[0] == "blob" and int(about[1]) <= LOCK_BYTES:
+            blobs[revision] = object_id
+    found: dict[str, dict[str, str]] = {}
+    wanted = sorted(set(blobs.values()))
+    for at in range(0, len(wanted), LOCKS_AT_ONCE):
+        some = wanted[at : at + LOCKS_AT_ONCE]
+        rest = git(repo, "cat-file", "--batch", text="".join(f"{blob}\n" for blob in some)).encode("utf-8", "surrogateescape")
+        for blob in some:
+            header, _, rest = rest.partition(b"\n")
+            size = int(header.split()[2])
+            with contextlib.suppress(LockTrouble):
+                found[blob] = locked_inputs(parse_lock(rest[:size].decode("utf-8", "replace")))
+            rest = rest[size + 1 :]
+    return {revision: found.get(blobs.get(revision, ""), {}) for revision in revisions}
+
+
+def bumped_inputs(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """The inputs that `after` locks to another commit than `before`, each with that commit; both as `locked_inputs` has them."""
+    return {name: commit for name, commit in sorted(after.items()) if before.get(name) != commit}
 
 
 def graft_inputs(base: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -6528,7 +6546,7 @@ def renewed_lock(
 
     `overtakes` says of two sources, that of base and that of the bump, whether the first is newer. Raises LockTrouble.
     """
-    bumped = bumped_inputs(before, bump)
+    bumped = bumped_inputs(locked_inputs(before), locked_inputs(bump))
     if not bumped:
         raise LockTrouble("it locks no input to another commit")
     names = []
@@ -6609,19 +6627,15 @@ def unit_word(text: str) -> str:
 
 def unit_text(name: str, notes: Iterable[str], sections: Mapping[str, Iterable[tuple[str, str]]]) -> str:
     """A unit file with its comments."""
-    parts = ["".join(f"\n[{section}]\n" + "".join(f"{k}={v}\n" for k, v in lines) for section, lines in sections.items())]
-    return UNIT_TO_INSTALL % {"name": name} + "".join(f"# {note}\n" for note in notes) + parts[0]
+    body = "".join(f"\n[{section}]\n" + "".join(f"{k}={v}\n" for k, v in lines) for section, lines in sections.items())
+    return UNIT_TO_INSTALL % {"name": name} + "".join(f"# {note}\n" for note in notes) + body
 
 
 def unit_user(config: Config) -> tuple[str, str | None]:
     """Whom the service runs as, the owner of the data directory unless that is root, and what to do first."""
-    import pwd
-
     there, place = config.data_dir.exists(), shlex.quote(str(config.data_dir))
     owner = config.data_dir.stat().st_uid if there else os.geteuid()
-    name = "forge" if owner == 0 else str(owner)
-    with contextlib.suppress(KeyError):
-        name = pwd.getpwuid(owner).pw_name if owner else name
+    name = user_of(owner)[0] if owner else "forge"
     first = [f"useradd --system --home-dir {place} --shell /bin/sh forge"] if owner == 0 else []  # sshd wants a shell
     first += [f"chown -R forge: {place}"] if owner == 0 and there else []
     first += [f"install -d -o {name} {place}"] if not there and not in_var_lib(config) else []
@@ -6813,39 +6827,29 @@ def upkeep_turn(directory: Path) -> Iterator[None]:
         yield
 
 
-def jobs_finished(journal: Path) -> dict[int, str]:
-    """When each job finished, from jobs.jsonl as it lies there. What is no record is passed over, as the server does."""
-    found = {}
-    with contextlib.suppress(FileNotFoundError), open(journal, "rb") as stream:
-        for line in stream:
-            if b'"job.finished"' in line:
-                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-                    record = json.loads(line)
-                    if record["event"] == "job.finished":
-                        found[int(record["id"])] = str(record["finished_at"])
-    return found
-
-
 def prune(engine: Engine, days: int, dry: bool = False, by_itself: bool = False) -> Pruned:
     """Remove logs of jobs that finished so many days ago (0: none), checkouts and refs of no more use; then git maintenance.
 
     By itself it leaves checkouts that were used lately. A `dry` run removes nothing. Raises Refused(409), OSError.
     """
-    done = Pruned()
+    done, moment = Pruned(), at_time(time.time() - days * 86400) if days else ""
+
+    def is_old(job_id: int) -> bool:
+        """Whether a job finished so many days ago."""
+        with engine.lock:
+            job = engine.ledger.job(job_id)
+        return bool(job and job.finished_at and job.finished_at < moment)
+
     with upkeep_turn(engine.config.data_dir):
-        logs = list_logs(engine.config.data_dir / "logs", None, None) if days else []
-        finished = jobs_finished(engine.config.data_dir / "jobs.jsonl") if logs else {}
-        moment = at_time(time.time() - days * 86400)
-        old = {job_id for job_id, at in finished.items() if at < moment} if days else set()
-        for job_id, folder in logs:
-            if job_id in old:
+        for job_id, folder in list_logs(engine.config.data_dir / "logs", None, None) if days else ():
+            if is_old(job_id):
                 prune_log(folder / f"{job_id}.log", done, dry)
         prune_checkouts(engine, STALE_SECONDS if by_itself else 0, done, dry)
         for name in engine.repo_names():
             try:
                 with engine.lock:
                     in_use = {job.id for job in engine.state.jobs.values()}
-                done.add("refs", count=drop_tested(engine.usable(name), in_use, old, dry))
+                done.add("refs", count=drop_tested(engine.usable(name), in_use, is_old, dry))
                 if not by_itself:
                     tend_repo(engine, name, done, dry)
             except (Refused, GitError, OSError) as error:
@@ -6957,30 +6961,13 @@ def collect_garbage(engine: Engine, repo: Path) -> None:
 
 LINE_MOST = 1000  # commits of base's own line among which somebody may roll back, or put one on hold
 UNDONE_NAMED = 20  # commits that the message of a rollback names
-LOCKS_AT_ONCE = 16  # that are in memory
-INPUTS_MOST = 1000  # of one lock
+DEPLOYMENTS_BEFORE = 50  # among which those are that a deployment took the place of
 BROUGHT_WALK, BROUGHT_NAMED, AUTHORS_NAMED = 1000, 20, 10  # commits of a deployment that are looked at, shown; their authors
 
 
-def locked_inputs(lock: bytes) -> dict[str, str]:
-    """The commit at which each of a flake's own inputs is locked, by its name; {} for what is no lock file."""
-    try:
-        told = json.loads(lock)
-        nodes = told["nodes"]
-        named = nodes[told["root"]].get("inputs") or {}
-        found = {}
-        for name, key in itertools.islice(named.items(), INPUTS_MOST):
-            revision = nodes[key].get("locked", {}).get("rev") if isinstance(key, str) else None  # a list follows another
-            if isinstance(revision, str) and OBJECT_ID.fullmatch(revision) and name.isprintable() and len(name) <= 100:
-                found[name] = revision
-        return found
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return {}
-
-
-def inputs_brought(before: Mapping[str, str], after: Mapping[str, str]) -> list[dict[str, str]]:
-    """The inputs that a commit locked elsewhere than the one before it, and where."""
-    return [{"input": name, "commit": rev} for name, rev in sorted(after.items()) if before.get(name) != rev]
+def as_pairs(inputs: Mapping[str, str]) -> list[dict[str, str]]:
+    """Inputs and their commits, as a hold and its record have them."""
+    return [{"input": name, "commit": commit} for name, commit in inputs.items()]
 
 
 def built_on(line: Mapping[str, Landed], commit: str) -> dict[str, Landed]:
@@ -7014,8 +7001,8 @@ def holds_of(
         if landed.tree == tree or landed.is_rollback:
             continue
         before = locks.get(landed.parents.split(" ")[0], {})
-        brought = [pair for pair in inputs_brought(before, locks[landed.commit]) if kept.get(pair["input"]) != pair["commit"]]
-        placed.append({"commit": landed.commit, "tree": landed.tree, "inputs": brought})
+        brought = bumped_inputs(kept, bumped_inputs(before, locks[landed.commit]))
+        placed.append({"commit": landed.commit, "tree": landed.tree, "inputs": as_pairs(brought)})
     return placed
 
 
@@ -7034,10 +7021,10 @@ def lifted_by(holds: Sequence[Hold], target: str, tree: str) -> list[str]:
 
 def held_by(repo: str, holds: Iterable[Hold], tree: str, before: Mapping[str, str], after: Mapping[str, str]) -> Held | None:
     """The first hold on what a merge would bring: its tree, or an input locked as on hold. `before` and `after` are the locks."""
+    brought = bumped_inputs(before, after)
     for hold in holds:
-        back = [
-            f"the input {pair['input']} at {pair['commit'][:12]}" for pair in hold.inputs if pair in inputs_brought(before, after)
-        ]
+        found = [(pair["input"], pair["commit"]) for pair in hold.inputs if brought.get(pair["input"]) == pair["commit"]]
+        back = [f"the input {name} at {commit[:12]}" for name, commit in found]
         back += [f"the tree of {hold.commit[:12]}"] if hold.tree == tree else []
         if back:
             since = f"on hold since {hold.since[:16].replace('T', ' ')} UTC ({hold.reason})"
@@ -7075,10 +7062,10 @@ def brought_of(walk: Sequence[tuple[Landed, str]], tip: str, whole: bool) -> Bro
     return Brought(tuple(line), tuple(shown[:BROUGHT_NAMED]), len(written), tuple(authors), whole)
 
 
-def read_brought(repo: Path, base: str | None, tip: str) -> Brought:
-    """What base gained from `base` (None: from nothing) to `tip`. Raises GitError."""
+def read_brought(repo: Path, base: str, tip: str) -> Brought:
+    """What base gained from `base` ("": from nothing) to `tip`. Raises GitError."""
     how = (f"--max-count={BROUGHT_WALK + 1}", "--topo-order", *([f"^{base}"] if base else []))
-    landed = [one._replace(subject=one.subject[:200]) for one in read_landed(repo, tip, *how).values()]
+    landed = [Landed(*(word[:200] for word in one)) for one in read_landed(repo, tip, *how).values()]  # it is kept
     text = "".join(f"{one.commit}\n" for one in landed)
     names = git(repo, "log", "--no-walk=unsorted", "--stdin", "-z", "--format=%an", text=text).split("\0") if text else []
     walk = list(zip(landed, names, strict=False))
@@ -7092,21 +7079,15 @@ def deployment_view(engine: Engine, job: Job, before: Iterable[Job]) -> dict[str
     """
     brought, trouble = Brought(), None
     try:
-        key = ("brought", job.repo, job.base or "", job.commit)
-        brought = engine._kept(key, lambda: read_brought(engine.config.repo(job.repo), job.base, job.commit))
+        brought = engine.brought(job.repo, job.base or "", job.commit)
     except GitError as error:
         trouble = f"git cannot tell what it brought: {error}"
-    merges, pushed = [], []
     with engine.lock:
-        for landed in brought.line:
-            branch = job.branch if landed.is_rollback else landed.branch
-            found = engine.ledger.merges_of(job.repo, branch) if landed.claims else []
-            merge = next((merge for merge in found if merge["merge_commit"] == landed.commit), None)
-            merges += [merge_view(merge)] if merge else []
-            pushed += (
-                [{"commit": landed.commit, "subject": landed.subject, "authored_at": landed.authored_at}] if not merge else []
-            )
+        found = {one.commit: engine.ledger.merge_by(job.repo, one.commit) for one in brought.line if one.claims}
         view = {**job_view(engine, job), **trail(engine.ledger, job=job)}
+    merges = [merge_view(merge) for merge in found.values() if merge]
+    direct = [one for one in brought.line if not found.get(one.commit)]
+    pushed = [{"commit": one.commit, "subject": one.subject, "authored_at": one.authored_at} for one in direct]
     never_ran = itertools.takewhile(lambda other: other.base == job.base and not (other.started_at or other.live), before)
     instead = [other for other in never_ran if other.commit != job.commit]
     rest = itertools.dropwhile(lambda merge: not instead or merge["merge_commit"] != instead[0].commit, merges)
@@ -7781,8 +7762,11 @@ class Web:
             count = count if before is None else min(before, count)
             records, ledger = self.engine.ledger.merges_of(repo, limit=limit, before=count), self.engine.ledger
             merges = [{**merge_view(record), **trail(ledger, merge=record)} for record in records]
-        older = count - limit if count > limit else None
-        view = {"merges": merges, "before": older}
+        fit, rows = fitting(map(landed_size, merges), ROWS_BYTES), limit
+        if fit < len(merges) and wanted_type() != "json":
+            rows = max(1, fit)
+        older = count - rows if count > rows else None
+        view = {"merges": merges[:rows], "before": older}
         return self._show("history", view, repo=repo, limit=limit, first=before is None)
 
     def deployments(self, repo: str) -> Any:
@@ -7793,13 +7777,13 @@ class Web:
 
         def program() -> dict[str, Any]:
             with engine.lock:
-                found = ledger.search(limit + 50, before, repo=repo, kind=POST)  # some more: for what the last one includes
+                found = ledger.search(limit + DEPLOYMENTS_BEFORE, before, repo=repo, kind=POST)
                 current = next(iter(ledger.search(1, repo=repo, kind=POST, status="passed")), None)
             views = [deployment_view(engine, job, itertools.islice(found, at, None)) for at, job in enumerate(found[:limit], 1)]
             return {"deployments": views, "current": current.commit if current else None}
 
         def values(view: Mapping[str, Any]) -> dict[str, Any]:
-            deployments = view["deployments"]
+            deployments = view["deployments"][: max(1, fitting(map(landed_size, view["deployments"]), ROWS_BYTES))]
             with engine.lock:
                 newest = ledger.search(1, repo=repo, kind=POST)
                 known = engine.state.repos.get(repo, Repo())
@@ -7809,7 +7793,8 @@ class Web:
             icon, words = tab_of(sum(one["status"] == "running" for one in deployments), deployments[:1])
             about = {"repo": repo, "limit": limit, "first": before is None, "icon": icon, "words": words, "tip": known.tip}
             about |= {"newest": newest[0].id if newest else None, "holds": self._holds(repo), "base": known.base}
-            return about | {"older": deployments[-1]["id"] if older else None, "passed": passed, "rolling": known.rollback}
+            about |= {"older": deployments[-1]["id"] if older else None, "passed": passed, "rolling": known.rollback}
+            return about | {"deployments": deployments}
 
         return self._show_kept("deployments", program, values)
 
@@ -7819,7 +7804,9 @@ class Web:
         job = self._job(job_id)
         if (job.repo, job.kind) != (repo, POST):
             raise Refused(404, f"job {job.id} is no deployment of {repo}")
-        view = {**deployment_view(self.engine, job, ()), "head": job.commit}
+        with self.engine.lock:
+            before = self.engine.ledger.search(DEPLOYMENTS_BEFORE, job.id, repo=repo, kind=POST)
+        view = {**deployment_view(self.engine, job, before), "head": job.commit}
         if wanted_type() == "json":
             return json_response(view)
         split, path = bottle.request.query.get("view") == "split", bottle.request.query.get("file")
@@ -8145,8 +8132,8 @@ class Web:
         """Free room, as ``forge prune`` asks for it; answers when it is done."""
         self._authorize()
         days = self._form("days") or str(self.config.log_days)
-        if not re.fullmatch("[0-9]{1,6}", days):
-            raise Refused(400, f"days is {shorten(days)}, but must be a whole number")
+        if not re.fullmatch("[0-9]{1,5}", days):
+            raise Refused(400, f"days is {shorten(days)}, but must be a whole number of at most five digits")
         dry = self._form("dry_run") == "1"
         return self._done(prune(self.engine, int(days), dry).view(dry), "/")
 
@@ -9516,6 +9503,11 @@ GIT_PLACES = frozenset(
 )
 
 
+def placeless_environ() -> dict[str, str]:
+    """Our environment without the repo that a hook, or a git that has called us, may have named."""
+    return {key: value for key, value in os.environ.items() if key not in GIT_PLACES}
+
+
 class Bump:
     """One run of ``forge bump``: a clone in `folder`, which whoever calls it removes. `here` is where the history may be."""
 
@@ -9523,8 +9515,7 @@ class Bump:
         self.url, self.name, self.commit, self.cause, self.here = url, name, commit, cause, here
         self.clone = folder / "clone"
         self.branch = f"deploy-{name}-{commit[:8]}"
-        # a hook, or a git that has called us, may have named a repo of its own
-        self.environ = {key: value for key, value in os.environ.items() if key not in GIT_PLACES}
+        self.environ = placeless_environ()
         self.heads: dict[str, str] = {}  # by branch, "" for base: as they were when last looked at
         self.locks: dict[str, dict[str, Any]] = {}
         self.base = "base"
@@ -9723,8 +9714,6 @@ class Bump:
 
 def cmd_bump(config: Config, args: argparse.Namespace) -> int:
     """Move a flake input of another repo to a commit, by a branch that merges itself."""
-    import tempfile
-
     if not INPUT_NAME.fullmatch(args.input):
         raise Fault(2, f"{args.input!r} is no name of a flake input")
     if args.configs_url.startswith("-"):
@@ -9752,9 +9741,8 @@ def commit_here(name: str) -> str:
     """The full id of a commit that is named in full, or in a way that the checkout we are in understands. Raises Fault."""
     if OBJECT_ID.fullmatch(name.lower()):
         return name.lower()
-    environ = {key: value for key, value in os.environ.items() if key not in GIT_PLACES}
     args = ("git", "rev-parse", "--verify", "-q", "--end-of-options", f"{name}^{{commit}}")
-    done = subprocess.run(args, env=environ, capture_output=True, text=True)
+    done = subprocess.run(args, env=placeless_environ(), capture_output=True, text=True)
     if done.returncode:
         raise Fault(2, f"there is no commit {name!r} here; say which with --commit, in full, or run this in a checkout of it")
     return done.stdout.strip().split("\n")[-1]
@@ -9893,7 +9881,7 @@ def cmd_shell(config: Config, args: argparse.Namespace) -> int:
     asked = os.environ.pop("SSH_ORIGINAL_COMMAND", "")
     if not asked:
         host = (os.environ.get("SSH_CONNECTION", "").split() or ["HOST"] * 3)[2:3][0]
-        to = f"{server_user()[0]}@{host}"
+        to = f"{user_of(os.geteuid())[0]}@{host}"
         print(
             f"This is a forge; you are known here, but there is no shell. What works: git clone {to}:REPO.git · git push", end=""
         )
@@ -10011,8 +9999,6 @@ def demo_uses_nix(folder: Path) -> str | None:
 
 def cmd_demo(config: Config, args: argparse.Namespace) -> int:
     """The newcomer's tour: a server of its own, a repo, a branch that fails and one that merges, through real git."""
-    import tempfile
-
     root = Path(tempfile.mkdtemp(prefix="forge-demo-"))
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("FORGE_", "GIT_"))}
     environ |= {"FORGE_DATA_DIR": str(root / "data"), "FORGE_PORT": "0", "FORGE_MERGE_PASSWORD": "demo"}

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -581,3 +582,25 @@ def test_a_cause_is_read_from_the_last_paragraph_only_and_taken_for_what_it_is()
         good,
     ):
         assert forge.cause_in(text) is None
+
+
+def test_two_repos_that_bump_each_other_for_ever_have_a_line_with_an_end(tmp_path: Path) -> None:
+    """Each deployment was caused by the one before, in the other repo."""
+    ledger = forge.Ledger(tmp_path)
+    at, cause, made = "2026-01-01T00:00:00.000Z", None, []
+    for number in range(1, 1001, 2):
+        repo, commit = ("one", "two")[number % 4 == 1], f"{number:040x}"
+        merge = {"repo": repo, "branch": "b", "head": commit, "merge_commit": commit, "parent": commit, "how": "auto", "begun": 0}
+        merge |= {"job": number, "caused_by": cause, "merged_at": at}
+        heads = [{"branch": "main", "commit": commit}]
+        job = forge.Job(number + 1, repo, "main", forge.POST, commit, heads, at, "passed", started_at=at, exit_code=0)
+        made += [("merged", merge), ("job.queued", asdict(replace(job, status="pending"))), ("job.finished", asdict(job))]
+        cause = f"{repo} {commit} job {job.id}"
+    ledger.record(*made)
+    for job_id in (2, 500, 1000):
+        job = ledger.job(job_id)
+        assert job
+        (line,) = forge.trail(ledger, job=job)["trail"]
+        assert ("deployment", job_id) in [(step["what"], step["job"]) for step in line] and len(line) <= 50
+        merge = ledger.merge_by(job.repo, job.commit)
+        assert ledger.deployment_of(merge or {}) is job

@@ -10,6 +10,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -427,3 +428,33 @@ def test_what_is_kept_of_a_page_is_for_one_kind_of_reader_and_until_something_ha
     for path in ("/jobs", "/r/app"):
         page = html(server, path)
         assert f'href="/jobs/{job_id}"' in page and 'data-status="running"' not in page
+
+
+def test_lists_of_what_led_to_much_are_pages_below_1_mb(make_server: Callable[..., Server]) -> None:
+    """Each of 60 merges has a deployment that brought ten bumps about; all branches have long odd names."""
+    server = make_server()
+    server.repo()
+    server.stop()
+    ledger, branch, at = forge.Ledger(server.data), "&" * 200, "2030-01-01T00:00:00.000Z"
+    events: list[forge.Event] = []
+    for job_id in range(1000, 1060):
+        commit = f"{job_id:040x}"
+        about = {"branch": branch, "head": commit, "parent": commit, "how": "auto", "begun": 0, "merged_at": at}
+        events.append(("merged", {**about, "repo": "app", "merge_commit": commit, "job": job_id - 500}))
+        job = forge.Job(job_id, "app", "main", forge.POST, commit, [{"branch": "main", "commit": commit}], at, "passed")
+        events.append(("job.finished", asdict(replace(job, started_at=at, finished_at=at, base="0" * 40))))
+        bump = {**about, "repo": "configs", "job": job_id + 1, "caused_by": f"app {commit} job {job_id}"}
+        events += [("merged", {**bump, "merge_commit": f"{number}{commit[1:]}"}) for number in range(10)]
+    ledger.record(*events)
+    ledger.journal.close()
+    server.start()
+    for name in ("history", "deployments"):
+        seen: list[str] = []
+        page = f"/r/app/{name}?limit=60"
+        while page:
+            text = html(server, page)
+            assert len(text.encode()) < 1_000_000, name
+            seen += re.findall('data-key="(?:job-)?([0-9a-f]+)"', text)
+            older = re.search(r'href="([^"]+before=\d+)"', text)
+            page = older[1].replace("&amp;", "&") if older else ""
+        assert len(seen) == len(set(seen)) >= 60, name

@@ -87,6 +87,7 @@ def test_days_are_said_or_set(make_server: Callable[..., Server]) -> None:
     del server.settings["FORGE_LOG_DAYS"]
     server.start()
     assert server.ask("/prune", {}).status == 401 and server.act("/prune", days="x").status == 400
+    assert server.act("/prune", days="999999").status == 400 and server.act("/prune", days="99999", dry_run="1").status == 200
     assert server.ask("/prune").status == 405
     assert work.heads()
 

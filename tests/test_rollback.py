@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -35,14 +36,12 @@ def lock(**inputs: str) -> str:
 
 
 def test_the_inputs_of_a_lock_are_those_of_its_root() -> None:
-    assert forge.locked_inputs(lock(app=A, lib=B).encode()) == {"app": A, "lib": B}
+    assert forge.locked_inputs(forge.parse_lock(lock(app=A, lib=B))) == {"app": A, "lib": B}
     nodes = {"root": {"inputs": {"app": "app_2", "lib": ["app", "lib"], "tree": "tree"}}, "app_2": {"locked": {"rev": A}}}
     nodes |= {"tree": {"locked": {"narHash": "x"}}, "lib": {"locked": {"rev": B}}}
-    assert forge.locked_inputs(json.dumps({"nodes": nodes, "root": "root"}).encode()) == {"app": A}
-    assert forge.inputs_brought({"app": A, "lib": B}, {"app": C, "lib": B, "new": D}) == [
-        {"input": "app", "commit": C},
-        {"input": "new", "commit": D},
-    ]
+    nodes["root"]["inputs"] |= {"\x1b[31m": "app_2", "n" * 101: "app_2"}
+    assert forge.locked_inputs({"nodes": nodes, "root": "root"}) == {"app": A}
+    assert forge.bumped_inputs({"app": A, "lib": B}, {"app": C, "lib": B, "new": D}) == {"app": C, "new": D}
 
 
 @pytest.mark.parametrize(
@@ -53,20 +52,23 @@ def test_the_inputs_of_a_lock_are_those_of_its_root() -> None:
         "[]",
         "null",
         "{",
-        '{"nodes": 1, "root": "root"}',
-        '{"nodes": {"root": []}, "root": "root"}',
-        '{"nodes": {"root": {"inputs": [1]}}, "root": "root"}',
-        '{"nodes": {"root": {"inputs": {"a": "b"}}}, "root": "root"}',
-        '{"nodes": {"root": {"inputs": {"a": "root"}}}, "root": ["root"]}',
-        '{"nodes": {"root": {"inputs": {"a": "b"}}, "b": {"locked": {"rev": "<script>"}}}, "root": "root"}',
-        '{"nodes": {"root": {"inputs": {"\\u001b[31m": "b"}}, "b": {"locked": {"rev": "' + A + '"}}}, "root": "root"}',
+        '{"nodes": 1, "root": "root", "version": 7}',
+        '{"nodes": {"root": []}, "root": "root", "version": 7}',
+        '{"nodes": {"root": {"inputs": [1]}}, "root": "root", "version": 7}',
+        '{"nodes": {"root": {"inputs": {"a": "b"}}}, "root": "root", "version": 7}',
+        '{"nodes": {"root": {"inputs": {"a": "root"}}}, "root": ["root"], "version": 7}',
+        '{"nodes": {"root": {"inputs": {"a": "b"}}, "b": {"locked": {"rev": "<script>"}}}, "root": "root", "version": 7}',
+        '{"nodes": {"root": {"inputs": {"\\u001b[31m": "b"}}, "b": {"locked": {"rev": "'
+        + A
+        + '"}}}, "root": "root", "version": 7}',
         "[" * 200_000,
         "9" * 200_000,
         "\ud800",
     ],
 )
 def test_a_lock_that_is_none_brings_nothing(text: str) -> None:
-    assert forge.locked_inputs(text.encode("utf-8", "surrogatepass")) == {}
+    with contextlib.suppress(forge.LockTrouble):
+        assert forge.locked_inputs(forge.parse_lock(text)) == {}
 
 
 def landed(commit: str, parent: str, tree: str = "", rollback_to: str = "") -> Landed:
@@ -232,6 +234,49 @@ def test_a_deployment_begins_where_the_last_one_that_ran_ended() -> None:
     assert next_base(queued, *ran) == B
 
 
+def test_the_holds_of_a_rollback_are_written_before_what_ends_its_intent() -> None:
+    hold = {"commit": B, "tree": "t", "inputs": [], "reason": "main was rolled back"}
+    intent = {"event": "merge.begun", "seq": 1, "repo": "app", "merges": [{"branch": "main"}], "holds": [hold], "lifted": [C]}
+    assert [event for event, _ in forge.outcome_of(intent)] == ["hold.lifted", "hold.placed", "merged"]
+
+
+def test_a_rollback_whose_git_is_killed_after_it_moved_base_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = forge.Config(tmp_path, sandbox="none")
+    engine, path = forge.Engine(config), forge.create_repo(config, "app", "main")
+    try:
+        tip, line = "0" * 40, []
+        for text in ("1", "2", "3"):
+            blob = forge.git(path, "hash-object", "-w", "--stdin", text=text).strip()
+            tree = forge.git(path, "mktree", text=f"100644 blob {blob}\tfile\n").strip()
+            commit = forge.commit_tree(path, tree, [tip] if line else [], text)
+            forge.move_refs(path, [("refs/heads/main", tip, commit)])
+            tip, line = commit, [*line, commit]
+            engine.submit("app", Push())
+        engine.roll_back("app", line[1], untested=True)
+        move = forge.move_refs
+
+        def killed(*args: Any) -> None:
+            move(*args)
+            raise forge.GitError(("update-ref",), -9, "killed")
+
+        monkeypatch.setattr(forge, "move_refs", killed)
+        done = engine.roll_back("app", line[2], untested=True)
+        assert done["head"] == line[2] and not engine.state.repos["app"].holds  # what was held is base again
+        assert not engine.state.intents
+    finally:
+        engine.stop()
+
+
+def test_a_deployment_finds_its_merges_however_often_a_branch_of_that_name_has_landed(tmp_path: Path) -> None:
+    ledger = forge.Ledger(tmp_path)
+    ledger.record(("repo.found", {"repo": "app", "base": "main", "tip": A}))
+    merge = {"repo": "app", "branch": "update", "head": A, "parent": B, "job": 1, "how": "auto", "begun": 0}
+    commits = [f"{number:040x}" for number in range(300)]
+    ledger.record(*(("merged", {**merge, "merge_commit": commit}) for commit in commits))
+    assert all((ledger.merge_by("app", commit) or {})["merge_commit"] == commit for commit in commits)
+    assert ledger.merge_by("app", D) is None and ledger.merge_by("other", commits[0]) is None
+
+
 def test_the_message_of_a_rollback_names_what_it_takes_back() -> None:
     message = forge.rollback_message(A, [landed(C, B)._replace(subject="Evil\x1b[31m " + "x" * 500)] * 30, 7)
     assert message.startswith(f"Forge Rollback: {A[:12]}\n\n") and message.endswith(f"\n\nForge-Rollback-To: {A}\nForge-Job: 7\n")
@@ -346,6 +391,15 @@ def test_what_was_rolled_back_comes_back_only_when_its_hold_is_lifted(work: Work
     assert bad not in [hold["commit"] for hold in holds(work)]
     assert server.cli("hold", work.name, bad, "--lift", check=False).returncode == 2
     proved(work)
+
+
+def test_a_hold_is_lifted_by_its_commit_only(work: Work) -> None:
+    good, bad = land(work, "good", app="1\n"), land(work, "bad", app="2\n")
+    roll_back(work, good)
+    for commit in ("", bad[:3], "x" * 40):
+        for lift in ("", "1"):
+            assert work.server.act(f"/r/{work.name}/hold", commit=commit, lift=lift).status == 400
+    assert [hold["commit"] for hold in holds(work)] == [bad]
 
 
 def test_a_bump_to_the_commit_that_was_rolled_back_waits_and_a_newer_one_passes(work: Work) -> None:
@@ -525,6 +579,8 @@ def test_deployments_name_what_they_bring(work: Work) -> None:
     )
     assert [merge["branch"] for merge in waiting["merges"]] == ["two", "one"] and waiting["base"] == slow["commit"]
     assert waiting["includes"] == [superseded["id"]] and waiting["included"] == ["one"]
+    alone = work.server.get(f"/r/{work.name}/deployments/{waiting['id']}")
+    assert alone["includes"] == waiting["includes"] and alone["merges"] == waiting["merges"]
     said = server.ask(f"/r/{work.name}/deployments", Accept="text/html").text
     assert "includes what 1 superseded deployment would have brought" in said and "Deploy &lt;b&gt;slowly&lt;/b&gt;" in said
     assert f"Job {slow['id']} deploys" not in said  # the newest one waits
