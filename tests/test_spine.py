@@ -297,6 +297,14 @@ MESSES = {
     "links": "rm -rf .forge; ln -s /etc .forge; ln -s / root",
     "files for folders": "rm -rf .forge; echo x >.forge; rm file-a; mkdir file-a; echo x >file-a/x",
     "modes": "chmod 700 .forge; chmod 777 .; chmod +x file-a",
+    "the same mode everywhere": "chmod 711 . .forge",
+    "odd kinds of files": r"""mkfifo fifo; rm file-a; mkfifo file-a; echo x >"$(printf 'a\nb')"; touch -- -x "it's"
+touch "$(printf '\377')"
+perl -e 'use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0); bind(S, pack_sockaddr_un(q(sock)))'""",
+    "hard links": "ln file-a .forge/other; ln file-a ../other; mv file-a was; ln run file-a",
+    "another's objects": "echo /etc >>.git/objects/info/alternates",
+    "another's tree": "git config core.worktree /etc; echo 'gitdir: /etc' >.forge/.git",
+    "attributes": r"""perl -e 'for $f (".", ".forge", "file-a") { syscall(188, $f, "user.evil", "x" x 2000, 2000, 0) }'""",
     "hooks": "mkdir .git/hooks; cd .git/hooks; printf '#!/bin/sh\\ntouch /tmp/forge-owned\\n' >post-index-change; chmod +x *",
 }
 LOOK = """git status --porcelain --ignored; ls -A | tr '\\n' ' '; cat file-a; stat -c %a . .forge file-a | tr '\\n' ' '
