@@ -2249,6 +2249,7 @@ COMMAND_SETTING = {PRE: "forge.preMerge", POST: "forge.postMerge"}
 SSH_CONFIG = "ssh_config"
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 PR_SET_DUMPABLE = 4
+MOST_TOLD = 8000  # characters of a command or of why there is none
 
 
 @dataclass(frozen=True)
@@ -2429,7 +2430,7 @@ def read_command(run: Path) -> tuple[str | None, str | None]:
     except OSError:
         return None, None
     word, _, rest = told.rstrip("\0").rpartition("\0")[2].partition(" ")
-    return (rest, None) if word == "run" else (None, rest or None)
+    return (rest[:MOST_TOLD], None) if word == "run" else (None, rest[:MOST_TOLD] or None)
 
 
 def children_of(pid: int) -> list[int]:

@@ -225,17 +225,18 @@ def bare(lair: Lair) -> Iterator[Server]:
 INSIDE = "see inside"  # what root alone can do, whatever the server does
 
 
-def launcher_of(server: Server) -> psutil.Process:
-    """The process of the server that starts jobs."""
-    assert server.process
-    (found,) = [p for p in psutil.Process(server.process.pid).children() if "-I" in p.cmdline()]
+def launcher_of(server: psutil.Process) -> psutil.Process:
+    """The process of a server that starts jobs."""
+    (found,) = [process for process in server.children() if "-I" in process.cmdline()]
     return found
 
 
-def tries(server: Server, work: Work, lair: Lair, outside: str) -> dict[str, str]:
-    """What a hostile job tries, by name; none of it harms a server that lets it. `outside` is a file in /tmp."""
-    data, repo, root = server.data, work.path, lair.root
-    assert server.process
+def tries(server: Server, own: psutil.Process, work: Work, root: Path, outside: str) -> dict[str, str]:
+    """What a hostile job tries, by name; none of it harms a server that lets it.
+
+    `own` is the server's process, `root` holds what its user has, `outside` is a file in /tmp.
+    """
+    data, repo = server.data, work.path
     wanted = {
         "move a ref": f"git --git-dir={repo} update-ref refs/tags/evil HEAD",
         "write a hook": f": >>{repo}/hooks/post-receive",
@@ -254,14 +255,13 @@ def tries(server: Server, work: Work, lair: Lair, outside: str) -> dict[str, str
         "link to the token": f"ln -s {data}/token link && cat link",
         "keep the token by a hard link": f"ln {data}/token hard",
         "see its own log's folder": f"ls {data}/logs/{work.name}",
-        "signal the server": f"kill -0 {server.process.pid}",
+        "signal the server": f"kill -0 {own.pid}",
         "see other processes": f"[ -e /proc/{os.getpid()} ]",
         "see the files of /tmp": f"ls {outside}",
     }
     for name in ("token", "hook-token", "hook-header", "session-key", "address", "jobs.jsonl", "lock"):
         wanted[f"read {name}"] = f"cat {data}/{name}"
-    for process in (psutil.Process(server.process.pid), launcher_of(server)):
-        who = "the server" if process.pid == server.process.pid else "the launcher"
+    for process, who in ((own, "the server"), (launcher_of(own), "the launcher")):
         wanted |= {
             f"{INSIDE} {who}'s environment": f"cat /proc/{process.pid}/environ",
             f"{INSIDE} {who}'s memory": f": </proc/{process.pid}/mem",
@@ -292,8 +292,9 @@ def hostile(server: Server, lair: Lair, name: str) -> dict[str, str]:
     if not (server.data / "repos/other.git").exists():
         server.repo("other")
     work = server.repo(name)
+    assert server.process
     with tempfile.NamedTemporaryFile(dir="/tmp") as outside:
-        work.branch("evil", run=script_of(tries(server, work, lair, outside.name)))
+        work.branch("evil", run=script_of(tries(server, psutil.Process(server.process.pid), work, lair.root, outside.name)))
         return answers(server, work.push_job("evil"))
 
 
@@ -477,7 +478,7 @@ def test_no_child_of_the_server_gets_the_password_and_no_core_file_holds_it(
     server = make_server(start=False, FORGE_MERGE_PASSWORD=secret, FORGE_SANDBOX="none", FORGE_NOTIFY=notify)
     server.start("sh", "-c", 'ulimit -c unlimited; exec "$@"', "sh")
     assert server.process
-    work = server.repo()
+    own, work = psutil.Process(server.process.pid), server.repo()
     work.branch(
         "topic", run=f"for p in /proc/[0-9]*; do [ $p = /proc/{server.process.pid} ] || cat $p/environ $p/cmdline; done; false\n"
     )
@@ -485,9 +486,8 @@ def test_no_child_of_the_server_gets_the_password_and_no_core_file_holds_it(
     assert job["status"] == "failed" and b"FORGE_JOB_ID" in server.job_log(job["id"])
     wait_for((tmp_path / "noticed").exists, "the notice")
     assert secret not in (tmp_path / "noticed").read_text() and secret.encode() not in server.job_log(job["id"])
-    assert secret not in str(launcher_of(server).environ())
-    for process in (server.process.pid, launcher_of(server).pid):
-        assert os.stat(f"/proc/{process}/environ").st_uid == 0, "its files in /proc are root's while it is not dumpable"
+    for process in (own, launcher_of(own)):
+        assert os.stat(f"/proc/{process.pid}/environ").st_uid == 0, "its files in /proc are root's while it is not dumpable"
     assert server.act("/jobs/1/cancel", password=secret).status == 409
     server.process.send_signal(signal.SIGABRT)
     _, status = os.waitpid(server.process.pid, 0)
