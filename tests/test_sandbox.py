@@ -457,9 +457,13 @@ def test_a_log_is_no_longer_than_it_may_be_wherever_its_job_puts_its_end(make_se
     server = make_server(FORGE_SANDBOX="bwrap", FORGE_LOG_LIMIT=str(1 << 20))
     work = server.repo()
     job_ids = []
-    for name, rest in (("goes on", "sleep 600"), ("ends", "exit 1")):
-        work.branch(name.replace(" ", "-"), run=f"echo begun; perl -e 'truncate(STDOUT, 1 << 42)'; {rest}\n")
-        job_ids.append(work.push_job(name.replace(" ", "-")))
+    for name, rest in (("goes-on", "sleep 600"), ("ends", "exit 1")):
+        work.branch(name, run=f"trap '' TERM; echo begun; perl -e 'truncate(STDOUT, 1 << 42)'; {rest}\n")
+        job_ids.append(work.push_job(name))
+    log = server.data / f"logs/app/{job_ids[0]}.log"
+    wait_for(lambda: log.stat().st_size == 1 << 20, "the cut")
+    run = server.data / f"running/{job_ids[0]}"
+    assert (run / "pid").exists() and not (run / "exit").exists(), "who reads it before its end must not wait either"
     for job_id in job_ids:
         job = server.ended(job_id)
         assert job["status"] == "failed" and job["log_size"] == 1 << 20, job

@@ -304,11 +304,12 @@ perl -e 'use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0); bind(S, pack_sockaddr_u
     "hard links": "ln file-a .forge/other; ln file-a ../other; mv file-a was; ln run file-a",
     "another's objects": "echo /etc >>.git/objects/info/alternates",
     "another's tree": "git config core.worktree /etc; echo 'gitdir: /etc' >.forge/.git",
-    "attributes": r"""perl -e 'for $f (".", ".forge", "file-a") { syscall(188, $f, "user.evil", "x" x 2000, 2000, 0) }'""",
+    "attributes": r"""perl -e '$n = "user.x"; for (qw(. .forge file-a)) { $f = "$_"; syscall(188, $f, $n, $n, 6, 0) and die }'""",
     "hooks": "mkdir .git/hooks; cd .git/hooks; printf '#!/bin/sh\\ntouch /tmp/forge-owned\\n' >post-index-change; chmod +x *",
 }
 LOOK = """git status --porcelain --ignored; ls -A | tr '\\n' ' '; cat file-a; stat -c %a . .forge file-a | tr '\\n' ' '
-ls -A .git | tr '\\n' ' '; git config --list --local | wc -l; find . -name .git | wc -l\n"""
+ls -A .git | tr '\\n' ' '; git config --list --local | wc -l; find . -name .git | wc -l
+perl -e '$n = ""; for (qw(. .forge file-a)) { $f = "$_"; print syscall(194, $f, $n, 0), " " }'  # listxattr\n"""
 
 
 @pytest.fixture(scope="module")
