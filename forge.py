@@ -2091,14 +2091,14 @@ def sweep_tree(tree: Path, tracked: set[str], trash: Path) -> None:
         while parent not in folders:
             folders.add(parent)
             parent = parent.rpartition("/")[0]
-    mode = stat.S_IMODE(os.lstat(tree).st_mode)
+    mode = stat.S_IMODE(os.lstat(tree.parent).st_mode)  # made with it; a job can change all that is in it
     todo = [""]
     while todo:
         folder = todo.pop()
         where = f"{tree}/{folder}"
         facts = os.lstat(where)
         if stat.S_IMODE(facts.st_mode) != mode or os.listxattr(where, follow_symlinks=False):
-            raise Surprise(f"the mode of {folder} was changed")
+            raise Surprise(f"the mode of {folder or tree} was changed")
         prefix = folder and f"{folder}/"
         with os.scandir(where) as entries:
             for entry in entries:
@@ -2273,6 +2273,8 @@ tell "skip $why"
 COMMAND_SETTING = {PRE: "forge.preMerge", POST: "forge.postMerge"}
 SSH_CONFIG = "ssh_config"
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+PR_SET_DUMPABLE = 4
+MOST_TOLD = 8000  # characters of a command or of why there is none
 
 
 @dataclass(frozen=True)
@@ -2313,7 +2315,8 @@ class Running:
 # server itself would do so beside other threads: the child drops their frames, which flushes and removes their files.)
 LAUNCHER = r"""
 import ctypes, json, os, signal, sys
-prctl, PR_SET_CHILD_SUBREAPER = ctypes.CDLL(None).prctl, 36
+prctl, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = ctypes.CDLL(None).prctl, 4, 36
+prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # see keep_secrets; what it starts is as others are, see execve(2)
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin.buffer:
     cwd, argv, environ = json.loads(line)
@@ -2443,12 +2446,16 @@ def read_exit(run: Path) -> tuple[int, float] | None:
 
 
 def read_command(run: Path) -> tuple[str | None, str | None]:
-    """(command, why nothing was run) as the finder told them; the last word counts."""
+    """(command, why nothing was run) as the finder told them; the last word counts.
+
+    A job that the finder waits for can write there as well, by its descriptor: its own loss, and no more is read of it.
+    """
     try:
-        word, _, rest = (run / "command").read_text("utf-8", "replace").rstrip("\0").rpartition("\0")[2].partition(" ")
+        told = read_tail(run / "command").decode("utf-8", "replace")
     except OSError:
         return None, None
-    return (rest, None) if word == "run" else (None, rest or None)
+    word, _, rest = told.rstrip("\0").rpartition("\0")[2].partition(" ")
+    return (rest[:MOST_TOLD], None) if word == "run" else (None, rest[:MOST_TOLD] or None)
 
 
 def children_of(pid: int) -> list[int]:
@@ -2518,6 +2525,28 @@ def exit_reason(code: int, command: str | None) -> str | None:
         with contextlib.suppress(ValueError):
             return f"ended by signal {code - 128} ({signal.Signals(code - 128).name})"
     return f"exit code {code}"
+
+
+def cut_hollow(path: Path, most: int) -> None:
+    """Cut a log that is longer than it may be and than what was written: a job can put its end anywhere (ftruncate(2)).
+
+    Whoever counts its lines or searches it would be at it for days.
+    """
+    facts = path.stat()
+    if facts.st_size > most and facts.st_size > 512 * facts.st_blocks:
+        os.truncate(path, most)
+
+
+def keep_secrets(environ: MutableMapping[str, str]) -> None:
+    """Let no other process of our user trace this one or read its memory and environment, no core file hold them (prctl(2)).
+
+    The password is taken from `environ`, so that no child gets it; what this process was started with is root's to read.
+    """
+    import ctypes
+
+    environ.pop("FORGE_MERGE_PASSWORD", None)
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0):
+        raise Fault(1, f"the server cannot be hidden from its jobs (PR_SET_DUMPABLE): {os.strerror(ctypes.get_errno())}")
 
 
 def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
@@ -4037,7 +4066,12 @@ class Engine:
             job, running = self.state.jobs.get(job_id), self.running.get(job_id)
         if job is None or not job.live:
             return
+        if job.checkout is not None:  # what fills the disk must not stay until the next job, which waits for room
+            self.discard(self.config.data_dir / "work" / job.repo / str(job.checkout) / "tmp")
         mask = running.mask if running else self._mask_of(job)
+        for path in (self.config.log(job.repo, job_id), *([mask.raw] if mask else [])):
+            with contextlib.suppress(FileNotFoundError):
+                cut_hollow(path, self.config.log_limit)
         if mask:
             mask.copy(ended=True)
         if job.sandboxed and not trouble and not (command or skipped):
@@ -4261,11 +4295,12 @@ class Engine:
             return "timeout", f"it ran longer than {round(run.deadline - run.began)} seconds"
         with contextlib.suppress(FileNotFoundError):
             if run.log.stat().st_size > config.log_limit:
+                cut_hollow(run.log, config.log_limit)
                 return "failed", f"its log grew over {config.log_limit} bytes (FORGE_LOG_LIMIT)"
-        if config.job_memory and run.figures["rss_bytes"] > config.job_memory:
-            return "failed", f"it used more than {config.job_memory} bytes of memory (FORGE_JOB_MEMORY)"
         if config.job_processes and run.figures["processes"] > config.job_processes:
             return "failed", f"it had more than {config.job_processes} processes (FORGE_JOB_PROCESSES)"
+        if config.job_memory and run.figures["rss_bytes"] > config.job_memory:
+            return "failed", f"it used more than {config.job_memory} bytes of memory (FORGE_JOB_MEMORY)"
         return None
 
     def _clean(self) -> None:
@@ -5041,6 +5076,9 @@ def prepare_data_dir(config: Config) -> list[int]:
     root = config.data_dir
     for folder in ("repos", "logs", "work", "home", "running", "incoming", "trash", "bin"):
         (root / folder).mkdir(parents=True, exist_ok=True)
+    for folder in ("work", "home", "running"):  # a job can leave a program that makes who runs it the server's user (chmod u+s)
+        if stat.S_IMODE((root / folder).stat().st_mode) & 0o077:
+            (root / folder).chmod(0o700)
     lock = take_lock(root / "lock")
     for name in ("token", "hook-token", "session-key"):
         with contextlib.suppress(FileNotFoundError):
@@ -9265,6 +9303,8 @@ def examine(config: Config) -> Iterator[Check]:
     else:
         reason = why_no_sandbox(config)
         yield "bwrap", reason is None, reason or f"{first_line('bwrap', '--version')}; jobs run under it"
+    if nix is not None:
+        yield examine_nix(os.environ)
     yield from examine_data_dir(config)
     if config.secrets_dir and (config.secrets_dir / "ssh").is_dir():
         what, well, said = examine_key(config.secrets_dir / "ssh" / "id_ed25519")
@@ -9274,6 +9314,33 @@ def examine(config: Config) -> Iterator[Check]:
         yield "server", True, "answers"
     except Fault as fault:
         yield "server", False, str(fault)
+
+
+def examine_nix(environ: Mapping[str, str]) -> Check:
+    """Check that Nix does not let the server's user, and so every job, do more than build."""
+    import grp
+
+    user, store = server_user()[0], environ.get("NIX_STORE_DIR") or "/nix/store"
+    if find_nix(environ)[1]:
+        means = f"{store} is {user}'s to write (single-user Nix), so a job can change every program in it"
+        return "nix trust", False, f"{means}; install Nix with its daemon, or count every job as {user}"
+    said = ""
+    for words in (("config", "show"), ("show-config",)):  # its newer name first
+        command = ["nix", "--extra-experimental-features", "nix-command", *words]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            said = said or subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    trusted = next((line.partition("=")[2].split() for line in said.splitlines() if line.startswith("trusted-users =")), None)
+    if trusted is None:
+        return "nix trust", False, "nix config show does not say whom the Nix daemon trusts; look for trusted-users in nix.conf"
+    names = {"*", user}
+    for group in {*os.getgroups(), os.getegid()}:
+        with contextlib.suppress(KeyError):
+            names.add(f"@{grp.getgrgid(group).gr_name}")
+    by = names.intersection(trusted)
+    if by:
+        means = f"the Nix daemon trusts {user} (trusted-users = {' '.join(trusted)}), so a job can become root through it"
+        return "nix trust", False, f"{means}; take {' and '.join(sorted(by))} out of trusted-users in nix.conf"
+    return "nix trust", True, f"the Nix daemon builds for {user} and does not trust it"
 
 
 def examine_data_dir(config: Config) -> Iterator[Check]:
@@ -9753,11 +9820,12 @@ def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
     checks = [{"what": what, "ok": well, "text": said} for what, well, said in found]
     lines = [["ok" if well else "!!", *printable([what, said])] for what, well, said in found]
     show(args, {"checks": checks}, lambda _: table(lines, cut=False))
-    return 0 if all(well for what, well, _ in found if what not in ("nix", "bwrap", "server")) else 1
+    return 0 if all(well for what, well, _ in found if what not in ("nix", "nix trust", "bwrap", "server")) else 1
 
 
 def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; jobs that run then go on, and the next server takes them over."""
+    keep_secrets(os.environ)  # first of all: jobs of the last server may still run
     from importlib.metadata import version
 
     from waitress import create_server, server, trigger, wasyncore

@@ -52,6 +52,14 @@ def bare(work: Work) -> Work:
     return work
 
 
+def test_an_app_that_writes_where_its_finder_tells_spoils_its_own_verdict_alone(bare: Work) -> None:
+    """The finder waits for the app with the descriptor by which it tells the server what is run."""
+    bare.branch("topic", **{"flake.nix": flake("for f in /proc/$PPID/fd/1*; do yes a b | head -c 3000000 >>$f; done")})
+    job = bare.server.ended(bare.push_job("topic"))
+    assert job["status"] == "skipped" and job["command"] is None and 1000 < len(job["reason"]) <= 8000, job["reason"][:200]
+    assert bare.server.ask(f"/jobs/{job['id']}", Accept="text/html").status == 200
+
+
 def test_the_apps_of_a_flake_are_built_and_run(bare: Work) -> None:
     text = flake("echo checking; grep -q fine state", "echo deploying")
     bare.branch("good", AUTO, **{"flake.nix": text, "state": "fine"})

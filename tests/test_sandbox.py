@@ -223,10 +223,21 @@ def bare(lair: Lair) -> Iterator[Server]:
     end(server)
 
 
-def tries(server: Server, work: Work, lair: Lair, outside: str) -> dict[str, str]:
-    """What a hostile job tries, by name; none of it harms a server that lets it. `outside` is a file in /tmp."""
-    data, repo, root = server.data, work.path, lair.root
-    assert server.process
+INSIDE = "see inside"  # what root alone can do, whatever the server does
+
+
+def launcher_of(server: psutil.Process) -> psutil.Process:
+    """The process of a server that starts jobs."""
+    (found,) = [process for process in server.children() if "-I" in process.cmdline()]
+    return found
+
+
+def tries(server: Server, own: psutil.Process, work: Work, root: Path, outside: str) -> dict[str, str]:
+    """What a hostile job tries, by name; none of it harms a server that lets it.
+
+    `own` is the server's process, `root` holds what its user has, `outside` is a file in /tmp.
+    """
+    data, repo = server.data, work.path
     wanted = {
         "move a ref": f"git --git-dir={repo} update-ref refs/tags/evil HEAD",
         "write a hook": f": >>{repo}/hooks/post-receive",
@@ -241,13 +252,23 @@ def tries(server: Server, work: Work, lair: Lair, outside: str) -> dict[str, str
         "see the server's home": f"cat {root}/home/private",
         "see the password": f"grep . {root}/password",
         "see the secrets": f"cat {root}/secrets/key",
-        "see the server's environment": f"cat /proc/{server.process.pid}/environ",
-        "signal the server": f"kill -0 {server.process.pid}",
+        "write another repo's list of objects": f"mkdir -p {repo}/objects/info && : >>{repo}/objects/info/alternates",
+        "link to the token": f"ln -s {data}/token link && cat link",
+        "keep the token by a hard link": f"ln {data}/token hard",
+        "see its own log's folder": f"ls {data}/logs/{work.name}",
+        "signal the server": f"kill -0 {own.pid}",
         "see other processes": f"[ -e /proc/{os.getpid()} ]",
         "see the files of /tmp": f"ls {outside}",
     }
     for name in ("token", "hook-token", "hook-header", "session-key", "address", "jobs.jsonl", "lock"):
         wanted[f"read {name}"] = f"cat {data}/{name}"
+    for process, who in ((own, "the server"), (launcher_of(own), "the launcher")):
+        wanted |= {
+            f"{INSIDE} {who}'s environment": f"cat /proc/{process.pid}/environ",
+            f"{INSIDE} {who}'s memory": f": </proc/{process.pid}/mem",
+            f"{INSIDE} {who}'s files": f"ls /proc/{process.pid}/fd/ && cat /proc/{process.pid}/root{data}/token",
+            f"{INSIDE} {who} as a debugger": f"perl -e 'exit(syscall(101, 0x4206, {process.pid}, 0, 0) != 0)'",  # PTRACE_SEIZE
+        }
     for name in ("logs", "running", "incoming", "trash"):
         wanted[f"list {name}"] = f"ls {data}/{name}"
     return wanted
@@ -256,7 +277,7 @@ def tries(server: Server, work: Work, lair: Lair, outside: str) -> dict[str, str
 def script_of(wanted: dict[str, str]) -> str:
     """A script that says of each try whether it went."""
     return "".join(
-        f"if (set -e; {command}) >/dev/null 2>&1; then echo '{name}: yes'; else echo '{name}: no'; fi\n"
+        f"if (set -e; {command}) >/dev/null 2>&1; then echo {shlex.quote(name)}: yes; else echo {shlex.quote(name)}: no; fi\n"
         for name, command in wanted.items()
     )
 
@@ -272,8 +293,9 @@ def hostile(server: Server, lair: Lair, name: str) -> dict[str, str]:
     if not (server.data / "repos/other.git").exists():
         server.repo("other")
     work = server.repo(name)
+    assert server.process
     with tempfile.NamedTemporaryFile(dir="/tmp") as outside:
-        work.branch("evil", run=script_of(tries(server, work, lair, outside.name)))
+        work.branch("evil", run=script_of(tries(server, psutil.Process(server.process.pid), work, lair.root, outside.name)))
         return answers(server, work.push_job("evil"))
 
 
@@ -281,13 +303,14 @@ def hostile(server: Server, lair: Lair, name: str) -> dict[str, str]:
 def test_a_hostile_branch_sees_and_changes_nothing(boxed: Server, lair: Lair) -> None:
     said = hostile(boxed, lair, "app")
     assert {name for name, answer in said.items() if answer == "yes"} == set(), said
-    assert len(said) == 24
+    assert len(said) == 39
 
 
 def test_without_the_sandbox_all_of_it_goes(bare: Server, lair: Lair) -> None:
     """That these tries can succeed is what makes their failing worth something."""
     said = hostile(bare, lair, "app")
-    assert {name for name, answer in said.items() if answer == "no"} == set(), said
+    root_alone = {name for name in said if name.startswith(INSIDE)} if os.geteuid() else set()
+    assert {name for name, answer in said.items() if answer == "no"} == root_alone, said
 
 
 ESCAPES = {
@@ -300,6 +323,18 @@ ESCAPES = {
     "the kernel": ": >>/proc/sys/kernel/core_pattern || : >>/proc/sysrq-trigger",
     "a proc of its own": "unshare -U -m -p -f sh -c 'mount -t proc proc /proc && : >>/proc/sys/kernel/core_pattern'",
     "a process without the box": "nsenter -t 1 -m cat {data}/token",
+    "what is under a mount": "unshare -Ur -m sh -c 'mount --bind / /mnt && cat /mnt{data}/token'",
+    "the memory of the machine": "head -c 1 /proc/kcore || head -c 1 /dev/mem || head -c 1 /proc/kmsg",
+    "control groups": "mkdir /sys/fs/cgroup/forge-was-here || echo $$ >/sys/fs/cgroup/cgroup.procs",
+    "new privileges": "grep -q 'NoNewPrivs:.0' /proc/self/status",
+    "a terminal": "exec 3<>/dev/tty",
+    "what it was born with": "ls -l /proc/[0-9]*/fd | grep -E 'socket:|pidfd|eventpoll|jsonl'",
+    "a hard link out of the checkout": "echo x >mine && ln mine $HOME/mine",
+    "a file that stays": "echo x >stays && chattr +i stays",
+    "a device of its own kind": "mkfifo fifo && mknod $HOME/null c 1 3",
+    "an action without a password": "curl -fsS -d head=x {url}/r/escapes/mr/evil/delete",
+    "an action with the hook's token": "curl -fsS -H @{data}/hook-header -d '' {url}/r/escapes/mr/evil/delete",
+    "a false push": "curl -fsS --json '{{}}' {url}/hooks/post-receive",
     "its first process": "cat /proc/1/cwd{data}/token || cat /proc/1/root{data}/token || cat /proc/1/fd/*",
 }
 
@@ -307,7 +342,7 @@ ESCAPES = {
 @needs_bwrap
 def test_there_is_no_way_out(boxed: Server) -> None:
     work = boxed.repo("escapes")
-    wanted = {name: command.format(data=boxed.data, repo=work.path) for name, command in ESCAPES.items()}
+    wanted = {name: command.format(data=boxed.data, repo=work.path, url=boxed.url) for name, command in ESCAPES.items()}
     work.branch("evil", run=script_of(wanted))
     assert answers(boxed, work.push_job("evil")) == dict.fromkeys(wanted, "no")
 
@@ -323,6 +358,7 @@ def test_what_a_job_can_do(boxed: Server) -> None:
         "write /tmp": "echo x >/tmp/mine; [ -e /var/tmp/mine ]; touch /dev/shm/mine",
         "call forge": "forge --version",
         "be who the server is": "[ $(id -u) = %d ]" % os.geteuid(),
+        "have a /tmp as usual": "[ $(stat -c %a /tmp) = 1777 ]",
         "see its own processes only": "[ $(ls -d /proc/[0-9]* | wc -l) -lt 8 ]",
     }
     look = {
@@ -334,8 +370,8 @@ def test_what_a_job_can_do(boxed: Server) -> None:
     assert answers(boxed, work.push_job("topic")) == dict.fromkeys(wanted, "yes")
     work.branch("topic", run=script_of(look))
     assert answers(boxed, work.push_job("topic", force=True)) == dict.fromkeys(look, "yes")
-    slot = boxed.data / "work/can/1"
-    assert (slot / "tmp").stat().st_mode & 0o7777 == 0o1777
+    tmp = boxed.data / "work/can/1/tmp"
+    wait_for(lambda: not tmp.exists() and not list((boxed.data / "trash").iterdir()), "room again, before the next job")
 
 
 @needs_bwrap
@@ -447,13 +483,105 @@ def mark() -> Iterator[str]:
         process.kill()
 
 
-@needs_bwrap
-def test_what_a_job_left_running_is_gone_with_it(boxed: Server, mark: str) -> None:
-    work = boxed.repo("daemons")
-    work.branch("topic", run=f"setsid sleep {mark} & (setsid sleep {mark} &) ; sleep 0.2; echo left\n")
-    job = boxed.ended(work.push_job("topic"))
-    assert job["status"] == "passed" and boxed.job_log(job["id"]) == b"left\n"
+# each of its processes lives for a moment only, in a session of its own, and tells HOME that it was there
+COMET = r"""perl -e 'use POSIX; open F, ">>", "$ENV{HOME}/beats"; while (1) { exit if fork; setsid; syswrite F, "." }' & """
+
+
+@pytest.mark.parametrize("kind", [pytest.param("boxed", marks=needs_bwrap), "bare"])
+def test_what_a_job_left_running_is_gone_with_it(kind: str, mark: str, request: pytest.FixtureRequest) -> None:
+    server = request.getfixturevalue(kind)
+    work = server.repo("daemons")
+    daemons = f"setsid sleep {mark} & (setsid sleep {mark} &) ; trap '' TERM HUP; nohup sleep {mark} & "
+    work.branch("topic", run=f"{daemons}{COMET * 3}\nuntil [ -s $HOME/beats ]; do sleep 0.05; done; echo left\n")
+    job = server.ended(work.push_job("topic"))
+    assert job["status"] == "passed" and server.job_log(job["id"]) == b"left\n"
     assert not named(mark)
+    beats = work.gate("beats").stat().st_size
+    work.branch("next", run=f"sleep 0.3; [ ! -d /proc/{os.getpid()} ] || ps -eo args | grep -c '[s]leep {mark}'\n")
+    server.ended(work.push_job("next"))
+    assert work.gate("beats").stat().st_size == beats, "a daemon waits for the next job"
+
+
+@pytest.mark.parametrize("kind", [pytest.param("bwrap", marks=needs_bwrap), "none"])
+def test_a_fork_bomb_and_a_memory_hog_end_and_nothing_else_does(make_server: Callable[..., Server], kind: str, mark: str) -> None:
+    server = make_server(FORGE_SANDBOX=kind, FORGE_JOB_PROCESSES="100", FORGE_JOB_MEMORY=str(300 << 20), FORGE_MAX_JOBS="3")
+    work = server.repo()
+    work.branch("steady", run=f"until [ -e {work.gate('go')} ]; do sleep 0.05; done; echo steady\n")
+    steady = work.push_job("steady")
+    # two of it for each of it, deaf to SIGTERM; it leaves off at 511, as the machine is not ours alone
+    work.branch("bomb", run=f"trap '' TERM; b() {{ [ $1 = 0 ] || {{ b $(($1 - 1)) & b $(($1 - 1)) & }}; sleep {mark}; }}; b 8\n")
+    each = "perl -e '$x = q(y) x (100 << 20); sleep 600' & "
+    work.branch("hog", run=f"{each * 4} wait\n")
+    for name, word in (("bomb", "more than 100 processes (FORGE_JOB_PROCESSES)"), ("hog", "bytes of memory (FORGE_JOB_MEMORY)")):
+        job_id = work.push_job(name)
+        wait_for(lambda job_id=job_id: server.get(f"/jobs/{job_id}")["status"] != "pending", "its start")
+        assert server.ask("/jobs").status == 200 and "job" in work.push(f"steady:refs/heads/beside-{name}")
+        job = server.ended(job_id, 90)
+        assert job["status"] == "failed" and word in job["reason"], job
+    assert not named(mark)
+    work.gate("go").touch()
+    assert server.ended(steady)["status"] == "passed"
+
+
+@needs_bwrap
+def test_a_log_is_no_longer_than_it_may_be_wherever_its_job_puts_its_end(make_server: Callable[..., Server]) -> None:
+    server = make_server(FORGE_SANDBOX="bwrap", FORGE_LOG_LIMIT=str(1 << 20))
+    work = server.repo()
+    job_ids = []
+    for name, rest in (("goes-on", "sleep 600"), ("ends", "exit 1")):
+        work.branch(name, run=f"trap '' TERM; echo begun; perl -e 'truncate(STDOUT, 1 << 42)'; {rest}\n")
+        job_ids.append(work.push_job(name))
+    log = server.data / f"logs/app/{job_ids[0]}.log"
+    wait_for(lambda: log.stat().st_size == 1 << 20, "the cut")
+    run = server.data / f"running/{job_ids[0]}"
+    assert (run / "pid").exists() and not (run / "exit").exists(), "who reads it before its end must not wait either"
+    for job_id in job_ids:
+        job = server.ended(job_id)
+        assert job["status"] == "failed" and job["log_size"] == 1 << 20, job
+        assert server.job_log(job_id).startswith(b"begun\n") and server.ask(f"/jobs/{job_id}", Accept="text/html").status == 200
+    assert len(server.get("/search?q=begun")["jobs"]) == 2
+
+
+# -- the server's own process -----------------------------------------------------------------------------
+
+
+def test_no_child_of_the_server_gets_the_password_and_no_core_file_holds_it(
+    make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    secret = f"hunter-{time.time_ns()}"
+    notify = f"sh -c 'env >>{tmp_path}/noticed'"
+    server = make_server(start=False, FORGE_MERGE_PASSWORD=secret, FORGE_SANDBOX="none", FORGE_NOTIFY=notify)
+    server.start("sh", "-c", 'ulimit -c unlimited; exec "$@"', "sh")
+    assert server.process
+    own, work = psutil.Process(server.process.pid), server.repo()
+    work.branch(
+        "topic", run=f"for p in /proc/[0-9]*; do [ $p = /proc/{server.process.pid} ] || cat $p/environ $p/cmdline; done; false\n"
+    )
+    job = server.ended(work.push_job("topic"))
+    assert job["status"] == "failed" and b"FORGE_JOB_ID" in server.job_log(job["id"])
+    wait_for((tmp_path / "noticed").exists, "the notice")
+    assert secret not in (tmp_path / "noticed").read_text() and secret.encode() not in server.job_log(job["id"])
+    for process in (own, launcher_of(own)):
+        assert os.stat(f"/proc/{process.pid}/environ").st_uid == 0, "its files in /proc are root's while it is not dumpable"
+    assert server.act("/jobs/1/cancel", password=secret).status == 409
+    server.process.send_signal(signal.SIGABRT)
+    _, status = os.waitpid(server.process.pid, 0)
+    server.process.returncode = os.waitstatus_to_exitcode(status)
+    assert server.process.returncode == -signal.SIGABRT and not os.WCOREDUMP(status)
+    assert server.process.stdout
+    server.process.stdout.close()
+    server.process = None
+
+
+def test_no_other_user_comes_to_what_jobs_leave(make_server: Callable[..., Server]) -> None:
+    """A program of the server's user with the bit by which it makes who runs it that user (chmod u+s)."""
+    server = make_server()
+    for name in ("work", "home", "running"):
+        assert (server.data / name).stat().st_mode & 0o777 == 0o700
+        (server.data / name).chmod(0o755)
+    server.stop()
+    server.start()
+    assert (server.data / "home").stat().st_mode & 0o777 == 0o700
 
 
 # -- stopping, measuring, taking over ------------------------------------------------------------------
@@ -594,6 +722,33 @@ def test_the_doctor_looks_at_it(make_server: Callable[..., Server], tmp_path: Pa
     server.settings |= {"FORGE_SANDBOX": "auto", "PATH": without_bwrap(tmp_path / "bin")}
     assert "!! bwrap bwrap is not on the PATH; install" in " ".join(server.cli("doctor").stdout.split())
     assert not list((server.data / "running").glob("probe-*"))
+
+
+@pytest.mark.parametrize(
+    ("said", "daemon", "well", "words"),
+    [
+        ("trusted-users = root", True, True, "does not trust it"),
+        ("trusted-users = root USER", True, False, "so a job can become root through it; take USER out of trusted-users"),
+        ("trusted-users = @GROUP", True, False, "take @GROUP out"),
+        ("trusted-users = *", True, False, "take * out"),
+        ("", True, False, "does not say whom the Nix daemon trusts"),
+        ("trusted-users = root", False, False, "can change every program in it; install Nix with its daemon"),
+    ],
+)
+def test_the_doctor_says_what_nix_lets_a_job_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, daemon: bool, well: bool, words: str
+) -> None:
+    """Whom a daemon trusts is told by a stand-in for `nix config show`, for /etc/nix/nix.conf is not ours to write."""
+    import grp
+
+    user, group = "a-server", grp.getgrgid(os.getegid()).gr_name
+    monkeypatch.setattr(forge, "server_user", lambda: (user, None))
+    (tmp_path / "nix").write_text(f"#!/bin/sh\necho '{said}'\n".replace("USER", user).replace("GROUP", group))
+    (tmp_path / "nix").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    environ = {"NIX_STORE_DIR": str(tmp_path), "NIX_DAEMON_SOCKET_PATH": str(tmp_path / ("nix" if daemon else "none"))}
+    what, is_well, text = forge.examine_nix(environ)
+    assert (what, is_well) == ("nix trust", well) and words.replace("USER", user).replace("GROUP", group) in text, text
 
 
 # -- Nix --------------------------------------------------------------------------------------------------------

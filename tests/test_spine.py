@@ -274,10 +274,19 @@ MESSES = {
     "links": "rm -rf .forge; ln -s /etc .forge; ln -s / root",
     "files for folders": "rm -rf .forge; echo x >.forge; rm file-a; mkdir file-a; echo x >file-a/x",
     "modes": "chmod 700 .forge; chmod 777 .; chmod +x file-a",
+    "the same mode everywhere": "chmod 711 . .forge",
+    "odd kinds of files": r"""mkfifo fifo; rm file-a; mkfifo file-a; echo x >"$(printf 'a\nb')"; touch -- -x "it's"
+touch "$(printf '\377')"
+perl -e 'use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0); bind(S, pack_sockaddr_un(q(sock)))'""",
+    "hard links": "ln file-a .forge/other; ln file-a ../other; mv file-a was; ln run file-a",
+    "another's objects": "echo /etc >>.git/objects/info/alternates",
+    "another's tree": "git config core.worktree /etc; echo 'gitdir: /etc' >.forge/.git",
+    "attributes": r"""perl -e '$n = "user.x"; for (qw(. .forge file-a)) { $f = "$_"; syscall(188, $f, $n, $n, 6, 0) and die }'""",
     "hooks": "mkdir .git/hooks; cd .git/hooks; printf '#!/bin/sh\\ntouch /tmp/forge-owned\\n' >post-index-change; chmod +x *",
 }
 LOOK = """git status --porcelain --ignored; ls -A | tr '\\n' ' '; cat file-a; stat -c %a . .forge file-a | tr '\\n' ' '
-ls -A .git | tr '\\n' ' '; git config --list --local | wc -l; find . -name .git | wc -l\n"""
+ls -A .git | tr '\\n' ' '; git config --list --local | wc -l; find . -name .git | wc -l
+perl -e '$n = ""; for (qw(. .forge file-a)) { $f = "$_"; print syscall(194, $f, $n, 0), " " }'  # listxattr\n"""
 
 
 @pytest.fixture(scope="module")

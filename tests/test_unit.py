@@ -21,8 +21,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import AUTO, FORGE, ROOT, Server, Work, clean_environ, end, needs_browser, wait_for
-from test_sandbox import NOBODY, needs_bwrap, ordinary_python
+from conftest import AUTO, FORGE, PRE_SCRIPT, ROOT, Server, Work, clean_environ, end, needs_browser, wait_for
+from test_sandbox import ESCAPES, NOBODY, answers, needs_bwrap, ordinary_python, script_of, tries
 
 import forge
 
@@ -357,10 +357,8 @@ def test_an_open_page_goes_on_over_a_restart(managed: Callable[..., Managed], pa
     assert "ended" in page.locator("#log").inner_text() and server.times("started") == 2
 
 
-@needs_bwrap
-@needs_systemd
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can do what systemd does before it starts a service")
-def test_push_to_merge_under_the_hardening_of_the_unit() -> None:
+@pytest.fixture(scope="module")
+def hardened() -> Iterator[Managed]:
     """A server as the unit's user, under its mounts, without capabilities, new privileges and most system calls."""
     place = Path(tempfile.mkdtemp(prefix="forge-unit-", dir="/var/lib"))
     os.chown(place, 65534, 65534)
@@ -370,34 +368,83 @@ def test_push_to_merge_under_the_hardening_of_the_unit() -> None:
         if python is None:
             pytest.skip("no Python with the packages that a user without rights can run")
         server.program = [python, str(ROOT / "forge.py")]
-        server.data.mkdir()
-        os.chown(server.data, 65534, 65534)
-        server.settings |= {"HOME": str(place), "PATH": "/usr/local/bin:/usr/bin:/bin"}
-        server.begin()
-        work = Work(server, "app", Path(server.cli("create", "app", "--base", "main").stdout.strip()), place / "tree")
-        work.tree.mkdir()
-        os.chown(work.tree, 65534, 65534)
-        work.git("init", "-q", "-b", "main")
-        work.git("remote", "add", "origin", str(work.path))
-        work.write(".forge/pre-merge", f"#!/bin/sh\n{LOOK}", executable=True)
-        work.write(".forge/post-merge", f"#!/bin/sh\n{DEPLOY}", executable=True)
-        work.commit("First commit")
-        said = work.push("main", options=("wait",))  # its deployment restarts the server
-        assert "ended" in said and "passed" in said and server.times("started") == 2, said
-        work.branch("topic", AUTO)
-        said = work.push("topic", options=("wait",))
-        for sign in ("NoNewPrivs:\t1", "Seccomp:\t2", "no network namespace", "First commit", "remote: ok", "/tmp/", "passed"):
-            assert sign in said, (sign, said)
-        work.landed("topic")
-        status = Path(f"/proc/{server.pid}/status").read_text()
-        assert re.search(r"CapBnd:\s+0+\n", status) and re.search(r"Seccomp:\s+2\n", status)
-        for path in ("/etc/forge-unit-test", "/tmp/forge-unit-test"):  # the one is read-only, the other private
-            writes = ["nsenter", "-m", "-t", str(server.pid), "touch", path]
-            assert (subprocess.run(writes, capture_output=True).returncode == 0) == path.startswith("/tmp")
-            assert not os.path.exists(path)
+        for folder in (server.data, place / "secrets"):
+            folder.mkdir()
+            os.chown(folder, 65534, 65534)
+        (place / "secrets/key").write_text("the key\n")
+        server.settings |= {"FORGE_SECRETS_DIR": str(place / "secrets")}
+        server.settings |= {"HOME": str(place), "PATH": "/usr/local/bin:/usr/bin:/bin", "FORGE_JOB_PROCESSES": "100"}
+        yield server.begin()
     finally:
         server.finish()
         shutil.rmtree(place)
+
+
+def clone_for(server: Managed, name: str, **scripts: str) -> Work:
+    """A new repo and a clone of it with these scripts, made by the user of the server."""
+    tree = server.data.parent / f"tree-{name}"
+    work = Work(server, name, Path(server.cli("create", name, "--base", "main").stdout.strip()), tree)
+    tree.mkdir()
+    os.chown(tree, 65534, 65534)
+    work.git("init", "-q", "-b", "main")
+    work.git("remote", "add", "origin", str(work.path))
+    for kind, script in scripts.items():
+        work.write(f".forge/{kind.replace('_', '-')}", script, executable=True)
+    work.commit("First commit")
+    return work
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do what systemd does before it starts a service")
+
+
+@needs_bwrap
+@needs_systemd
+@needs_root
+def test_push_to_merge_under_the_hardening_of_the_unit(hardened: Managed) -> None:
+    server = hardened
+    work = clone_for(server, "app", pre_merge=f"#!/bin/sh\n{LOOK}", post_merge=f"#!/bin/sh\n{DEPLOY}")
+    said = work.push("main", options=("wait",))  # its deployment restarts the server
+    assert "ended" in said and "passed" in said and server.times("started") == 2, said
+    work.branch("topic", AUTO)
+    said = work.push("topic", options=("wait",))
+    for sign in ("NoNewPrivs:\t1", "Seccomp:\t2", "no network namespace", "First commit", "remote: ok", "/tmp/", "passed"):
+        assert sign in said, (sign, said)
+    work.landed("topic")
+    status = Path(f"/proc/{server.pid}/status").read_text()
+    assert re.search(r"CapBnd:\s+0+\n", status) and re.search(r"Seccomp:\s+2\n", status)
+    for path in ("/etc/forge-unit-test", "/tmp/forge-unit-test"):  # the one is read-only, the other private
+        writes = ["nsenter", "-m", "-t", str(server.pid), "touch", path]
+        assert (subprocess.run(writes, capture_output=True).returncode == 0) == path.startswith("/tmp")
+        assert not os.path.exists(path)
+
+
+@needs_bwrap
+@needs_systemd
+@needs_root
+@pytest.mark.parametrize("kind", ["pre-merge", "post-merge"])
+def test_hostile_jobs_get_nowhere_under_the_hardening_of_the_unit(hardened: Managed, kind: str) -> None:
+    """The attacks of test_sandbox.py, by a branch, and by base itself where it may not do so either."""
+    server, name = hardened, f"evil-{kind}"
+    work = clone_for(server, name, **{kind.replace("-", "_"): PRE_SCRIPT})
+    work.push("main", options=("wait",))
+    wanted = {what: line.format(data=server.data, repo=work.path, url=server.url) for what, line in ESCAPES.items()}
+    wanted |= tries(server, psutil.Process(server.pid), work, server.data.parent, "/tmp/forge-unit-outside")
+    # the unit has no password file here, and its user no home; base may push, and sees what it deploys with
+    may = ["see the password", "see the server's home"]
+    if kind == "post-merge":
+        may += ["move a ref", "write a hook", "write the config", "write an object", "push by path", "be in another repo"]
+        may += ["write another repo's list of objects", "a namespace to write in", "see the secrets", "list incoming"]
+        may += ["see the other kind's home", "read hook-token", "read hook-header", "read address"]
+    wanted = {what: line for what, line in wanted.items() if what not in may}
+    work.branch("evil" if kind == "pre-merge" else "main", start="origin/main", run=script_of(wanted))
+    said = work.push("evil" if kind == "pre-merge" else "main", options=("wait",))
+    job = server.get(f"/jobs?repo={name}&kind={kind}&limit=1")["jobs"][0]
+    assert answers(server, job["id"]) == dict.fromkeys(wanted, "no"), said
+    bomb = "b() { [ $1 = 0 ] || { b $(($1 - 1)) & b $(($1 - 1)) & }; sleep 600; }; trap '' TERM; b 8\n"
+    work.branch("bomb" if kind == "pre-merge" else "main", start="HEAD", run=bomb)
+    job = server.ended(work.push_job("HEAD:refs/heads/bomb" if kind == "pre-merge" else "main"))
+    assert "FORGE_JOB_PROCESSES" in job["reason"], job
+    assert server.ask("/healthz").text == "ok\n"
 
 
 LOOK = """
