@@ -2035,14 +2035,17 @@ def changed_paths(repo: Path, old: str, new: str) -> list[str]:
 # A path is a path whatever is in it; and what is larger than this counts as binary, so that git need not hold it.
 READING = {"GIT_LITERAL_PATHSPECS": "1", "GIT_CONFIG_PARAMETERS": "'core.bigFileThreshold=16m'"}
 READING_SECONDS = 3.0
+READING_CPU = 1  # seconds of a processor, which a busy machine may take longer to give
 
 
 def git_beginning(repo: Path, most: int, *args: str) -> tuple[bytes, bool]:
     """The first `most` bytes of what git prints, and whether that is all of it. Raises GitError.
 
-    A git that would print more, or does not end within READING_SECONDS, is killed.
+    A git that would print more, or does not end within READING_SECONDS or READING_CPU, is killed.
     """
     process = git_process(repo, args, None, **READING)
+    with contextlib.suppress(OSError):
+        resource.prlimit(process.pid, resource.RLIMIT_CPU, (READING_CPU, READING_CPU))
     assert process.stdin and isinstance(process.stdout, io.BufferedReader) and process.stderr
     process.stdin.close()
     clock = threading.Timer(READING_SECONDS, process.kill)
@@ -6066,7 +6069,7 @@ def changes_of(engine: Engine, name: str, start: str, head: str) -> tuple[list[C
     Without counts when git cannot count in time, as in a large file whose lines were shuffled.
     """
     found, whole = engine.output(name, LISTING_BYTES, *DIFF, "--numstat", *PAIRING, start, head)
-    if not whole and len(found) < LISTING_BYTES:
+    if not whole and 0 < len(found) < LISTING_BYTES:  # the files were found, and to count took too long
         found, whole = engine.output(name, LISTING_BYTES, *DIFF, *PAIRING, start, head)
     return parse_changes(found), whole
 
@@ -9756,10 +9759,23 @@ def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
     return 0 if all(well for what, well, _ in found if what not in ("nix", "bwrap", "server")) else 1
 
 
+def give_memory_back() -> None:
+    """Let what was large go back to the system: by itself the C library keeps it, for each thread apart (mallopt(3))."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError):  # another C library
+        for setting, value in ((M_MMAP_THRESHOLD, 128 << 10), (M_ARENA_MAX, 2)):
+            ctypes.CDLL(None).mallopt(setting, value)
+
+
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+
+
 def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; jobs that run then go on, and the next server takes them over."""
     from waitress import create_server, trigger, wasyncore
 
+    give_memory_back()
     manager, listeners = ServiceManager(os.environ), inherited_sockets(os.environ)
     if listeners:
         host, port = next(filter(is_near, listeners), listeners[0]).getsockname()[:2]
