@@ -83,8 +83,10 @@ import math
 import os
 import platform
 import re
+import resource
 import secrets
 import select
+import selectors
 import shlex
 import shutil
 import signal
@@ -112,7 +114,7 @@ from heapq import merge as merge_sorted
 from ipaddress import ip_address
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import IO, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import bottle
@@ -262,6 +264,14 @@ class GitError(Exception):
     def passing(self) -> bool:
         """Whether it may go better soon: git was killed, or another git held a lock."""
         return self.code < 0 or ".lock'" in self.stderr
+
+    @property
+    def excessive(self) -> bool:
+        """Whether it takes more time, memory or room than is given to one git; it would do so again."""
+        return self.code == EXCESS or "Out of memory" in self.stderr
+
+
+EXCESS = 124  # as timeout(1) has it: the exit code of a git that we ended since it went beyond what it is given
 
 
 @dataclass
@@ -456,6 +466,7 @@ class Merged(NamedTuple):
     tree: str | None
     conflicts: tuple[str, ...] = ()
     unrelated: bool = False
+    trouble: str | None = None  # why git does not get to the end of it
 
 
 def is_null(object_id: str) -> bool:
@@ -1398,6 +1409,17 @@ class Ledger:
 # git: one function that runs it, small verbs on top
 ###############################################################################
 
+# What is given to one git: whoever pushes decides how much there is to merge, to list and to read.
+GIT_SECONDS = 60.0
+GIT_BYTES = 8 << 20  # that it prints into our memory
+GIT_MEMORY = 1 << 30  # of its own
+STDERR_BYTES = 64 << 10
+TEXT_BYTES = 1000  # of a subject, a name or a date that are kept: anybody may write a commit of any size
+BODY_BYTES = 10_000  # of a message that is shown
+TRAILER_BYTES = 4000  # of the trailers that say what to do
+MESSAGE_BYTES = 1 << 20  # of a message that is written again
+BIG_FILE = "64m"  # a larger one is neither compared line by line nor held in memory to be written
+
 # Neither what a push brought, nor the machine's or a user's configuration decides what our git runs.
 GIT_ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": os.devnull,
@@ -1426,6 +1448,7 @@ GIT_SETTINGS = {
     # What a pusher was told must last, but by default git syncs neither a small push nor a ref to the disk (git-config(1)).
     "core.fsync": "objects,derived-metadata,reference",
     "core.fsyncMethod": "fsync",
+    "core.bigFileThreshold": BIG_FILE,
 }
 for _number, (_key, _value) in enumerate(GIT_SETTINGS.items()):
     GIT_ENVIRONMENT |= {f"GIT_CONFIG_KEY_{_number}": _key, f"GIT_CONFIG_VALUE_{_number}": _value}
@@ -1469,18 +1492,22 @@ def git_process(
 ) -> subprocess.Popen[bytes]:
     """Start git in the bare repo `repo`, with pipes. `environ` adds to its environment, `keep` is a file it holds open.
 
-    With `group` it leads a process group, by which `end_git` ends it with all that it has started.
+    With `group` it leads a process group, by which `end_git` ends it with all that it has started; others may take GIT_MEMORY.
     """
     place = without_config(repo) if args[0] in OBJECT_VERBS else {"GIT_DIR": str(repo)}
     env = {"PATH": os.environ.get("PATH", os.defpath), **place, **GIT_ENVIRONMENT, **environ}
     pipe = subprocess.PIPE
     try:
         held, command = () if keep is None else (keep,), ["git", *args]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, cwd=repo, env=env, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=held, start_new_session=group
         )
     except FileNotFoundError as error:
         raise GitError(args, 127, f"fatal: {error.filename} is not there") from None
+    if not group:
+        with contextlib.suppress(OSError):  # packs are mapped, not written to: they do not count
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (GIT_MEMORY, GIT_MEMORY))
+    return process
 
 
 def end_git(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
@@ -1493,18 +1520,108 @@ def end_git(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> N
 def git(repo: Path, *args: str, text: str = "", ok: tuple[int, ...] = (0,), **environ: str) -> str:
     """Run git in the bare repo `repo` and return its output; bytes that are no UTF-8 become surrogates.
 
-    Raises GitError when it ends with a code that is not in `ok`.
+    Raises GitError when it ends with a code that is not in `ok`, or goes beyond what is given to one git.
     """
     return git_output(git_process(repo, args, None, **environ), args, text, ok)
 
 
-def git_output(process: subprocess.Popen[bytes], args: tuple[str, ...], text: str = "", ok: tuple[int, ...] = (0,)) -> str:
+def git_output(
+    process: subprocess.Popen[bytes],
+    args: tuple[str, ...],
+    text: str = "",
+    ok: tuple[int, ...] = (0,),
+    seconds: float = GIT_SECONDS,
+) -> str:
     """What a started git prints. Raises GitError as `git` does."""
-    printed, err = process.communicate(text.encode("utf-8", "surrogateescape"))
+    printed = bytearray()
+
+    def keep(piece: bytes) -> bool:
+        printed.extend(piece)
+        return len(printed) <= GIT_BYTES
+
+    err = converse(process, args, text, keep, seconds)
     out = printed.decode("utf-8", "surrogateescape")
     if process.returncode not in ok:
-        raise GitError(args, process.returncode, err.decode("utf-8", "replace"), out)
+        raise GitError(args, process.returncode, err, out)
     return out
+
+
+def git_fields(repo: Path, rooms: Sequence[int], *args: str, text: str = "") -> list[str]:
+    """What git prints between NULs, of which so many bytes are kept: `rooms` are those of the first, the second, and again.
+
+    Raises GitError as `git` does; what follows the last NUL is left out.
+    """
+    fields: list[str] = []
+    last = bytearray()
+
+    def keep(piece: bytes) -> bool:
+        for number, part in enumerate(piece.split(b"\0")):
+            if number:
+                fields.append(last.decode("utf-8", "surrogateescape"))
+                last.clear()
+            last.extend(part[: rooms[len(fields) % len(rooms)] - len(last)])
+        return True
+
+    process = git_process(repo, args)
+    err = converse(process, args, text, keep)
+    if process.returncode:
+        raise GitError(args, process.returncode, err)
+    return fields
+
+
+def converse(
+    process: subprocess.Popen[bytes],
+    args: tuple[str, ...],
+    text: str,
+    keep: Callable[[bytes], bool],
+    seconds: float = GIT_SECONDS,
+) -> str:
+    """Give a started git its input and `keep` what it prints, until it has ended; what it says of errors.
+
+    Raises GitError for a git that we ended: `keep` says that it is too much, or its `seconds` are over.
+    """
+    assert process.stdin and process.stdout and process.stderr
+    until, rest, errors, excess = time.monotonic() + seconds, text.encode("utf-8", "surrogateescape"), bytearray(), ""
+    with process, selectors.PollSelector() as pipes:
+        pipes.register(process.stdout, selectors.EVENT_READ)
+        pipes.register(process.stderr, selectors.EVENT_READ)
+        if rest:
+            os.set_blocking(process.stdin.fileno(), False)
+            pipes.register(process.stdin, selectors.EVENT_WRITE)
+        else:
+            process.stdin.close()
+        while pipes.get_map() and not excess:
+            ready = pipes.select(min(60.0, max(0.0, until - time.monotonic())))
+            for key, _ in ready:
+                if key.fileobj is process.stdin:
+                    rest = _give(process.stdin, rest)
+                    if not rest:
+                        pipes.unregister(process.stdin)
+                        process.stdin.close()
+                elif not (piece := os.read(key.fd, 1 << 16)):
+                    pipes.unregister(key.fileobj)
+                elif key.fileobj is process.stderr:
+                    errors += piece[: STDERR_BYTES - len(errors)]
+                elif not keep(piece):
+                    excess = f"it printed more than {GIT_BYTES >> 20} MB"
+            if not ready and time.monotonic() >= until:
+                excess = f"it took longer than {seconds:g} seconds"
+        if excess:
+            process.kill()
+            process.wait()
+            raise GitError(args, EXCESS, f"fatal: {excess}")
+        process.wait()
+    return errors.decode("utf-8", "replace")
+
+
+def _give(stdin: IO[bytes], text: bytes) -> bytes:
+    """Write what a pipe takes of a text; what is left, nothing when nobody reads it."""
+    try:
+        return text[os.write(stdin.fileno(), text[: 1 << 16]) :]
+    except BlockingIOError:
+        return text
+    except BrokenPipeError:
+        return b""
 
 
 def why_unusable(repo: Path, name: str) -> str | None:
@@ -1535,6 +1652,7 @@ def read_refs(repo: Path) -> Refs:
     try:
         heads, base = _parse_heads(git_output(first, listing))
     except GitError:
+        second.kill()
         second.communicate()
         raise
     if base is None:
@@ -1591,9 +1709,17 @@ def refs_mark(repo: Path) -> tuple[object, ...] | None:
     return tuple(mark) if newest + tick < began else None
 
 
+CONFLICT_CHARS = 8000  # of the paths of a conflict that are named
+
+
 def merge_tree(repo: Path, base: str, head: str) -> Merged:
     """Merge two commits without a checkout. Raises GitError when git cannot read one of them."""
-    return dict(merge_trees(repo, base, [head]))[head]
+    try:
+        return dict(merge_trees(repo, base, [head]))[head]
+    except GitError as error:
+        if not error.excessive:
+            raise
+        return Merged(None, trouble=f"git cannot merge it: {error}")
 
 
 def merge_trees(repo: Path, base: str, heads: Sequence[str]) -> Iterator[tuple[str, Merged]]:
@@ -1633,7 +1759,9 @@ def _parse_merges(text: str) -> Iterator[Merged]:
             paths = [next(words) for _ in range(int(count))]
             named += paths if next(words).startswith("CONFLICT") else []
             next(words)
-        yield Merged(None, tuple(dict.fromkeys(listed or named)) or ("(git names no file)",))
+        paths = list(dict.fromkeys(listed or named)) or ["(git names no file)"]
+        most = max(1, fitting(map(len, paths), CONFLICT_CHARS))
+        yield Merged(None, (*paths[:most], *([f"(and {len(paths) - most} more)"] if paths[most:] else [])))
 
 
 def commit_tree(repo: Path, tree: str, parents: Iterable[str], message: str) -> str:
@@ -1648,9 +1776,9 @@ def commit_tree(repo: Path, tree: str, parents: Iterable[str], message: str) -> 
 
 def commit_again(repo: Path, commit: str, tree: str, parent: str) -> str:
     """Write a commit with another's message and author, and return its id."""
-    form = "--format=%an%x00%ae%x00%ad%x00%B"
-    said = git(repo, "log", "-1", "--date=raw", "--no-show-signature", form, "--end-of-options", commit)
-    name, email, date, message = said.split("\0")
+    how = ("-1", "-z", "--date=raw", "--no-show-signature", "--format=%an%x00%ae%x00%ad%x00%B", "--end-of-options")
+    rooms = (TEXT_BYTES, TEXT_BYTES, TEXT_BYTES, MESSAGE_BYTES)
+    name, email, date, message = git_fields(repo, rooms, "log", *how, commit)
     author = partial(git, GIT_AUTHOR_NAME=name, GIT_AUTHOR_EMAIL=email, GIT_AUTHOR_DATE=f"@{date}")
     return author(repo, "commit-tree", tree, "-p", parent, text=message.strip("\n") + "\n").strip()
 
@@ -1783,9 +1911,11 @@ def read_commit(repo: Path, commit: str) -> CommitFacts:
 
 def read_commits(repo: Path, commits: Iterable[str]) -> dict[str, CommitFacts]:
     """What commits say; a merge trailer counts where git's own %(trailers) sees it: in the last paragraph only."""
-    form = "%H%x00%an%x00%aI%x00%s%x00%B%x00%(trailers:only=true,unfold=true)"
+    keys = "".join(f",key={key}" for key in ("Auto-Merge", "Forge-Auto-Merge", "Forge-Cause"))
+    form = f"%H%x00%an%x00%aI%x00%s%x00%B%x00%(trailers:only=true,unfold=true{keys})"
     how = ("--no-walk=unsorted", "--stdin", "-z", "--no-show-signature", f"--format={form}")
-    words = git(repo, "log", *how, text="".join(f"{commit}\n" for commit in commits)).split("\0")
+    rooms = (64, TEXT_BYTES, TEXT_BYTES, TEXT_BYTES, BODY_BYTES, TRAILER_BYTES)
+    words = git_fields(repo, rooms, "log", *how, text="".join(f"{commit}\n" for commit in commits))
     found = {}
     for at in range(0, len(words) - 5, 6):
         commit, author, authored_at, subject, body, trailers = words[at : at + 6]
@@ -1825,7 +1955,8 @@ def read_landed(repo: Path, tip: str, *how: str) -> dict[str, Landed]:
     """The commits of `tip` by id, newest first, with one git. Raises GitError."""
     trailers = (f"%(trailers:key=Forge-{key},valueonly,unfold,separator=%x2C)" for key in LANDED_TRAILERS)
     form = "%x00".join(("%H", "%T", "%P", "%aI", "%s", *trailers))
-    words = git(repo, "log", *how, "-z", "--no-show-signature", f"--format={form}", "--end-of-options", tip).split("\0")
+    args = ("log", *how, "-z", "--no-show-signature", f"--format={form}", "--end-of-options", tip)
+    words = git_fields(repo, (64, 64, TRAILER_BYTES, *[TEXT_BYTES] * 6), *args)
     return {words[at]: Landed(*words[at : at + 9]) for at in range(0, len(words) - 8, 9)}
 
 
@@ -1914,7 +2045,7 @@ def bits(mask: int) -> Iterator[int]:
 def read_subjects(repo: Path, commit: str, *without: str) -> list[str]:
     """The subjects of the commits that `commit` has and the others lack, newest first, at most a hundred. Raises GitError."""
     how = ("--max-count=100", "-z", "--no-show-signature", "--format=%s", "--end-of-options")
-    return git(repo, "log", *how, commit, *(f"^{other}" for other in without)).split("\0")[:-1]
+    return git_fields(repo, (TEXT_BYTES,), "log", *how, commit, *(f"^{other}" for other in without))
 
 
 def changed_paths(repo: Path, old: str, new: str) -> list[str]:
@@ -1925,14 +2056,17 @@ def changed_paths(repo: Path, old: str, new: str) -> list[str]:
 # A path is a path whatever is in it; and what is larger than this counts as binary, so that git need not hold it.
 READING = {"GIT_LITERAL_PATHSPECS": "1", "GIT_CONFIG_PARAMETERS": "'core.bigFileThreshold=16m'"}
 READING_SECONDS = 3.0
+READING_CPU = 1  # seconds of a processor, which a busy machine may take longer to give
 
 
 def git_beginning(repo: Path, most: int, *args: str) -> tuple[bytes, bool]:
     """The first `most` bytes of what git prints, and whether that is all of it. Raises GitError.
 
-    A git that would print more, or does not end within READING_SECONDS, is killed.
+    A git that would print more, or does not end within READING_SECONDS or READING_CPU, is killed.
     """
     process = git_process(repo, args, None, **READING)
+    with contextlib.suppress(OSError):
+        resource.prlimit(process.pid, resource.RLIMIT_CPU, (READING_CPU, READING_CPU))
     assert process.stdin and isinstance(process.stdout, io.BufferedReader) and process.stderr
     process.stdin.close()
     clock = threading.Timer(READING_SECONDS, process.kill)
@@ -1953,6 +2087,14 @@ def repo_settings(repo: Path) -> dict[str, str]:
     """The ``forge.*`` settings of the repo's own config, keys in small letters."""
     out = git(repo, "config", "--local", "-z", "--get-regexp", r"^forge\.", ok=(0, 1))
     return {key.lower(): value for key, _, value in (item.partition("\n") for item in out.split("\0") if item)}
+
+
+def setting_number(repo: Path, settings: Mapping[str, str], key: str, default: int, unit: str) -> int:
+    """A setting of a repo that is a number. Raises Refused with what to run instead."""
+    text = settings.get(key.lower(), str(default))
+    if not re.fullmatch("[1-9][0-9]{0,18}", text):
+        raise Refused(409, f"{key} is {text!r}, but must be a number of {unit}; run: git -C {repo} config {key} {default}")
+    return int(text)
 
 
 # What a repo needs in its config so that pushes reach us; set where it differs.
@@ -2037,6 +2179,18 @@ class Surprise(Exception):
     """A checkout is in a state that is not worth mending; it is thrown away as a whole."""
 
 
+INDEX_BYTES = GIT_BYTES  # of the index of a checkout that is worth mending; its paths take less
+MOST_LEFT = 1000  # files that are taken from a checkout one by one
+CHECKOUT_BYTES = 10 << 30  # of a checkout, unless forge.checkoutLimit says something else, where
+FILE_WEIGHT = 16 << 10  # is what a file counts for at least, and it may fill
+ROOM_PART = 0.5  # of the room on the disk
+CHECKOUT_LOOK = 2.0  # seconds that a checkout may take before anybody looks how large it gets
+
+
+class TooLarge(GitError):
+    """A tree that would fill the disk; the message says what it weighs."""
+
+
 def tidy_checkout(slot: Path, trash: Path, repo: Path) -> None:
     """Take away what a job left in a checkout, or the whole checkout where that is not worth it. Raises OSError.
 
@@ -2046,6 +2200,8 @@ def tidy_checkout(slot: Path, trash: Path, repo: Path) -> None:
     try:
         if not (slot / "index").exists():
             raise Surprise("there is no checkout yet")
+        if (slot / "index").stat().st_size > INDEX_BYTES:
+            raise Surprise("its paths are too many to have in memory")
         discard(slot / "tree/.git", trash)
         discard(slot / "tmp", trash)
         sweep_tree(slot / "tree", tracked_paths(repo, slot / "index"), trash)
@@ -2053,26 +2209,83 @@ def tidy_checkout(slot: Path, trash: Path, repo: Path) -> None:
         discard(slot, trash)
 
 
-def fill_checkout(slot: Path, trash: Path, repo: Path, commit: str) -> Path:
-    """Bring a tidy checkout to `commit` and return its tree. Raises GitError or OSError when not even a new one can be made."""
+def fill_checkout(slot: Path, trash: Path, repo: Path, commit: str, most: int = CHECKOUT_BYTES) -> Path:
+    """Bring a tidy checkout to `commit` and return its tree. Raises GitError or OSError when not even a new one can be made.
+
+    It may get `most` bytes large: a small push can hold a tree of any size. Raises TooLarge; what was written stays in `slot`.
+    """
     tree, index = slot / "tree", slot / "index"
     try:
         if not index.exists():
             raise Surprise("there is no checkout yet")
-        read_tree(repo, tree, index, commit)
+        read_tree(repo, tree, index, commit, most)
+    except TooLarge:
+        raise
     except (Surprise, GitError):
         discard(slot, trash)
         tree.mkdir(parents=True)
-        read_tree(repo, tree, index, commit)
+        read_tree(repo, tree, index, commit, most)
     write_git_dir(tree / ".git", repo, commit, index)
     (slot / "tmp").mkdir()  # on disk, so that a large build does not fill the memory
     (slot / "tmp").chmod(0o1777)
     return tree
 
 
-def read_tree(repo: Path, tree: Path, index: Path, commit: str) -> None:
-    """Make the files in `tree` those of `commit`, rewriting only what differs from `index`."""
-    git(repo, "read-tree", "-u", "--reset", commit, GIT_WORK_TREE=str(tree), GIT_INDEX_FILE=str(index))
+def read_tree(repo: Path, tree: Path, index: Path, commit: str, most: int = CHECKOUT_BYTES) -> None:
+    """Make the files in `tree` those of `commit`, rewriting only what differs from `index`.
+
+    Raises TooLarge, before more is written than a disk takes in CHECKOUT_LOOK seconds; GitError.
+    """
+    room = int(room_at(tree).free * ROOM_PART)
+    args = ("read-tree", "-u", "--reset", commit)
+    process = git_process(repo, args, None, GIT_WORK_TREE=str(tree), GIT_INDEX_FILE=str(index))
+    found: list[TooLarge] = []
+
+    def look() -> None:
+        with contextlib.suppress(GitError):  # what git cannot read it says itself
+            try:
+                weigh_tree(repo, commit, most, room)
+            except TooLarge as error:
+                found.append(error)
+                process.kill()
+
+    clock = threading.Timer(CHECKOUT_LOOK, look)
+    clock.start()
+    try:
+        git_output(process, args, seconds=EVERYTHING)
+    except GitError as error:
+        clock.cancel()
+        clock.join()
+        if not found:
+            look()  # it may have filled the disk already, or its memory
+        raise (*found, error)[0] from None
+    finally:
+        clock.cancel()
+
+
+def weigh_tree(repo: Path, commit: str, most: int, room: int) -> None:
+    """Raise TooLarge when a checkout would be larger than `most` bytes, or than `room`. Raises GitError."""
+    args = ("ls-tree", "-r", "-z", "--format=%(objectsize)", "--end-of-options", commit)
+    files, weight, last = 0, 0, b""
+
+    def keep(piece: bytes) -> bool:
+        nonlocal files, weight, last
+        *sizes, last = (last + piece).split(b"\0")
+        files += len(sizes)
+        weight += sum(max(FILE_WEIGHT, int(size)) for size in sizes if size != b"-")
+        return weight <= min(most, room)
+
+    try:
+        process = git_process(repo, args)
+        err = converse(process, args, "", keep)
+    except GitError:
+        if weight <= min(most, room):
+            raise
+        why = f"more than {spell_bytes(most)}; split it, or allow more: git -C {repo} config forge.checkoutLimit BYTES"
+        why = why if most <= room else f"more than half of the room on the disk, {spell_bytes(2 * room)}; make room"
+        raise TooLarge(args, EXCESS, f"fatal: the first {files} files of its tree take {why}") from None
+    if process.returncode:
+        raise GitError(args, process.returncode, err)
 
 
 def tracked_paths(repo: Path, index: Path) -> set[str]:
@@ -2092,7 +2305,7 @@ def sweep_tree(tree: Path, tracked: set[str], trash: Path) -> None:
             folders.add(parent)
             parent = parent.rpartition("/")[0]
     mode = stat.S_IMODE(os.lstat(tree.parent).st_mode)  # made with it; a job can change all that is in it
-    todo = [""]
+    todo, left = [""], 0
     while todo:
         folder = todo.pop()
         where = f"{tree}/{folder}"
@@ -2103,13 +2316,13 @@ def sweep_tree(tree: Path, tracked: set[str], trash: Path) -> None:
         with os.scandir(where) as entries:
             for entry in entries:
                 path = prefix + entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    if path in folders:
-                        todo.append(path)
-                    else:
-                        discard(Path(entry.path), trash)
-                elif path not in tracked:
+                if path in folders and entry.is_dir(follow_symlinks=False):
+                    todo.append(path)
+                elif path not in tracked or entry.is_dir(follow_symlinks=False):
                     discard(Path(entry.path), trash)
+                    left += 1
+                if left > MOST_LEFT:
+                    raise Surprise("a job left more than is worth to be taken away one by one")
 
 
 def write_git_dir(git_dir: Path, repo: Path, commit: str, index: Path) -> None:
@@ -2140,8 +2353,8 @@ def empty_trash(trash: Path) -> None:
     """Remove all in `trash`, however deep, wide or locked. Directories are brought to the top first, so paths stay short."""
     stuck: set[str] = set()
     while True:
-        with os.scandir(trash) as scan:
-            entries = [entry for entry in scan if entry.name not in stuck]
+        with os.scandir(trash) as scan:  # some at a time: there may be a million
+            entries = [*itertools.islice((entry for entry in scan if entry.name not in stuck), 1000)]
         if not entries:
             return
         for entry in entries:
@@ -3133,6 +3346,8 @@ def why_blocked(
         blockers.append(f"job {job.id} failed for {together} together; the one at fault is being looked for")
     if merged and merged.unrelated:
         blockers.append(f"it has no common history with {refs.base}; rebase it onto {refs.base} and push again")
+    elif merged and merged.trouble:
+        blockers.append(f"{merged.trouble}; make it smaller and push again")
     elif merged and merged.conflicts:
         paths = ", ".join(merged.conflicts[:5]) + (f" and {len(merged.conflicts) - 5} more" if len(merged.conflicts) > 5 else "")
         blockers.append(f"it conflicts with {refs.base} in {paths}; merge or rebase onto {refs.base} and push again")
@@ -3700,7 +3915,10 @@ class Engine:
             if path.suffix in (".new", ".odd"):
                 continue
             try:
-                first, _, rest = path.read_text("utf-8", "surrogateescape").partition("\n")
+                with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
+                    told = stream.read(MAX_BODY)  # of more the beginning does: the refs are read from the repo
+                told = told if len(told) < MAX_BODY else told[: told.rfind("\n") + 1]
+                first, _, rest = told.partition("\n")
                 push = parse_hook_lines(rest, at_time(path.stat().st_mtime))
                 self.submit(first.removeprefix("repo "), push)
                 path.unlink()
@@ -3919,20 +4137,28 @@ class Engine:
                 tidy = beside.submit(tidy_checkout, slot, self.trash, path)
                 cause = beside.submit(self._cause, job)
                 settings = self.settings(job.repo)
+                timeout = setting_number(path, settings, "forge.timeout", self.config.job_timeout, "seconds")
                 facts = self._candidate(path, job, known.tip)
                 if self._reuse(job, facts):
                     return None
                 tidy.result()
                 kept = beside.submit(keep_tested, path, job.id, facts["tested"]) if job.kind == PRE else None
                 ssh_config = read_ssh_config(self.config.secrets_dir) if job.kind == POST else None
-                tree = fill_checkout(slot, self.trash, path, facts["tested"])
+                most = setting_number(path, settings, "forge.checkoutLimit", CHECKOUT_BYTES, "bytes")
+                tree = fill_checkout(slot, self.trash, path, facts["tested"], most)
                 if kept and (self.tries.get(job.id, 0) < 3 or not kept.exception()):
                     kept.result()  # in the end it can do without
             self.littered.set()
+        except Refused as error:
+            self._end(job.id, error.text)
+            return None
         except (GitError, OSError) as error:
             self.tries[job.id] = self.tries.get(job.id, 0) + 1
             again = isinstance(error, GitError) and error.passing and self.tries[job.id] < 4
-            if again or self.no_room(error):
+            if isinstance(error, TooLarge):  # it would fill the disk again
+                self.discard(slot)
+                self.littered.set()
+            elif again or self.no_room(error):
                 self.discard(slot)
                 self.littered.set()
                 raise
@@ -3940,13 +4166,8 @@ class Engine:
             return None
         home = self.config.data_dir / "home" / job.repo / job.kind
         home.mkdir(parents=True, exist_ok=True)
-        timeout = settings.get("forge.timeout", str(self.config.job_timeout))
-        if not re.fullmatch("[1-9][0-9]{0,8}", timeout):
-            example = f"run: git -C {path} config forge.timeout 600"
-            self._end(job.id, f"forge.timeout is {timeout!r}, but must be a number of seconds; {example}")
-            return None
         configured = settings.get(COMMAND_SETTING[job.kind].lower(), "")
-        about = {"checkout": number, "timeout": int(timeout), "configured": configured, "sandboxed": self.bwrap is not None}
+        about = {"checkout": number, "timeout": timeout, "configured": configured, "sandboxed": self.bwrap is not None}
         about |= {"caused_by": said} if (said := cause.result()) else {}
         with self.lock:
             if job.status != "pending" or self.closing:
@@ -5739,6 +5960,7 @@ FILE_LINES, PAGE_LINES, PAGE_FILES = 400, 3000, 100  # what is asked of git at o
 ROWS_BYTES = 600_000  # of the list of a repo's merge requests, its merges, or its deployments
 LISTING_BYTES = 2 << 20
 LINE_CHARS = 2000
+PATH_CHARS = 4096  # of a path whose lines are shown; no file system has a longer one
 COMMITS_SHOWN = 100
 DIFF = ("diff-tree", "-r", "-z", "--raw", "--no-abbrev", "--no-ext-diff", "--no-textconv", "--submodule=short")
 PAIRING = ("--find-copies", "-l100")  # among more files git looks for exact renames only, which takes no time
@@ -5954,7 +6176,7 @@ def changes_of(engine: Engine, name: str, start: str, head: str) -> tuple[list[C
     Without counts when git cannot count in time, as in a large file whose lines were shuffled.
     """
     found, whole = engine.output(name, LISTING_BYTES, *DIFF, "--numstat", *PAIRING, start, head)
-    if not whole and len(found) < LISTING_BYTES:
+    if not whole and 0 < len(found) < LISTING_BYTES:  # the files were found, and to count took too long
         found, whole = engine.output(name, LISTING_BYTES, *DIFF, *PAIRING, start, head)
     return parse_changes(found), whole
 
@@ -5966,6 +6188,7 @@ def lines_of(
 
     What git prints beyond `most` bytes is cut off, from the last `end` before it.
     """
+    files = [file for file in files if max(len(file.old_path), len(file.path)) <= PATH_CHARS]  # arguments have their limits
     if not files:
         return {}, True
     paths = dict.fromkeys(path for file in files for path in (file.old_path, file.path))
@@ -6123,7 +6346,7 @@ class LineCounts:
             counts = self._counts.get(path) or array("Q", [0])
         if len(counts) <= size // BLOCK:
             counts = counts[:]
-            while len(counts) <= size // BLOCK:
+            while len(counts) <= min(size, size_of(path)) // BLOCK:  # one that grew too far has been cut meanwhile
                 start = (len(counts) - 1) * BLOCK
                 counts.append(counts[-1] + count_newlines(path, start + BLOCK, start))
         if len(counts) > 1:
@@ -6186,6 +6409,9 @@ def read_log(path: Path, offset: int, most: int) -> bytes:
         stream.seek(min(offset, os.fstat(stream.fileno()).st_size))
         return stream.read(most)
     return b""
+
+
+LOG_OVER = 2  # times FORGE_LOG_LIMIT that of a log is kept
 
 
 def read_tail(path: Path, most: int = 1 << 16) -> bytes:
@@ -7215,7 +7441,7 @@ class Mask:
                 return
             self.served.parent.mkdir(parents=True, exist_ok=True)
             served = files.enter_context(open(self.served, "ab", buffering=0))
-            done, size = served.tell(), os.fstat(raw.fileno()).st_size
+            done, size = served.tell(), min(os.fstat(raw.fileno()).st_size, LOG_OVER * self.config.log_limit)
             if size < done:  # the job has cut it, as a shell does with `>/dev/stdout`
                 served.truncate(0)
                 done = 0
@@ -9320,7 +9546,7 @@ def examine_nix(environ: Mapping[str, str]) -> Check:
     """Check that Nix does not let the server's user, and so every job, do more than build."""
     import grp
 
-    user, store = server_user()[0], environ.get("NIX_STORE_DIR") or "/nix/store"
+    user, store = user_of(os.geteuid())[0], environ.get("NIX_STORE_DIR") or "/nix/store"
     if find_nix(environ)[1]:
         means = f"{store} is {user}'s to write (single-user Nix), so a job can change every program in it"
         return "nix trust", False, f"{means}; install Nix with its daemon, or count every job as {user}"
@@ -9823,11 +10049,24 @@ def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
     return 0 if all(well for what, well, _ in found if what not in ("nix", "nix trust", "bwrap", "server")) else 1
 
 
+def give_memory_back() -> None:
+    """Let what was large go back to the system: by itself the C library keeps it, for each thread apart (mallopt(3))."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError):  # another C library
+        for setting, value in ((M_MMAP_THRESHOLD, 128 << 10), (M_ARENA_MAX, 2)):
+            ctypes.CDLL(None).mallopt(setting, value)
+
+
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+
+
 def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; jobs that run then go on, and the next server takes them over."""
     keep_secrets(os.environ)  # first of all: jobs of the last server may still run
     from importlib.metadata import version
 
+    give_memory_back()
     from waitress import create_server, server, trigger, wasyncore
 
     if tuple(map(int, re.findall(r"\d+", version("waitress"))[:3])) < OLDEST_WAITRESS:

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+from floods import FLOODS, Flood, Source, Watch, left_over
 
 FORGE = Path(__file__).resolve().parent.parent / "forge.py"
 POLL = 0.0005  # seconds between two looks at a ref
@@ -1187,6 +1188,42 @@ def bench_jobs_page(lab: Lab) -> Iterator[Row]:
             yield Row(f"… requests, 8 at a time, {kind}", many, None, "", "≥ 1000 /s", many.median >= 1000)
 
 
+def bench_floods(lab: Lab) -> Iterator[Row]:
+    """Floods of their whole size, each once: what the server's memory and answers are meanwhile, and that all is cleaned up."""
+    lab.environ |= {"FORGE_LOG_LIMIT": str(1 << 30), "FORGE_JOB_TIMEOUT": "150"}
+    with Server(lab) as server:
+        other = Pair(lab, server, {}, "other")
+        for name, flood in FLOODS.items():
+            watch, cleaned = let_loose(lab, server, other, name, flood)
+            slow = f"{watch.slow_page}, {len(watch.wrong)} wrong" if watch.wrong else watch.slow_page
+            yield row_by_limit(f"{flood.what}: memory", Series([watch.own / MEGABYTE], "MB"), 150)
+            beside = f"git {spell(watch.git / MEGABYTE)} MB, launcher {spell(watch.launcher / MEGABYTE)} MB"
+            yield Row(f"… {beside}", Series([cleaned], "s to the end"))
+            yield row_by_limit(f"… slowest answer: {slow}", Series([1000 * watch.slowest]), 1000)
+
+
+def let_loose(lab: Lab, server: Server, other: Pair, name: str, flood: Flood) -> tuple[Watch, float]:
+    """One flood: its Watch, and the seconds until all was done and cleaned up. Raises Broken."""
+    pair = Pair(lab, server, {".forge/pre-merge": "#!/bin/sh\n[ ! -f run ] || . ./run\n", "run": "true\n"}, name)
+    source = Source(pair.source, lab.environ)
+    refs = flood.make(source, flood.large)
+    (beside,) = other.changes("forge", [f"beside-{name}"], "A change beside a flood")
+    pages = ["/", "/jobs", f"/r/{name}", "/r/other"]
+    pages += [f"/r/{name}/mr/{ref}" for ref in refs[:3] if "/" not in ref]
+    began = time.perf_counter()
+
+    def over() -> bool:
+        server.look()
+        return all(job["event"] == "job.finished" for job in server.jobs.values()) and not left_over(server.data, server.watched)
+
+    with Watch(server.url, server.watched, pages) as watch:
+        source.push(pair.repos["forge"], refs)
+        other.push("forge", [beside])
+        wait_until(over, f"the end of {name}", 0.1, 240)
+        cleaned = time.perf_counter() - began
+    return watch, cleaned
+
+
 class Bench(NamedTuple):
     """A bench as the table has it."""
 
@@ -1215,6 +1252,7 @@ BENCHES: dict[str, Bench] = {
     "repo-page": Bench(bench_repo_page),
     "jobs-page": Bench(bench_jobs_page),
     "clone": Bench(bench_clone),
+    "floods": Bench(bench_floods),
 }
 
 

@@ -64,7 +64,7 @@
 </ul>
 % end
 % if about and about.body.partition('\n')[2].strip():
-<pre class="message" data-key="message">{{'\n'.join(visible(line) for line in about.body[:10_000].split('\n'))}}{{'…' if about.body[10_000:] else ''}}</pre>
+<pre class="message" data-key="message">{{'\n'.join(visible(line) for line in about.body.split('\n'))}}{{'…' if len(about.body) > 9_000 else ''}}</pre>
 % end
 % if live and (queue or len(job['heads']) > 1):
 <h2 data-key="queue-head">Queue</h2>

@@ -1,0 +1,63 @@
+"""Floods of a small size against a real server: it answers, stays small, and cleans up. The large ones are in bench.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Server, Work, clean_environ, end, wait_for
+from floods import FLOODS, Source, Watch, left_over
+
+GROWTH = 60 << 20  # bytes that a flood may add to the server
+LIMIT = 200 << 20  # bytes of a checkout
+# What the job of the first branch says, where it is not to pass.
+REASONS = {"log": "FORGE_LOG_LIMIT", "hole": "FORGE_LOG_LIMIT", "bomb": "forge.checkoutLimit"}
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
+    """A repo that has nothing to do with the floods, on the server that is flooded."""
+    settings = {"FORGE_MAX_JOBS": "2", "FORGE_LOG_LIMIT": "1000000", "FORGE_JOB_TIMEOUT": "60"}
+    server = Server(tmp_path_factory.mktemp("flood") / "data", settings).start()
+    yield server.repo("other")
+    if (server.data / "work/flood-litter").exists():  # a folder that is so deep would stop who clears up after the tests
+        server.cli("delete", "flood-litter", "--yes")
+        wait_for(lambda: not [*server.data.glob("work/flood-litter"), *server.data.glob("trash/*")], "an empty trash")
+    end(server)
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_flood_does_not_stop_the_server(other: Work, name: str, tmp_path: Path) -> None:
+    server, flood = other.server, FLOODS[name]
+    work = server.repo(f"flood-{name}")
+    work.bare("config", "forge.checkoutLimit", str(LIMIT))
+    source = Source(tmp_path / "source", clean_environ())
+    work.git("clone", "-q", "--bare", str(work.path), str(source.path))
+    refs = flood.make(source, flood.small)
+    work.commit("Base moves on", run="echo base\n")
+    work.push("main")
+    other.branch(f"beside-{name}", run="echo beside\n")
+    server.idle()
+    assert server.process
+    process = psutil.Process(server.process.pid)
+    named = [f"/r/{work.name}/mr/{ref}" for ref in refs[:3] if "/" not in ref]
+    with Watch(server.url, process, ["/", "/jobs", f"/r/{work.name}", f"/r/{work.name}/history", *named]) as watch:
+        source.push(work.path, refs)
+        assert server.ended(other.push_job(f"beside-{name}"), 60)["status"] == "passed"
+        server.idle(100)
+    jobs = server.get(f"/jobs?repo={work.name}&kind=pre-merge")["jobs"]
+    work.branch("after", run="ls; test ! -e many -a ! -e locked -a ! -e d\n")
+    assert server.ended(work.push_job("after"), 60)["status"] == "passed"
+    views = server.get(f"/r/{work.name}")["merge_requests"]
+    assert all(len(view[part]) <= 1000 for view in views for part in ("subject", "author"))
+    for job in jobs[:3]:
+        for page in (f"/jobs/{job['id']}", f"/jobs/{job['id']}/log"):
+            assert server.ask(page, Accept="text/html", Range="bytes=0-999").status in (200, 206, 416), page
+    wait_for(lambda: not left_over(server.data, process), f"the end of {left_over(server.data, process)[:5]}", 60)
+    assert not watch.wrong, watch.wrong[:5]
+    assert watch.own - watch.began < GROWTH, (watch.began, watch.own)
+    assert REASONS.get(name, "") in (jobs[-1]["reason"] or "" if jobs else ""), jobs[-1]
+    assert all((job["log_size"] or 0) <= 2_000_000 for job in jobs)
+    assert "Traceback" not in server.log, server.log
