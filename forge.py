@@ -2184,6 +2184,7 @@ MOST_LEFT = 1000  # files that are taken from a checkout one by one
 CHECKOUT_BYTES = 10 << 30  # of a checkout, unless forge.checkoutLimit says something else, where
 FILE_WEIGHT = 16 << 10  # is what a file counts for at least, and it may fill
 ROOM_PART = 0.5  # of the room on the disk
+ROOM_LEAST = 64 << 20  # bytes that a job may want of a disk, however full that is
 CHECKOUT_LOOK = 2.0  # seconds that a checkout may take before anybody looks how large it gets
 
 
@@ -2264,7 +2265,11 @@ def read_tree(repo: Path, tree: Path, index: Path, commit: str, most: int = CHEC
 
 
 def weigh_tree(repo: Path, commit: str, most: int, room: int) -> None:
-    """Raise TooLarge when a checkout would be larger than `most` bytes, or than `room`. Raises GitError."""
+    """Raise TooLarge when a checkout would be larger than `most` bytes, or than `room`. Raises GitError.
+
+    On a disk that is nearly full, what is small waits for room instead.
+    """
+    room = max(room, ROOM_LEAST)
     args = ("ls-tree", "-r", "-z", "--format=%(objectsize)", "--end-of-options", commit)
     files, weight, last = 0, 0, b""
 
@@ -3558,6 +3563,7 @@ class Herald:
 
 WORKERS = 2
 SCAN_SECONDS = 45.0
+TOLD_CHARS = 32 << 20  # of what a hook could not deliver: some 200,000 refs, and the push options after them
 HISTORY_CHECKED = 1000  # commits of a base that are looked at for merges without a record, when the server starts
 HURRY_SECONDS = 5.0  # between two scans, when something failed that may go better soon
 TICK_SECONDS = 1.0
@@ -3890,6 +3896,8 @@ class Engine:
             try:
                 path = self.usable(name)
                 mend_locks(path)
+                if name not in self.state.repos:  # who pushes as soon as there are hooks begins it, and does not find it
+                    self.submit(name)
                 complete_repo(path)
                 if name not in self.checked:
                     self._complete_history(name, path)
@@ -3916,8 +3924,8 @@ class Engine:
                 continue
             try:
                 with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
-                    told = stream.read(MAX_BODY)  # of more the beginning does: the refs are read from the repo
-                told = told if len(told) < MAX_BODY else told[: told.rfind("\n") + 1]
+                    told = stream.read(TOLD_CHARS)  # of more the beginning does: the refs are read from the repo
+                told = told if len(told) < TOLD_CHARS else told[: told.rfind("\n") + 1]
                 first, _, rest = told.partition("\n")
                 push = parse_hook_lines(rest, at_time(path.stat().st_mtime))
                 self.submit(first.removeprefix("repo "), push)
@@ -4663,7 +4671,7 @@ class Engine:
         assert refs.tip
         with self.lock:
             self.promised.add(job_id := self.next_id())
-            held = held_trees(self.state.repos[name])
+            held = held_trees(self.state.repos.get(name, Repo()))
         try:
             merged_heads, chain = self._chain(name, refs.tip, heads, job_id, held)
             if not chain:

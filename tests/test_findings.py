@@ -99,7 +99,7 @@ def test_a_job_id_is_given_once_when_a_chain_fails_beside_another(tmp_path: Path
     slow, go = threading.Event(), threading.Event()
     seen = []
 
-    def chain(name: str, tip: str, heads: object, job_id: int) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    def chain(name: str, tip: str, heads: object, job_id: int, *_: object) -> tuple[list[tuple[str, str]], list[list[str]]]:
         seen.append((name, job_id))
         if name == "a":
             slow.set()

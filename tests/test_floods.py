@@ -59,5 +59,5 @@ def test_a_flood_does_not_stop_the_server(other: Work, name: str, tmp_path: Path
     assert not watch.wrong, watch.wrong[:5]
     assert watch.own - watch.began < GROWTH, (watch.began, watch.own)
     assert REASONS.get(name, "") in (jobs[-1]["reason"] or "" if jobs else ""), jobs[-1]
-    assert all((job["log_size"] or 0) <= 2_000_000 for job in jobs)
+    assert name != "hole" or all((job["log_size"] or 0) <= 1_000_000 for job in jobs)
     assert "Traceback" not in server.log, server.log

@@ -106,7 +106,7 @@ def test_a_write_that_fails_is_taken_back(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_record_without_its_time_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     merge = dict.fromkeys("branch head merge_commit parent tree how begun merged_at".split(), "x") | {"repo": "app", "job": 1}
     (tmp_path / "merges.jsonl").write_text(json.dumps({"seq": 1, "event": "merged", **merge}) + "\n")
-    assert Ledger(tmp_path).merges_until("app", "2026") == 0
+    assert Ledger(tmp_path).merges_of("app") == []
     assert "it lacks at" in capsys.readouterr().err
 
 

@@ -232,7 +232,7 @@ def test_only_what_is_short_is_kept(engine: forge.Engine) -> None:
 def test_what_git_cannot_count_in_time_is_listed_without_counts(engine: forge.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = import_trees(engine.config.repo("app"), {"f": (FILE, "a\n" * 9)}, {"f": (FILE, "b\n" * 9)})
     asked = forge.git_beginning
-    monkeypatch.setattr(forge, "git_beginning", lambda *args: (b"", False) if "--numstat" in args else asked(*args))
+    monkeypatch.setattr(forge, "git_beginning", lambda *args: (b":", False) if "--numstat" in args else asked(*args))
     for _ in range(2):
         changes, whole = forge.changes_of(engine, "app", old, new)
         assert whole and [(change.path, change.added, change.quiet) for change in changes] == [("f", None, False)]

@@ -742,7 +742,7 @@ def test_the_doctor_says_what_nix_lets_a_job_do(
     import grp
 
     user, group = "a-server", grp.getgrgid(os.getegid()).gr_name
-    monkeypatch.setattr(forge, "server_user", lambda: (user, None))
+    monkeypatch.setattr(forge, "user_of", lambda uid: (user, None))
     (tmp_path / "nix").write_text(f"#!/bin/sh\necho '{said}'\n".replace("USER", user).replace("GROUP", group))
     (tmp_path / "nix").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
