@@ -230,13 +230,15 @@ def entry(mode: str, name: str, object_id: str) -> bytes:
     return f"{mode} {name}\0".encode() + bytes.fromhex(object_id)
 
 
-def commit_with(work: Work, *entries: bytes, author: str = "Ada <ada@localhost> 1 +0000") -> str:
+def commit_with(
+    work: Work, *entries: bytes, author: str = "Ada <ada@localhost> 1 +0000", message: str = "Odd\n\nAuto-Merge: yes"
+) -> str:
     """A commit on main in which are `entries` and what main holds, or with an author that git would not write."""
     listed = {line.split("\t")[1]: line.split()[:3] for line in work.git("ls-tree", "origin/main").split("\n")}
     have = [entry(mode.lstrip("0"), name, object_id) for name, (mode, _, object_id) in listed.items()]
     tree = write_object(work, "tree", b"".join(sorted([*have, *entries], key=lambda part: part.split(b" ", 1)[1])))
     head = f"tree {tree}\nparent {work.git('rev-parse', 'origin/main')}\nauthor {author}\n"
-    return write_object(work, "commit", f"{head}committer Ada <ada@localhost> 1 +0000\n\nOdd\n\nAuto-Merge: yes\n".encode())
+    return write_object(work, "commit", f"{head}committer Ada <ada@localhost> 1 +0000\n\n{message}\n".encode())
 
 
 MODULES = '[submodule "{}"]\n\tpath = {}\n\turl = {}\n\tupdate = {}\n'
@@ -438,7 +440,7 @@ def test_trees_that_were_copied_in_write_nothing_beside_the_checkout(target: Wor
         "link and directory": [entry("120000", "a", write_object(target, "blob", str(out).encode())), entry("40000", "a", inner)],
         "dotdot": [entry("40000", "..", inner)],
     }[trick]
-    evil, name = commit_with(target, *made), trick.replace(" ", "-")
+    evil, name = commit_with(target, *made, message="Odd"), trick.replace(" ", "-")
     out.mkdir(exist_ok=True)
     for path in (Path(target.git("rev-parse", "--absolute-git-dir")) / "objects").glob("??/*"):
         there = target.path / "objects" / path.parent.name / path.name
