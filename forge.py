@@ -10127,7 +10127,7 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     print(f"forge: listening on {engine.url}", flush=True)
     while not told.is_set():
         manager.turned = time.monotonic()
-        wasyncore.loop(timeout=min(30.0, manager.every), use_poll=True, map=sockets, count=1)
+        wasyncore.loop(timeout=min(TICK_SECONDS, manager.every), use_poll=True, map=sockets, count=1)
     until = time.monotonic() + LEAVE_SECONDS
     manager.tell(STOPPING=1, STATUS="stopping; running jobs go on")
     engine.begin_nothing()
