@@ -10127,7 +10127,7 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     print(f"forge: listening on {engine.url}", flush=True)
     while not told.is_set():
         manager.turned = time.monotonic()
-        wasyncore.loop(timeout=min(TICK_SECONDS, manager.every), use_poll=True, map=sockets, count=1)
+        wasyncore.loop(timeout=min(30.0, manager.every), use_poll=True, map=sockets, count=1)
     until = time.monotonic() + LEAVE_SECONDS
     manager.tell(STOPPING=1, STATUS="stopping; running jobs go on")
     engine.begin_nothing()
@@ -10342,7 +10342,8 @@ def cmd_demo(config: Config, args: argparse.Namespace) -> int:
             print(f"\n== look at it: {url}/r/hello · the failed one: {url}/r/hello/mr/careless · all jobs: {url}/jobs")
             print(f"   the merge password is demo; a clone to play with is {root / 'hello'}")
             print("\n== serving until Ctrl-C", flush=True)
-            server.wait()
+            while server.poll() is None:
+                time.sleep(0.2)  # no longer: a signal that comes just before a wait is heard after it
         return 0
     except KeyboardInterrupt:
         print("\nbye")
