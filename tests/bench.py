@@ -684,7 +684,9 @@ def bench_bump(lab: Lab) -> Iterator[Row]:
         return lab.run("git", "rev-parse", "HEAD", where=tree).strip()
 
     forge = lab.root / "forge"  # as jobs have it
-    forge.write_text(lab.run(sys.executable, "-c", "import forge; print(forge.own_command())", where=FORGE.parent))
+    forge.write_text(
+        lab.run(sys.executable, "-c", "import forge; print(forge.own_command(forge.load_config({})))", where=FORGE.parent)
+    )
     forge.chmod(0o755)
     before = advance()
     input_repos(lab, app, configs, {})
