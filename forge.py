@@ -567,8 +567,7 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
 Event = tuple[str, dict[str, Any]]
 MERGE_EVENTS = frozenset(
     ("merge.asked", "merge.begun", "merged", "merge.abandoned", "branch.deleting", "branch.deleted", "branch.kept")
-    + ("branch.renewing", "branch.renewed")
-    + ("hold.placed", "hold.lifted")
+    + ("branch.renewing", "branch.renewed", "hold.placed", "hold.lifted")
 )
 
 
@@ -2253,7 +2252,7 @@ def read_tree(repo: Path, tree: Path, index: Path, commit: str, most: int = CHEC
     clock = threading.Timer(CHECKOUT_LOOK, look)
     clock.start()
     try:
-        git_output(process, args, seconds=EVERYTHING)
+        git_output(process, args, seconds=math.inf)
     except GitError as error:
         clock.cancel()
         clock.join()
@@ -2269,7 +2268,7 @@ def weigh_tree(repo: Path, commit: str, most: int, room: int) -> None:
 
     On a disk that is nearly full, what is small waits for room instead.
     """
-    room = max(room, ROOM_LEAST)
+    allowed = min(most, max(room, ROOM_LEAST))
     args = ("ls-tree", "-r", "-z", "--format=%(objectsize)", "--end-of-options", commit)
     files, weight, last = 0, 0, b""
 
@@ -2278,16 +2277,16 @@ def weigh_tree(repo: Path, commit: str, most: int, room: int) -> None:
         *sizes, last = (last + piece).split(b"\0")
         files += len(sizes)
         weight += sum(max(FILE_WEIGHT, int(size)) for size in sizes if size != b"-")
-        return weight <= min(most, room)
+        return weight <= allowed
 
     try:
         process = git_process(repo, args)
         err = converse(process, args, "", keep)
     except GitError:
-        if weight <= min(most, room):
+        if weight <= allowed:
             raise
         why = f"more than {spell_bytes(most)}; split it, or allow more: git -C {repo} config forge.checkoutLimit BYTES"
-        why = why if most <= room else f"more than half of the room on the disk, {spell_bytes(2 * room)}; make room"
+        why = why if allowed == most else f"more than half of the room on the disk, {spell_bytes(2 * room)}; make room"
         raise TooLarge(args, EXCESS, f"fatal: the first {files} files of its tree take {why}") from None
     if process.returncode:
         raise GitError(args, process.returncode, err)
@@ -2943,7 +2942,8 @@ def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surro
     private += [
         home for home in (environ.get("HOME"), user_of(os.geteuid())[1]) if home and is_private_home(os.path.realpath(home))
     ]
-    private += [place for place in secret_places(config.secrets_dir) if is_kept_from_others(place)]
+    known_secrets = secret_places(config.secrets_dir)
+    private += [place for place in known_secrets if is_kept_from_others(place)]
     hidden = {Path(os.path.realpath(place)) for place in private if place}
     tmp = {Path(os.path.realpath(place)) for place in TMP_PLACES}
     covered = hidden | tmp
@@ -2960,7 +2960,7 @@ def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surro
         files=tuple(filter(os.path.isfile, hidden)),
         tmp=tuple(filter(os.path.isdir, tmp)),
         programs=shown(forge_places() + [Path(place) for place in environ.get("PATH", "").split(":") if place.startswith("/")]),
-        secrets=shown(secret_places(config.secrets_dir)),
+        secrets=shown(known_secrets),
         nix=shown(nix),
         nix_writable=nix_writable,
     )
@@ -4549,7 +4549,7 @@ class Engine:
 
     def _keep_house(self) -> None:
         """The keeper thread: prune now and then, and where no job runs or waits, git maintenance of a repo that has grown."""
-        pruned = -EVERYTHING
+        pruned = -math.inf
         while True:
             with self.lock:
                 if self.lock.wait_for(lambda: self.closing, timeout=UPKEEP_LOOK):
@@ -4570,7 +4570,7 @@ class Engine:
     def _tend_grown(self) -> None:
         """Git maintenance of the repos that have grown, one by one, while all is quiet. Raises Refused, GitError, OSError."""
         for name in self.repo_names():
-            rested = time.monotonic() > self.tended.get(name, -EVERYTHING) + TENDED_SECONDS
+            rested = time.monotonic() > self.tended.get(name, -math.inf) + TENDED_SECONDS
             with self.lock:
                 quiet = not (self.closing or self.state.live_jobs())
             if not quiet or not rested or not has_grown(self.config.repo(name)):
@@ -7001,7 +7001,6 @@ TENDED_SECONDS = 6 * 3600  # between two git maintenances of a repo by itself
 UNREACHABLE_KEPT = "2.weeks.ago"  # of objects that no ref reaches: a job may still work with them
 SERVING_REFS = "refs/forge/upkeep/"  # what jobs and base are at while git maintenance runs
 LOW_INODES = 10_000
-EVERYTHING = float("inf")
 
 
 class Room(NamedTuple):
@@ -7036,7 +7035,7 @@ def scarce_room(config: Config) -> Room:
     return there if there.low and not here.low else here
 
 
-def taken_by(path: Path, until: float = EVERYTHING) -> tuple[int, bool]:
+def taken_by(path: Path, until: float = math.inf) -> tuple[int, bool]:
     """The bytes that a file or a directory takes on the disk; whether all was counted before `until` (monotonic seconds)."""
     taken, todo = 0, [str(path)]
     while todo:
@@ -7814,9 +7813,8 @@ class Web:
         spell |= {"spell_wait": spell_wait, "visible": visible, "side_by_side": side_by_side, "quote": quote_bytes}
         spell["query"] = lambda **values: urlencode(values, errors="surrogateescape")
         page = {"logged_in": self._logged_in(), "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
-        here = (
-            bottle.request.path if bottle.request.method == "GET" else bottle.request.path.rpartition("/")[0]
-        )  # of an action: its page
+        action = bottle.request.method == "POST"
+        here = bottle.request.path.rpartition("/")[0] if action else bottle.request.path  # of an action: its page
         page["here_quoted"] = quote(quote(here or "/"), safe="")  # an address, as a value in another address
         made = bottle.template(view, template_lookup=self.lookup, **{**spell, **page, **values})
         return str(made).encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
@@ -7976,10 +7974,9 @@ class Web:
             view |= trail(self.engine.ledger, job=replace(test, caused_by=cause)) if test else {}
         if wanted_type() == "json":
             return json_response(view)
-        split, path = bottle.request.query.get("view") == "split", bottle.request.query.get("file")
+        split, path = wanted_changes()
         start = view["merge_base"] or refs.tip
         if path is not None:
-            path = path.encode("latin-1").decode("utf-8", "surrogateescape")
             here = mr_url("", repo, branch)
             return self._page("file", **view, split=split, here=here, title=branch, **self._file(view, start, path))
         with self.engine.lock:
@@ -8081,10 +8078,9 @@ class Web:
         view = {**deployment_view(self.engine, job, before), "head": job.commit}
         if wanted_type() == "json":
             return json_response(view)
-        split, path = bottle.request.query.get("view") == "split", bottle.request.query.get("file")
+        split, path = wanted_changes()
         here = f"/r/{repo}/deployments/{job.id}"
         if path is not None:
-            path = path.encode("latin-1").decode("utf-8", "surrogateescape")
             return self._page("file", **view, split=split, here=here, title=f"job {job.id}", **self._file(view, job.base, path))
         made = self._changes(view, job.base, job.base) | {"commits": view["commits"]}
         return self._page("deployment", **{**view, **made}, split=split, here=here)
@@ -8608,6 +8604,13 @@ def bearer() -> str | None:
 def utf8(text: str) -> str:
     """What WSGI hands over as latin-1, as the UTF-8 it is."""
     return text.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def wanted_changes() -> tuple[bool, str | None]:
+    """How the query wants changes to be shown: whether side by side, and of which file alone."""
+    query = bottle.request.query
+    path = query.get("file")
+    return query.get("view") == "split", None if path is None else path.encode("latin-1").decode("utf-8", "surrogateescape")
 
 
 def query_number(name: str) -> int | None:
@@ -9176,6 +9179,8 @@ def cmd_merge(config: Config, args: argparse.Namespace) -> int:
 
 
 def cmd_rollback(config: Config, args: argparse.Namespace) -> int:
+    """Give base an earlier tree again, now or when it has passed."""
+
     def text(result: Any) -> str:
         if result.get("status") != "queued":
             done = f"rolled back to {result['head']} by {result['merge_commit']}"

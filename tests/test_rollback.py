@@ -477,8 +477,8 @@ def test_a_tree_that_never_passed_is_tested_first_and_nothing_lands_before(work:
     assert "untested, as was asked" in server.cli("audit", work.name).stdout
 
 
-def test_a_direct_push_ends_a_rollback_that_is_tested(work: Work) -> None:
-    gate = work.gate("never")
+def push_untested(work: Work, gate: Path) -> str:
+    """Push a commit to base whose check waits for a file, and another one without it; the first."""
     work.git("checkout", "-q", "main")
     untested = work.commit("Never tested", run=f"while [ ! -e $HOME/{gate.name} ]; do sleep 0.05; done\n")
     work.push("main")
@@ -486,6 +486,12 @@ def test_a_direct_push_ends_a_rollback_that_is_tested(work: Work) -> None:
     work.commit("Next")
     work.push("main")
     work.server.idle()
+    return untested
+
+
+def test_a_direct_push_ends_a_rollback_that_is_tested(work: Work) -> None:
+    gate = work.gate("never")
+    untested = push_untested(work, gate)
     job = roll_back(work, untested).json["job"]
     work.server.running(job["id"])
     work.commit("Pushed meanwhile", file="x")
@@ -710,13 +716,7 @@ def test_a_rollback_that_passed_while_no_server_was_there_lands_at_the_next_star
     server = make_server()
     work = server.repo("app")
     gate = work.gate("go")
-    work.git("checkout", "-q", "main")
-    untested = work.commit("Never tested", run=f"while [ ! -e $HOME/{gate.name} ]; do sleep 0.05; done\n")
-    work.push("main")
-    work.git("rm", "-q", "run")
-    work.commit("Next")
-    work.push("main")
-    server.idle()
+    untested = push_untested(work, gate)
     job = roll_back(work, untested).json["job"]
     server.running(job["id"])
     server.stop(signal.SIGKILL)

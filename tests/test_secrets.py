@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -80,13 +81,21 @@ def keys(lair: Path, host: Sshd) -> Path:
     return place
 
 
-@needs_ssh
-@pytest.mark.parametrize("sandbox", [pytest.param("bwrap", marks=needs_bwrap), "none"])
-def test_git_nix_and_ssh_of_a_deployment_use_the_deploy_key(lair: Path, host: Sshd, sandbox: str) -> None:
+@contextlib.contextmanager
+def deploying(lair: Path, host: Sshd, sandbox: str) -> Iterator[Work]:
+    """A repo whose deployments have the keys, on a server whose user has a home of its own."""
     environ = {"HOME": str(lair / "home"), "FORGE_SECRETS_DIR": str(keys(lair, host)), "FORGE_SANDBOX": sandbox}
     server = Server(lair / "data", environ).start()
     try:
-        work = server.repo("deploys")
+        yield server.repo("deploys")
+    finally:
+        end(server)
+
+
+@needs_ssh
+@pytest.mark.parametrize("sandbox", [pytest.param("bwrap", marks=needs_bwrap), "none"])
+def test_git_nix_and_ssh_of_a_deployment_use_the_deploy_key(lair: Path, host: Sshd, sandbox: str) -> None:
+    with deploying(lair, host, sandbox) as work:
         script = f"""
         set -ex
         git push -q -f target:{host.folder}/target.git HEAD:refs/heads/{sandbox}
@@ -97,14 +106,12 @@ def test_git_nix_and_ssh_of_a_deployment_use_the_deploy_key(lair: Path, host: Ss
         ! ssh -F "$FORGE_SSH_CONFIG" stranger echo let in
         """
         job = deployed(work, script)
-        said = server.job_log(job["id"]).decode()
+        said = work.server.job_log(job["id"]).decode()
         assert job["status"] == "passed", said
         assert "\nactivated\n" in said and "\nby nix\n" in said and "let in\n" not in said.replace("echo let in", "")
         assert "host key is known for stranger and you have requested strict checking" in said
         there = host.run(f"git -C {host.folder}/target.git rev-parse {sandbox} by-url").stdout.split()
         assert there == [job["commit"]] * 2
-    finally:
-        end(server)
 
 
 @needs_ssh
@@ -112,10 +119,7 @@ def test_git_nix_and_ssh_of_a_deployment_use_the_deploy_key(lair: Path, host: Ss
 @pytest.mark.skipif(os.geteuid() != 0, reason="the store is root's")
 @pytest.mark.parametrize("sandbox", [pytest.param("bwrap", marks=needs_bwrap), "none"])
 def test_nix_fetches_and_copies_by_ssh(lair: Path, host: Sshd, sandbox: str) -> None:
-    environ = {"HOME": str(lair / "home"), "FORGE_SECRETS_DIR": str(keys(lair, host)), "FORGE_SANDBOX": sandbox}
-    server = Server(lair / "data", environ).start()
-    try:
-        work = server.repo("deploys")
+    with deploying(lair, host, sandbox) as work:
         source = f"git+ssh://target{host.folder}/target.git?ref=nix"
         script = f"""
         set -ex
@@ -124,10 +128,8 @@ def test_nix_fetches_and_copies_by_ssh(lair: Path, host: Sshd, sandbox: str) -> 
         nix copy --to ssh://target "$(nix-store --add .forge/post-merge)"
         """
         job = deployed(work, script, **{"flake.nix": "{ outputs = _: { }; }"})
-        said = server.job_log(job["id"]).decode()
+        said = work.server.job_log(job["id"]).decode()
         assert job["status"] == "passed" and job["commit"] in said.split("nix flake metadata")[1], said
-    finally:
-        end(server)
 
 
 @needs_ssh
