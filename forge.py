@@ -3743,8 +3743,12 @@ class Engine:
 
     def _failed(self, what: str, error: Exception) -> None:
         """A worker's work failed: say so, and let the next scan come sooner when it may go better then."""
-        self.hurry = self.hurry or (isinstance(error, GitError) and error.passing)
+        self._hurry_after(error)
         self.complain(what, error)
+
+    def _hurry_after(self, error: Exception) -> None:
+        """Let the next scan come sooner when what failed may go better then."""
+        self.hurry = self.hurry or (isinstance(error, GitError) and error.passing)
 
     def no_room(self, error: Exception) -> bool:
         """Whether something failed since there is no room; git does not always say so."""
@@ -4734,6 +4738,8 @@ class Engine:
         moved = error is not None and read_refs(self.config.repo(name)) != refs
         if error and self.no_room(error):
             raise error
+        if error:
+            self._hurry_after(error)
         with self.lock:
             self.unspoken.discard(job.id)
             stderr = error.stderr if isinstance(error, GitError) else ""
@@ -5110,6 +5116,7 @@ class Engine:
         if error and self.no_room(error):
             raise error
         if error:
+            self._hurry_after(error)
             with self.lock:
                 self.stuck[name, job.branch, job.commit] = f"it could not land, and is tried again within a minute: {error}"
         return True
@@ -5432,7 +5439,7 @@ def job_view(engine: Engine, job: Job) -> dict[str, Any]:
         view["duration"] = round(boot_clock() - running.began, 3)
         with contextlib.suppress(OSError):
             view["log_size"] = engine.config.log(job.repo, job.id).stat().st_size
-    if job.status == "running":
+    if view["status"] == "running":  # by now it may have ended
         figures = running.figures if running else {}
         view |= {name: figures.get(name) for name in ("cpu_percent", "rss_bytes", "processes")}
     return view
@@ -9100,6 +9107,8 @@ def cmd_log(config: Config, args: argparse.Namespace) -> int:
         while True:
             headers, chunk = client.ask(f"/jobs/{args.id}/log?offset={offset}&wait={int(args.follow)}", accept="text/plain")
             live = headers["X-Job-Status"] in LIVE
+            if watch:
+                watch.job_id = args.id if live else None
             if watch and chunk:
                 watch.draw("")
                 watch.midline = sys.stdout.isatty() and not chunk.endswith(b"\n")

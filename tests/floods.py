@@ -152,11 +152,11 @@ def history(source: Source, size: int) -> list[str]:
 
 
 def paths(source: Source, size: int) -> list[str]:
-    """Folders so deep, and a file whose name has so many times a hundred bytes."""
+    """Folders so deep, and a file whose name has so many times two hundred bytes."""
     oid, mode = source.write("blob", b"deep\n"), "100644"
     for _ in range(size):
         oid, mode = source.write("tree", b"%o d\0" % int(mode, 8) + bytes.fromhex(oid)), "40000"
-    long = source.write("tree", b"100644 " + b"n" * size * 100 + b"\0" + bytes.fromhex(source.write("blob", b"long\n")))
+    long = source.write("tree", b"100644 " + b"n" * size * 200 + b"\0" + bytes.fromhex(source.write("blob", b"long\n")))
     source.commit("flood", source.tree([("040000", "deep", oid)], "main"))
     source.commit("flood-long", source.tree([("040000", "long", long)], "main"))
     return ["flood", "flood-long"]
@@ -192,7 +192,7 @@ FLOODS = {
     "lock": Flood(lock, 10_000_000, 100_000_000, "a flake.lock of 100 MB"),
     "tags": Flood(tags, 1000, 20_000, "20,000 tags"),
     "history": Flood(history, 20_000, 300_000, "300,000 commits"),
-    "paths": Flood(paths, 700, 5000, "folders 5,000 deep, a name of 500 kB"),
+    "paths": Flood(paths, 700, 5000, "folders 5,000 deep, a name of 1 MB"),
 }
 
 

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, unquote
 from wsgiref.util import setup_testing_defaults
@@ -49,6 +50,20 @@ def test_the_json_of_everything(work: Work) -> None:
     gone = work.server.ask(f"/r/{work.name}/mr/topic")
     assert gone.status == 404 and gone.json["merge"]["merge_commit"] == merge["merge_commit"]
     assert work.name in [repo["repo"] for repo in work.server.get("/")["repos"]]
+
+
+def test_a_job_that_ends_while_it_is_looked_at_still_has_its_figures() -> None:
+    job = forge.Job(1, "app", "topic", forge.PRE, "1" * 40, [], "2026-01-01T00:00:00Z", status="running")
+
+    class Running(dict[int, forge.Running]):
+        """The jobs that run, of which one ends now."""
+
+        def get(self, key: int, default: object = None) -> Any:
+            job.status = "passed"
+
+    engine = SimpleNamespace(state=forge.State(), url="http://localhost", running=Running())
+    view = forge.job_view(engine, job)  # type: ignore[arg-type]
+    assert view["status"] == "running" and {"cpu_percent", "rss_bytes", "processes"} <= view.keys()
 
 
 def test_jobs_are_listed_newest_first_with_filters_and_pages(work: Work) -> None:

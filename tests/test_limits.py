@@ -1,0 +1,145 @@
+"""What one git, one log, one undelivered push may take of the server, whoever decides how much there is: each limit at work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import clean_environ
+from floods import Source
+
+import forge
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Source:
+    """A bare repo with a base, where the server would have it, and the means to put odd objects into it."""
+    path = tmp_path / "data/repos/app.git"
+    path.mkdir(parents=True)
+    forge.make_plain_dirs(tmp_path / "data/git")
+    subprocess.run(["git", "init", "-q", "--bare", "-b", "main", path], check=True, env=clean_environ())
+    source = Source(path, clean_environ())
+    source.commit("main", source.tree([("100644", "one", source.write("blob", b"one\n"))]), parent="")
+    return source
+
+
+def test_a_git_that_takes_too_long_is_ended(bare: Source) -> None:
+    os.mkfifo(bare.path / "pipe")  # which nobody writes to
+    args = ("hash-object", "pipe")
+    process = forge.git_process(bare.path, args)
+    began = time.monotonic()
+    with pytest.raises(forge.GitError, match=r"it took longer than 0\.2 seconds") as raised:
+        forge.git_output(process, args, seconds=0.2)
+    assert raised.value.excessive and time.monotonic() - began < 30
+    assert process.returncode is not None and not psutil.pid_exists(process.pid)
+
+
+def test_a_git_that_prints_too_much_is_ended(bare: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = bare.write("blob", bytes(500_000))
+    assert len(forge.git(bare.path, "cat-file", "blob", blob)) == 500_000
+    monkeypatch.setattr(forge, "GIT_BYTES", 100_000)
+    with pytest.raises(forge.GitError, match="it printed more than") as raised:
+        forge.git(bare.path, "cat-file", "blob", blob)
+    assert raised.value.excessive
+
+
+def test_of_what_git_prints_no_more_is_kept_than_is_shown(bare: Source) -> None:
+    bare.commit("main", bare.git("rev-parse", "main^{tree}"), b"s" * 3_000_000 + b"\n\nAuto-Merge: yes\n", b"E" * 1_000_000)
+    tracemalloc.start()
+    try:
+        facts = forge.read_commit(bare.path, bare.git("rev-parse", "main"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (len(facts.subject), len(facts.author), facts.auto_merge) == (forge.TEXT_BYTES, forge.TEXT_BYTES, True)
+    assert len(facts.body) <= forge.BODY_BYTES and peak < 1_000_000, peak
+
+
+def test_a_merge_that_takes_too_much_memory_is_a_sentence_and_no_failure(bare: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, one, two = (bytes([letter]) * 60_000_000 for letter in b"abc")  # below core.bigFileThreshold: git merges line by line
+    for name, content in (("main", base), ("theirs", one), ("main", two)):
+        bare.file(name, "large", content)
+    merged = forge.merge_tree(bare.path, bare.git("rev-parse", "main"), theirs := bare.git("rev-parse", "theirs"))
+    assert (merged.conflicts, merged.trouble) == (("large",), None)
+    monkeypatch.setattr(forge, "GIT_MEMORY", 40 << 20)
+    merged = forge.merge_tree(bare.path, bare.git("rev-parse", "main"), theirs)
+    assert merged.tree is None and merged.trouble and "Out of memory" in merged.trouble
+    refs = forge.Refs("main", {"main": "0" * 40, "theirs": theirs}, frozenset({"theirs"}))
+    blockers = forge.why_blocked("theirs", refs, forge.Repo(), None, merged)
+    assert blockers[-1] == f"{merged.trouble}; make it smaller and push again"
+
+
+def test_a_file_whose_path_no_command_takes_has_no_lines_and_no_crash(bare: Source) -> None:
+    long = bare.write("tree", b"100644 " + b"n" * 200_000 + b"\0" + bytes.fromhex(bare.write("blob", b"long\n")))
+    bare.commit("topic", bare.tree([("040000", "long", long)], "main"))
+    base, head = bare.git("rev-parse", "main"), bare.git("rev-parse", "topic")
+
+    class Asks:
+        """What `changes_of` and `lines_of` need of the engine."""
+
+        @staticmethod
+        def output(name: str, most: int, *args: str) -> tuple[bytes, bool]:
+            return forge.git_beginning(bare.path, most, *args)
+
+    changes, whole = forge.changes_of(Asks, "app", base, head)  # type: ignore[arg-type]
+    assert whole and [len(change.path) for change in changes] == [200_005]
+    assert forge.lines_of(Asks, "app", base, head, changes, 1000, b"") == ({}, True)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Iterator[forge.Mask]:
+    """Between what a deployment prints and its log."""
+    config = forge.Config(tmp_path, password="correct horse battery")
+    yield forge.Mask(config, tmp_path / "raw", tmp_path / "served")
+
+
+@pytest.mark.parametrize("line", [b"x" * 63 + b"\n", b"x" * 64], ids=["lines", "one line"])
+def test_a_masked_log_is_not_held_in_memory(mask: forge.Mask, line: bytes) -> None:
+    secret = b"correct horse battery"
+    mask.raw.write_bytes(line * 300_000 + secret + line * 300_000)
+    tracemalloc.start()
+    try:
+        mask.copy(ended=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert mask.served.read_bytes() == line * 300_000 + b"*" * len(secret) + line * 300_000
+    assert peak < 4_000_000, peak
+
+
+def test_of_a_huge_undelivered_push_the_beginning_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forge, "TOLD_CHARS", 10_000)
+    engine = forge.Engine(forge.Config(tmp_path, sandbox="none"))
+    told: list[tuple[str, forge.Push]] = []
+    monkeypatch.setattr(engine, "submit", lambda name, push: told.append((name, push)))
+    line = f"{'0' * 40} {'1' * 40} refs/heads/b"
+    path = tmp_path / "incoming/1"
+    path.write_text("repo app\n" + "".join(f"{line}{number}\n" for number in range(1000)))
+    try:
+        engine._deliver()
+    finally:
+        engine.stop(0.1)
+    ((name, push),) = told
+    assert name == "app" and not path.exists()
+    assert 90 < len(push.updates) < 110  # whole lines only: half of one is no ref
+    assert [update.ref for update in push.updates] == [f"refs/heads/b{number}" for number in range(len(push.updates))]
+
+
+def test_trash_of_any_size_is_removed_a_part_at_a_time(tmp_path: Path) -> None:
+    trash = tmp_path / "trash"
+    (trash / "wide").mkdir(parents=True)
+    for number in range(20_000):
+        os.mknod(trash / f"left-{number}")
+    tracemalloc.start()
+    try:
+        forge.empty_trash(trash)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert not list(trash.iterdir()) and peak < 1_000_000, peak
