@@ -1992,8 +1992,15 @@ def tree_of(repo: Path, commit: str) -> str:
 
 def count_commits(repo: Path, base: str, head: str) -> tuple[str | None, int, int]:
     """The merge base of two commits, and how many commits `head` has that `base` lacks, and the other way round."""
-    merge_base = git(repo, "merge-base", base, head, ok=(0, 1)).strip() or None
-    behind, ahead = git(repo, "rev-list", "--count", "--left-right", f"{base}...{head}").split()
+    shared, counted = ("merge-base", base, head), ("rev-list", "--count", "--left-right", f"{base}...{head}")
+    first, second = git_process(repo, shared), git_process(repo, counted)  # both may have a long way to go
+    try:
+        merge_base = git_output(first, shared, ok=(0, 1)).strip() or None
+    except GitError:
+        second.kill()
+        second.communicate()
+        raise
+    behind, ahead = git_output(second, counted).split()
     return merge_base, int(ahead), int(behind)
 
 
@@ -2055,7 +2062,7 @@ def changed_paths(repo: Path, old: str, new: str) -> list[str]:
 # A path is a path whatever is in it; and what is larger than this counts as binary, so that git need not hold it.
 READING = {"GIT_LITERAL_PATHSPECS": "1", "GIT_CONFIG_PARAMETERS": "'core.bigFileThreshold=16m'"}
 READING_SECONDS = 3.0
-READING_CPU = 1  # seconds of a processor, which a busy machine may take longer to give
+READING_CPU = 0.6  # seconds of a processor, which a busy machine may take longer to give
 
 
 def git_beginning(repo: Path, most: int, *args: str) -> tuple[bytes, bool]:
@@ -2063,23 +2070,32 @@ def git_beginning(repo: Path, most: int, *args: str) -> tuple[bytes, bool]:
 
     A git that would print more, or does not end within READING_SECONDS or READING_CPU, is killed.
     """
-    process = git_process(repo, args, None, **READING)
-    with contextlib.suppress(OSError):
-        resource.prlimit(process.pid, resource.RLIMIT_CPU, (READING_CPU, READING_CPU))
+    process, over = git_process(repo, args, None, **READING), threading.Event()
     assert process.stdin and isinstance(process.stdout, io.BufferedReader) and process.stderr
     process.stdin.close()
-    clock = threading.Timer(READING_SECONDS, process.kill)
-    clock.start()
+    threading.Thread(target=_end_when_spent, args=(process, over), name="reading", daemon=True).start()
     with process.stdout as out, process.stderr as errors:
         found = out.read(most + 1)
         if len(found) > most:
             process.kill()
         said = errors.read()
+    over.set()
     code = process.wait()
-    clock.cancel()
     if code > 0:
         raise GitError(args, code, said.decode("utf-8", "replace"))
     return found[:most], code == 0 and len(found) <= most
+
+
+def _end_when_spent(process: subprocess.Popen[bytes], over: threading.Event) -> None:
+    """Kill a git that has had its READING_CPU or READING_SECONDS before it is `over`."""
+    until, left = time.monotonic() + READING_SECONDS, READING_CPU
+    while not over.wait(max(0.02, min(left, until - time.monotonic()))):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = psutil.Process(process.pid).cpu_times()
+            left = READING_CPU - times.user - times.system
+        if left <= 0 or time.monotonic() >= until:
+            process.kill()
+            return
 
 
 def repo_settings(repo: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import clean_environ
-from floods import Source
+from floods import Source, bomb
 
 import forge
 
@@ -38,6 +38,17 @@ def test_a_git_that_takes_too_long_is_ended(bare: Source) -> None:
         forge.git_output(process, args, seconds=0.2)
     assert raised.value.excessive and time.monotonic() - began < 30
     assert process.returncode is not None and not psutil.pid_exists(process.pid)
+
+
+def test_a_git_that_a_page_waits_for_is_ended_when_it_has_had_its_share_of_the_processor(
+    bare: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb(bare, 9)
+    monkeypatch.setattr(forge, "READING_CPU", 0.2)
+    monkeypatch.setattr(forge, "READING_SECONDS", 60.0)
+    began = time.monotonic()
+    assert forge.git_beginning(bare.path, 1000, *forge.DIFF, *bare.git("rev-parse", "main", "flood").split()) == (b"", False)
+    assert time.monotonic() - began < 30
 
 
 def test_a_git_that_prints_too_much_is_ended(bare: Source, monkeypatch: pytest.MonkeyPatch) -> None:
