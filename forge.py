@@ -7208,6 +7208,10 @@ def tend_repo(engine: Engine, name: str, done: Pruned, dry: bool = False) -> Non
     if any(job.status == "running" for job in jobs):
         done.left.append(f"{name}: a job runs in it; git maintenance waits until it has ended")
         return
+    if git(path, "config", "--get-all", "gc.recentObjectsHook", ok=(0, 1)):
+        why = f"gc.recentObjectsHook is set, a program of the repo that is not run here: git -C {path} config --unset-all"
+        done.left.append(f"{name}: {why} gc.recentObjectsHook; git maintenance waits until then")
+        return
     if dry:
         done.add("repos")
         return
