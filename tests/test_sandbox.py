@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -372,6 +373,26 @@ def test_what_a_job_can_do(boxed: Server) -> None:
     assert answers(boxed, work.push_job("topic", force=True)) == dict.fromkeys(look, "yes")
     tmp = boxed.data / "work/can/1/tmp"
     wait_for(lambda: not tmp.exists() and not list((boxed.data / "trash").iterdir()), "room again, before the next job")
+
+
+@needs_bwrap
+def test_a_job_that_fills_tmp_fills_its_own(boxed: Server) -> None:
+    work = boxed.repo("fills")
+    fill = "for d in /tmp /var/tmp; do head -c 50000000 /dev/zero >$d/fill-$$; (cd $d && seq 70001 75000 | xargs touch); done\n"
+    look = "ls -A /tmp /var/tmp; touch /tmp/mine && echo well\n"
+    work.branch("fills", run=f"{look}mkdir -p /tmp/d/d; {fill}ls /tmp | wc -l; chmod 0 /tmp/d /tmp\n")
+    job = boxed.ended(work.push_job("fills"))
+    assert job["status"] == "passed"
+    seen, count = boxed.job_log(job["id"]).decode().split("well\n")
+    assert int(count) > 5000
+    assert not [
+        name for place in ("/tmp", "/var/tmp") for name in os.listdir(place) if re.fullmatch("fill-[0-9]+|7[0-9]{4}", name)
+    ]
+    gone = lambda: not [*boxed.data.glob("work/fills/*/tmp"), *(boxed.data / "trash").iterdir()]  # noqa: E731
+    wait_for(gone, "the end of what it wrote")
+    work.branch("next", run=look)
+    job = boxed.ended(work.push_job("next"))
+    assert boxed.job_log(job["id"]).decode() == f"{seen}well\n"
 
 
 @needs_bwrap
