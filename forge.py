@@ -2767,7 +2767,8 @@ def cut_hollow(path: Path, most: int) -> None:
     """
     facts = path.stat()
     if facts.st_size > most and facts.st_size > 512 * facts.st_blocks:
-        os.truncate(path, most)
+        with open(path, "r+b", buffering=0, opener=open_log) as stream:
+            stream.truncate(most)
 
 
 def keep_secrets(environ: MutableMapping[str, str]) -> None:
@@ -4544,7 +4545,8 @@ class Engine:
             return "timeout", f"it ran longer than {round(run.deadline - run.began)} seconds"
         with contextlib.suppress(FileNotFoundError):
             if run.log.stat().st_size > config.log_limit:
-                cut_hollow(run.log, config.log_limit)
+                with contextlib.suppress(FileNotFoundError):  # else it is cut when the job has ended
+                    cut_hollow(run.log, config.log_limit)
                 return "failed", f"its log grew over {config.log_limit} bytes (FORGE_LOG_LIMIT)"
         if config.job_processes and run.figures["processes"] > config.job_processes:
             return "failed", f"it had more than {config.job_processes} processes (FORGE_JOB_PROCESSES)"
@@ -6328,10 +6330,26 @@ def excerpt(line: str, place: int) -> str:
     return f"{'…' if start else ''}{line[start : start + EXCERPT]}{'…' if len(line) > start + EXCERPT else ''}"
 
 
+def open_log(path: str, flags: int) -> int:
+    """Open a log, as open() does. Raises FileNotFoundError, also when its job keeps it from us at this moment.
+
+    A job can do with the file what its owner may: take the permissions away (fchmod(2)), which we give back, and make who opens
+    it wait for most of a minute (leases, fcntl(2)), which we do not.
+    """
+    for _ in range(3):
+        try:
+            return os.open(path, flags | os.O_NONBLOCK)
+        except PermissionError:
+            os.chmod(path, 0o644)
+        except BlockingIOError:
+            break
+    raise FileNotFoundError(errno.ENOENT, "its job keeps this log from being opened", path)
+
+
 def read_blocks(path: Path) -> Iterator[bytes]:
     """A log in blocks of whole lines; a line that is longer than a block comes in parts. Raises FileNotFoundError."""
     rest = b""
-    with open(path, "rb") as stream:
+    with open(path, "rb", opener=open_log) as stream:
         while chunk := stream.read(FIND_BLOCK):
             whole, newline, after = chunk.rpartition(b"\n")
             if newline:
@@ -6436,7 +6454,7 @@ def size_of(path: Path) -> int:
 
 def read_log(path: Path, offset: int, most: int) -> bytes:
     """At most `most` bytes of a log from `offset` on; none when there is no more, or no log."""
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
+    with contextlib.suppress(FileNotFoundError), open(path, "rb", opener=open_log) as stream:
         stream.seek(min(offset, os.fstat(stream.fileno()).st_size))
         return stream.read(most)
     return b""
@@ -6515,7 +6533,7 @@ def marked(text: str, needle: str) -> list[tuple[str, bool]]:
 def count_newlines(path: Path, end: int, start: int = 0) -> int:
     """How many lines end in a part of a file. It is read in small pieces, so that no thread keeps memory for large ones."""
     count = 0
-    with open(path, "rb", buffering=0) as stream:
+    with open(path, "rb", buffering=0, opener=open_log) as stream:
         stream.seek(start)
         while start < end:
             chunk = stream.read(min(end - start, 1 << 16))
@@ -7213,6 +7231,10 @@ def tend_repo(engine: Engine, name: str, done: Pruned, dry: bool = False) -> Non
     if any(job.status == "running" for job in jobs):
         done.left.append(f"{name}: a job runs in it; git maintenance waits until it has ended")
         return
+    if git(path, "config", "--get-all", "gc.recentObjectsHook", ok=(0, 1)):
+        why = f"gc.recentObjectsHook is set, a program of the repo that is not run here: git -C {path} config --unset-all"
+        done.left.append(f"{name}: {why} gc.recentObjectsHook; git maintenance waits until then")
+        return
     if dry:
         done.add("repos")
         return
@@ -7466,7 +7488,7 @@ class Mask:
         """Bring the log up to date, but for what may be the beginning of a secret as long as the job goes on. Raises OSError."""
         with self.lock, contextlib.ExitStack() as files:
             try:
-                raw = files.enter_context(open(self.raw, "rb", buffering=0))
+                raw = files.enter_context(open(self.raw, "rb", buffering=0, opener=open_log))
             except FileNotFoundError:  # the job has ended, and its log is whole
                 return
             self.served.parent.mkdir(parents=True, exist_ok=True)
@@ -8225,11 +8247,13 @@ class Web:
             if not self.followers.acquire(blocking=False):
                 raise Refused(503, "too many follow logs at once; use ?offset=N", headers={"Retry-After": "1"})
             return bottle.HTTPResponse(self._follow(job, path), 200, headers | {"Content-Type": "text/plain; charset=utf-8"})
-        if not path.exists():
+        try:
+            with open(path, "rb", opener=open_log):  # while it is open, no lease keeps it from being opened again
+                named = {"Content-Disposition": f'attachment; filename="{job.repo}-{job.id}.log"'}
+                headers |= named if query.get("download") == "1" else {}
+                return file_response(path.parent, path.name, headers, "text/plain; charset=utf-8")
+        except FileNotFoundError:
             return text_response(200, b"", headers)
-        if query.get("download") == "1":
-            headers["Content-Disposition"] = f'attachment; filename="{job.repo}-{job.id}.log"'
-        return file_response(path.parent, path.name, headers, "text/plain; charset=utf-8")
 
     def _piece(self, path: Path, most: int = PIECE_BYTES) -> Piece:
         """The part of a log that the query names: from a line on, what lies before an offset, or the end."""

@@ -260,6 +260,8 @@ class Watch:
 def left_over(data: Path, process: psutil.Process) -> list[str]:
     """What should be gone when all is done: rubbish, running jobs, processes beside the launcher."""
     left = [str(path) for folder in ("trash", "running") for path in (data / folder).iterdir()]
-    left += [f"process {child.pid} {child.name()}" for child in process.children() if not child.name().startswith("python")]
+    for child in process.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left += [f"process {child.pid} {child.name()}"] if not child.name().startswith("python") else []
     left += [str(path) for path in (data / "repos").glob("*/forge-note-*")]
     return left

@@ -97,6 +97,12 @@ def test_what_a_deployment_or_a_copy_put_into_a_repo_is_not_run(make_server: Cal
     wait_for(work.merges, "the merge")
     server.idle()
     server.cli("audit", "app")
+    run_git = ["git", "clone", "-q", "--bare", f"{server.url}/r/app.git", str(tmp_path / "clone")]
+    subprocess.run(run_git, check=True, env=clean_environ())
+    told = server.cli("prune").stdout
+    assert "gc.recentObjectsHook is set" in told, told  # git 2.42 would run it
+    work.bare("config", "--unset-all", "gc.recentObjectsHook")
+    assert "recentObjectsHook" not in server.cli("prune").stdout
     server.stop()
     server.start()  # looks at everything
     server.idle()
@@ -139,6 +145,36 @@ def test_nothing_is_fetched_for_a_copied_partial_clone(make_server: Callable[...
     server.idle()
     assert server.ask("/r/copy/mr/topic/merge", {"password": PASSWORD}).status in (200, 202, 404, 409)
     assert not ran.exists(), ran.read_text()
+
+
+def test_a_submodule_is_neither_fetched_nor_entered(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    """A branch has a submodule, and the repo one that is ready to be checked out, with programs in its configuration."""
+    server = make_server()
+    work = server.repo()
+    evil, ran = spy(tmp_path / "spy")
+    inner = tmp_path / "inner"
+    environ = clean_environ()
+    subprocess.run(["git", "init", "-q", "-b", "main", inner], check=True, env=environ)
+    (inner / "inside").write_text("inside\n")
+    for words in (["add", "."], ["commit", "-qm", "Inner"]):
+        subprocess.run(["git", "-C", inner, *words], check=True, env=environ)
+    commit = subprocess.run(["git", "-C", inner, "rev-parse", "HEAD"], check=True, env=environ, capture_output=True, text=True)
+    subprocess.run(["git", "clone", "-q", "--bare", inner, work.path / "modules/lib"], check=True, env=environ)
+    planted = {"core.hooksPath": str(evil.parent), "core.bare": "false", "filter.evil.smudge": str(evil)}
+    for key, value in planted.items():
+        subprocess.run(["git", "--git-dir", work.path / "modules/lib", "config", key, value], check=True, env=environ)
+    (work.path / "modules/lib/info/attributes").write_text("* filter=evil\n")
+    for key, value in {"submodule.recurse": "true", "submodule.lib.active": "true", "submodule.lib.url": str(inner)}.items():
+        work.bare("config", key, value)
+    work.branch("topic", AUTO, **{".gitmodules": f'[submodule "lib"]\n\tpath = lib\n\turl = {inner}\n', "run": "ls -A lib\n"})
+    work.git("update-index", "--add", "--cacheinfo", f"160000,{commit.stdout.strip()},lib")
+    work.git("commit", "-q", "--amend", "--no-edit")
+    job = server.ended(work.push_job("topic"))
+    assert (job["status"], server.job_log(job["id"])) == ("passed", b""), server.job_log(job["id"])
+    work.landed("topic")
+    server.idle()
+    assert not ran.exists(), ran.read_text()
+    assert "lib" in work.bare("ls-tree", "--name-only", "main").split()
 
 
 # -- the environment ------------------------------------------------------------------------------------
@@ -361,6 +397,7 @@ def test_nothing_but_heads_and_tags_is_pushed_and_what_was_tested_can_be_fetched
             assert "rejected" in said or "remote ref does not exist" in said or "unable to delete" in said, said
             if refspec[0] != ":" and "forge" not in ref:
                 assert "only branches (refs/heads/) and tags (refs/tags/) can be pushed" in said
+            assert "forge" not in ref or refspec[0] == ":" or "deny updating a hidden ref" in said, said
     assert work.bare("for-each-ref") == before
     work.git("fetch", "-q", "origin", tested)
     assert work.git("rev-parse", "FETCH_HEAD^2") == head or work.git("rev-parse", "FETCH_HEAD") == head

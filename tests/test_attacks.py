@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hmac
 import http.client
 import itertools
 import os
@@ -174,6 +176,27 @@ def test_who_needs_too_long_for_a_request_is_left(make_server: Callable[..., Ser
         wait_for(gone, "the end of the connection", 15)
 
 
+def test_who_sends_nothing_is_left(make_server: Callable[..., Server]) -> None:
+    server = make_server(start=False)
+    code = f"""import sys; sys.path.insert(0, {str(ROOT)!r}); import forge, waitress; forge.REQUEST_SECONDS = 1
+create = waitress.create_server  # which looks for them every ten seconds
+waitress.create_server = lambda *args, **more: create(*args, **{{**more, "cleanup_interval": 1}})
+sys.exit(forge.main(["serve"]))"""
+    server.start(sys.executable, "-c", code)
+    with connect(server) as silent, connect(server) as half:
+        half.sendall(b"GET / HTTP/1.1\r\nX")
+        for connection in (silent, half):
+            connection.settimeout(0.1)
+
+            def gone(connection: socket.socket = connection) -> bool:
+                try:
+                    return server.ask("/healthz").status == 200 and connection.recv(1) == b""
+                except TimeoutError:
+                    return False
+
+            wait_for(gone, "the end of the connection", 15)
+
+
 def test_slow_readers_of_a_large_log_hold_no_worker(work: Work) -> None:
     work.branch("topic", run="head -c 40000000 /dev/zero\n")
     job_id = work.push_job("topic")
@@ -286,6 +309,13 @@ def test_sessions_end_and_cannot_be_made_up(make_server: Callable[..., Server], 
     assert key not in tokens and len(key) >= 32 and stat.S_IMODE((server.data / "session-key").stat().st_mode) == 0o600
     for made_up in (value.split(".")[0], value[:-1], f"x{value}", f"nobody.{value.split('.')[1]}", "!abc?gAJVBXRlc3Rx", "."):
         assert not goes(f"{name}={made_up}"), made_up
+    # what bottle's own signed cookies would load, made by who has stolen the key
+    load = b"cposix\nsystem\n(S'touch %s'\ntR." % os.fsencode(tmp_path / "loaded")
+    text = base64.b64encode(load)
+    for digest in ("sha256", "md5"):
+        signature = base64.b64encode(hmac.new(key, text, digest).digest())
+        assert not goes(f'{name}="!{signature.decode()}?{text.decode()}"')
+        assert not goes(f"{name}=!{signature.decode()}?{text.decode()}") and not (tmp_path / "loaded").exists()
     raw(server, "POST", "/logout", "", Cookie=session)
     assert not goes(session)  # a copy of the cookie, too
     session, _ = log_in()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +14,11 @@ import pytest
 from conftest import Server, Work, clean_environ, end, wait_for
 from floods import FLOODS, Source, Watch, left_over
 
+import forge
+
 GROWTH = 60 << 20  # bytes that a flood may add to the server
+MOST = 150 << 20  # bytes that it may have
+SLOWEST = 10.0  # seconds for a page, on a machine that runs other tests; bench.py wants one
 LIMIT = 200 << 20  # bytes of a checkout
 # What the job of the first branch says, where it is not to pass.
 REASONS = {"log": "FORGE_LOG_LIMIT", "hole": "FORGE_LOG_LIMIT", "bomb": "forge.checkoutLimit"}
@@ -57,7 +65,69 @@ def test_a_flood_does_not_stop_the_server(other: Work, name: str, tmp_path: Path
             assert server.ask(page, Accept="text/html", Range="bytes=0-999").status in (200, 206, 416), page
     wait_for(lambda: not left_over(server.data, process), f"the end of {left_over(server.data, process)[:5]}", 60)
     assert not watch.wrong, watch.wrong[:5]
-    assert watch.own - watch.began < GROWTH, (watch.began, watch.own)
+    assert watch.own - watch.began < GROWTH and watch.own < MOST, (watch.began, watch.own)
+    assert watch.slowest < SLOWEST, (watch.slow_page, watch.slowest)
     assert REASONS.get(name, "") in (jobs[-1]["reason"] or "" if jobs else ""), jobs[-1]
     assert name != "hole" or all((job["log_size"] or 0) <= 1_000_000 for job in jobs)
     assert "Traceback" not in server.log, server.log
+
+
+def test_what_links_lead_to_is_left_alone(tmp_path: Path) -> None:
+    """A job leaves links to elsewhere in the place of folders and files; all of it is cleared away, but not what is there."""
+    outside, tree, trash = tmp_path / "outside", tmp_path / "slot/tree", tmp_path / "trash"
+    for folder in (outside / "inner", tree, trash):
+        folder.mkdir(parents=True)
+    (outside / "inner/kept").write_text("kept")
+    (outside / "inner").chmod(0o500)
+
+    def litter(folder: Path) -> None:
+        (folder / "folder").symlink_to(outside)
+        (folder / "file").symlink_to(outside / "inner/kept")
+        (folder / "up").symlink_to("../../outside/inner")
+
+    litter(tree)
+    forge.sweep_tree(tree, {"folder/inner/kept", "file"}, trash)
+    assert [path.name for path in tree.iterdir()] == ["file"]  # git looks at what is tracked
+    (trash / "left/deeper").mkdir(parents=True)
+    litter(trash / "left")
+    litter(trash / "left/deeper")
+    litter(trash)
+    forge.empty_trash(trash)
+    assert not [*trash.iterdir()]
+    assert (outside / "inner/kept").read_text() == "kept" and (outside / "inner").stat().st_mode & 0o777 == 0o500
+
+
+def test_a_git_of_the_server_has_an_end(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take a minute, print so much, and have so much memory."""
+
+    def run(script: str) -> str:
+        with monkeypatch.context() as patched:
+            folder = Path(tempfile.mkdtemp(dir=tmp_path))
+            (folder / "git").write_text(f"#!/bin/sh\n{script}\n")
+            (folder / "git").chmod(0o755)
+            patched.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+            return forge.git(work.path, "for-each-ref")
+
+    assert int(run("sleep 0.3; ulimit -d")) << 10 == forge.GIT_MEMORY == 1 << 30
+    with pytest.raises(forge.GitError, match="it printed more than 8 MB"):
+        run("exec head -c 9000000 /dev/zero")
+    given = (
+        inspect.signature(forge.git_output).parameters["seconds"].default,
+        inspect.signature(forge.converse).parameters["seconds"].default,
+    )
+    assert given == (60.0, 60.0)
+    args = ("cat-file", "--batch")  # which waits for its input
+    process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with pytest.raises(forge.GitError, match="it took longer than"):
+        forge.git_output(process, args, seconds=0.3)
+    assert process.returncode == -9
+
+
+def test_a_checkout_takes_no_more_than_half_of_the_room(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forge, "ROOM_LEAST", 1)
+    commit, weight = work.heads()["main"], 2 * forge.FILE_WEIGHT  # of two small files
+    forge.weigh_tree(work.path, commit, weight, weight)
+    with pytest.raises(forge.TooLarge, match="more than half of the room on the disk"):
+        forge.weigh_tree(work.path, commit, weight, weight - 1)
+    with pytest.raises(forge.TooLarge, match="checkoutLimit"):
+        forge.weigh_tree(work.path, commit, weight - 1, weight)

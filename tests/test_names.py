@@ -75,7 +75,7 @@ NAMES = [
 def named(shared: Server) -> Work:
     """A repo with a branch of each name, all in one push."""
     work = shared.repo("named")
-    work.bare("config", "forge.preMerge", "true")
+    work.bare("config", "forge.preMerge", 'printf %s "$FORGE_BRANCH"')
     start = work.git("rev-parse", "HEAD")
     made = "commit refs/heads/{}\ncommitter Ada <ada@localhost> 1 +0000\ndata 1\nx\nfrom {}\nM 100644 inline file-{}\ndata 1\nx\n"
     work.git("fast-import", "--quiet", text="".join(made.format(name, start, number) for number, name in enumerate(NAMES)))
@@ -108,6 +108,7 @@ def test_every_name_that_git_takes_works_everywhere(
         assert f'href="{here}"' in html, name
         view = server.get(here)
         assert view["branch"] == name and view["url"] == server.url + here and view["mergeable"], view
+        assert server.job_log(view["job"]["id"]) == name.encode(), "what the job was told"
         assert [job["branch"] for job in server.get(f"/jobs?{urlencode({'repo': 'named', 'branch': name})}")["jobs"]] == [name]
         for path in (here, f"/jobs/{view['job']['id']}", f"/jobs?{urlencode({'repo': 'named', 'branch': name})}"):
             page = server.ask(path, Accept="text/html")

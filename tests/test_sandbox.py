@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -375,6 +376,26 @@ def test_what_a_job_can_do(boxed: Server) -> None:
 
 
 @needs_bwrap
+def test_a_job_that_fills_tmp_fills_its_own(boxed: Server) -> None:
+    work = boxed.repo("fills")
+    fill = "for d in /tmp /var/tmp; do head -c 50000000 /dev/zero >$d/fill-$$; (cd $d && seq 70001 75000 | xargs touch); done\n"
+    look = "ls -A /tmp /var/tmp; touch /tmp/mine && echo well\n"
+    work.branch("fills", run=f"{look}mkdir -p /tmp/d/d; {fill}ls /tmp | wc -l; chmod 0 /tmp/d /tmp\n")
+    job = boxed.ended(work.push_job("fills"))
+    assert job["status"] == "passed"
+    seen, count = boxed.job_log(job["id"]).decode().split("well\n")
+    assert int(count) > 5000
+    assert not [
+        name for place in ("/tmp", "/var/tmp") for name in os.listdir(place) if re.fullmatch("fill-[0-9]+|7[0-9]{4}", name)
+    ]
+    gone = lambda: not [*boxed.data.glob("work/fills/*/tmp"), *(boxed.data / "trash").iterdir()]  # noqa: E731
+    wait_for(gone, "the end of what it wrote")
+    work.branch("next", run=look)
+    job = boxed.ended(work.push_job("next"))
+    assert boxed.job_log(job["id"]).decode() == f"{seen}well\n"
+
+
+@needs_bwrap
 def test_post_merge_has_the_secrets_and_may_push(boxed: Server, lair: Lair) -> None:
     other = boxed.repo("pushed-to")
     work = boxed.repo("deploys")
@@ -540,6 +561,36 @@ def test_a_log_is_no_longer_than_it_may_be_wherever_its_job_puts_its_end(make_se
         assert job["status"] == "failed" and job["log_size"] == 1 << 20, job
         assert server.job_log(job_id).startswith(b"begun\n") and server.ask(f"/jobs/{job_id}", Accept="text/html").status == 200
     assert len(server.get("/search?q=begun")["jobs"]) == 2
+
+
+KEEP_LOG = {
+    "no permission": "chmod 0, *STDOUT",
+    # who opens a file on which there is a lease waits for 45 seconds (/proc/sys/fs/lease-break-time)
+    "a lease": "$SIG{IO} = q(IGNORE); fcntl(STDOUT, 1024, 1) or die",
+}
+
+
+@pytest.mark.parametrize("trick", KEEP_LOG)
+def test_a_job_that_keeps_its_log_from_being_opened_stops_nobody(make_server: Callable[..., Server], trick: str) -> None:
+    server = make_server(start=False, FORGE_MAX_JOBS="2", FORGE_LOG_LIMIT=str(1 << 20))
+    # root without capabilities is held by permissions like anybody
+    server.start(*(["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []))
+    work = server.repo()
+    keep = f"$| = 1; print qq(begun\\n); {KEEP_LOG[trick]}; open F, q(>), qq($ENV{{HOME}}/kept); close F"
+    for name, then in (("grows", "truncate(STDOUT, 1 << 42); sleep 600"), ("ends", "exit 1")):
+        work.branch(name, run=f"exec perl -e '{keep}; {then}'\n")
+        work.gate("kept").unlink(missing_ok=True)
+        job_id = work.push_job(name)
+        wait_for(work.gate("kept").exists, "the trick")
+        began = time.monotonic()
+        pages = [f"/jobs/{job_id}", f"/search?q=begun-{name}", *(f"/jobs/{job_id}/log{query}" for query in ("", "?offset=0"))]
+        for path in [*pages, f"/jobs/{job_id}/log?line=1", f"/jobs/{job_id}/log?find=begun"]:
+            assert server.ask(path, Accept="text/html").status == 200, path
+        assert time.monotonic() - began < 10
+        job = server.ended(job_id, 20)
+        assert job["status"] == "failed" and ("FORGE_LOG_LIMIT" in job["reason"]) == (name == "grows"), job
+        assert server.job_log(job_id).startswith(b"begun\n") and job["log_size"] <= 1 << 20
+    assert "stumbled" not in server.log and "the watcher" not in server.log and "Traceback" not in server.log
 
 
 # -- the server's own process -----------------------------------------------------------------------------

@@ -169,3 +169,13 @@ def test_each_promise_of_the_security_notes_names_tests_that_exist() -> None:
     promises = text.split("\n## What is done about it\n")[1].split("\n## ")[0].split("\n- ")[1:]
     assert len(promises) > 20
     assert [promise for promise in promises if "test_" not in promise] == []
+
+
+def test_the_security_notes_say_who_is_trusted_with_what_with_and_without_the_sandbox() -> None:
+    text = (ROOT / "SECURITY.md").read_text()
+    table, rest = text.split("\n## Who is trusted with what\n")[1].split("\n\n**Without the sandbox**")
+    who = " ".join(row.split("|")[1] for row in table.split("\n") if row.startswith("|"))
+    known = "port push Base password `token` `hook-token` `pre-merge` proxy daemon Builders deployed".split()
+    assert [word for word in known if word not in who] == []
+    for words in ("`FORGE_SANDBOX=none`", "**Single-user Nix**", "`trusted-users`", "**Root**"):
+        assert words in rest + table, words

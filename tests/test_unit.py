@@ -22,6 +22,8 @@ from typing import Any
 import psutil
 import pytest
 from conftest import AUTO, FORGE, PRE_SCRIPT, ROOT, Server, Work, clean_environ, end, needs_browser, wait_for
+from floods import FLOODS, Source, Watch, left_over
+from test_attacks import MALFORMED, answer_to, connect
 from test_sandbox import ESCAPES, NOBODY, answers, needs_bwrap, ordinary_python, script_of, tries
 
 import forge
@@ -445,6 +447,71 @@ def test_hostile_jobs_get_nowhere_under_the_hardening_of_the_unit(hardened: Mana
     job = server.ended(work.push_job("HEAD:refs/heads/bomb" if kind == "pre-merge" else "main"))
     assert "FORGE_JOB_PROCESSES" in job["reason"], job
     assert server.ask("/healthz").text == "ok\n"
+
+
+@needs_bwrap
+@needs_systemd
+@needs_root
+@pytest.mark.parametrize("name", ["litter", "hole", "bomb", "message", "files", "branches", "evil"])
+def test_floods_stop_nobody_under_the_hardening_of_the_unit(hardened: Managed, name: str) -> None:
+    """Those of test_floods.py, at a server to which permissions apply, and what git is to refuse."""
+    server = hardened
+    work = clone_for(server, f"flood-{name}", pre_merge=PRE_SCRIPT)
+    work.write("run", "true\n")
+    work.commit("A check")
+    work.push("main", options=("wait",))
+    work.bare("config", "forge.checkoutLimit", str(200 << 20))
+    source = Source(server.data.parent / f"source-{name}", clean_environ())
+    clone = ["git", "clone", "-q", "--bare", f"{server.url}/r/{work.name}.git", str(source.path)]
+    subprocess.run(clone, check=True, env=clean_environ())
+    if name == "evil":
+        entry = b"100755 .git\0" + bytes.fromhex(source.write("blob", b"x\n"))
+        source.commit("evil", source.write("tree", entry))
+        refs = ["evil"]
+    else:
+        refs = FLOODS[name].make(source, FLOODS[name].small)
+    subprocess.run(["chown", "-R", "65534:65534", source.path], check=True)
+    process = psutil.Process(server.pid)
+    with Watch(server.url, process, ["/", "/jobs", f"/r/{work.name}"]) as watch:
+        push = [*NOBODY, "git", "-C", str(source.path), "push", str(work.path), *(f"refs/heads/{ref}" for ref in refs)]
+        pushed = subprocess.run(push, env=clean_environ(), capture_output=True, text=True, timeout=90)
+        server.idle(100)
+    assert (pushed.returncode == 0) == (name != "evil") and ("hasDotgit" in pushed.stderr) == (name == "evil"), pushed.stderr
+    work.branch("after", run="test ! -e many -a ! -e locked -a ! -e d\n")
+    assert server.ended(work.push_job("after"), 60)["status"] == "passed"
+    wait_for(lambda: not left_over(server.data, process), f"the end of {left_over(server.data, process)[:5]}", 60)
+    assert not watch.wrong and watch.own < 150 << 20 and process.is_running(), (watch.wrong[:5], watch.own)
+    assert "Traceback" not in server.log, server.log
+
+
+@needs_bwrap
+@needs_systemd
+@needs_root
+def test_odd_requests_and_names_under_the_hardening_of_the_unit(hardened: Managed) -> None:
+    server = hardened
+    work = clone_for(server, "odd", pre_merge='#!/bin/sh\nprintf %s "$FORGE_BRANCH"\n')
+    work.push("main", options=("wait",))
+    names = ["a\"b'c", "$(x)`id`;|&", "<img-src=x>", "a/b", "a%2Fb", "a#b", "é", "e\u0301", "refs/heads/main", "x" * 200]
+    for name in names:
+        work.branch("odd", AUTO, **{f"file-{names.index(name)}": name})
+        work.git("branch", "-q", "--force", name, "odd")
+    work.push(*(f"refs/heads/{name}:refs/heads/{name}" for name in names))
+    with contextlib.ExitStack() as held:
+        idle = [held.enter_context(connect(server)) for _ in range(200)]
+        idle[0].sendall(b"GET / HTTP/1.1\r\nHo")
+        work.landed(*names)
+        for request in MALFORMED.values():
+            assert answer_to(server, request).status in (400, 431, 501)
+        assert server.ask("/login", body=bytes((1 << 20) + 1)).status == 413
+        assert server.ask("/", Host="evil.example").status == 421
+        assert server.ask("/login", {"password": "x"}, Origin="http://evil.example").status == 403
+        for ref in ("refs/replace/" + "1" * 40, "refs/forge/jobs/1", "refs/heads/HEAD", "refs/heads/a\u202eb"):
+            assert "is refused: " in work.push(f"main:{ref}", check=False), ref
+        guesses = [server.ask("/login", {"password": "guess"}).status for _ in range(12)]
+        assert guesses[-2:] == [429] * 2 and set(guesses) <= {401, 429}  # a hostile job may have guessed a moment before
+        assert server.cli("jobs", "--limit", "1").stdout
+    assert server.ask("/r/odd/history", Accept="text/html").text.count("&lt;img-src=x&gt;") >= 1
+    assert "guess" not in server.log and "Traceback" not in server.log
 
 
 LOOK = """

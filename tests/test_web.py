@@ -222,6 +222,38 @@ def test_actions_need_somebody(work: Work, branch: str) -> None:
     assert work.server.ask(f"{branch}/merge", {}, Authorization=f"Bearer {token}").status == 200
 
 
+def test_no_action_goes_without_somebody(shared: Server) -> None:
+    open_to_all = {"/login", "/logout", "/hooks/post-receive", "/r/app/git-upload-pack", "/r/app/git-receive-pack"}
+    config = forge.load_config(shared.environ)
+    rules = [route.rule for route in forge.Web(SimpleNamespace(config=config)).app.routes if route.method == "POST"]  # type: ignore[arg-type]
+    paths = {re.sub(r"<(\w+)[^>]*>", lambda part: {"repo": "app", "job_id": "1"}.get(part[1], "topic"), rule) for rule in rules}
+    assert open_to_all < paths and len(paths) >= 12
+    for path in paths - open_to_all:
+        for form in ({}, {"password": "", "head": "x"}):
+            assert shared.ask(path, form).status == 401, path
+    assert shared.ask("/hooks/post-receive", {}).status == 401
+
+
+def test_an_author_and_what_else_git_says_is_escaped(work: Work) -> None:
+    author = "A&lt;b&gt;\"'onload=x"
+
+    def push(name: str) -> None:
+        work.branch(name, "Subject &lt;s&gt;")
+        work.git("commit", "-q", "--amend", "--no-edit", f"--author={author} <a@b>")
+        work.server.ended(work.push_job(name))
+
+    push("first")
+    work.server.act(f"/r/{work.name}/mr/first/merge")
+    work.server.idle()
+    deployment = work.server.get(f"/jobs?repo={work.name}&kind=post-merge&limit=1")["jobs"][0]["id"]
+    push("second")
+    for page in ("", "/mr/second", "/deployments", f"/deployments/{deployment}"):
+        html = work.server.ask(f"/r/{work.name}{page}", Accept="text/html").text
+        assert "A&amp;lt;b&amp;gt;&quot;&#039;onload=x" in html, page
+        assert "onload=x" not in html.replace("&#039;onload=x", "") and "&lt;s&gt;" not in html, page
+    work.server.idle()
+
+
 def test_who_was_refused_comes_back_to_the_page_after_the_login(work: Work, branch: str) -> None:
     page = raw(work.server, "POST", f"{branch}/merge", "", Accept="text/html").text
     address = unquote(page.split('<p><a href="/login?to=')[1].split('"')[0])
@@ -591,5 +623,8 @@ def test_pages_run_nothing_but_their_own_files(shared: Server) -> None:
         headers = shared.ask(path, Accept="text/html").headers
         policy = dict(rule.split(" ", 1) for rule in headers["Content-Security-Policy"].split("; "))
         assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'", path
+        assert {word for rule in policy.values() for word in rule.split()} <= {"'none'", "'self'", "data:"}, path
+        assert "data:" not in "".join(rule for name, rule in policy.items() if name != "img-src"), path
+        assert headers["X-Frame-Options"] == "DENY"
         assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == policy["form-action"] == "'self'", path
         assert headers["X-Content-Type-Options"] == "nosniff" and headers["Referrer-Policy"] == "same-origin", path
