@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import os
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,32 +91,6 @@ def test_what_links_lead_to_is_left_alone(tmp_path: Path) -> None:
     forge.empty_trash(trash)
     assert not [*trash.iterdir()]
     assert (outside / "inner/kept").read_text() == "kept" and (outside / "inner").stat().st_mode & 0o777 == 0o500
-
-
-def test_a_git_of_the_server_has_an_end(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may take a minute, print so much, and have so much memory."""
-
-    def run(script: str) -> str:
-        with monkeypatch.context() as patched:
-            folder = Path(tempfile.mkdtemp(dir=tmp_path))
-            (folder / "git").write_text(f"#!/bin/sh\n{script}\n")
-            (folder / "git").chmod(0o755)
-            patched.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-            return forge.git(work.path, "for-each-ref")
-
-    assert int(run("sleep 0.3; ulimit -d")) << 10 == forge.GIT_MEMORY == 1 << 30
-    with pytest.raises(forge.GitError, match="it printed more than 8 MB"):
-        run("exec head -c 9000000 /dev/zero")
-    given = (
-        inspect.signature(forge.git_output).parameters["seconds"].default,
-        inspect.signature(forge.converse).parameters["seconds"].default,
-    )
-    assert given == (60.0, 60.0)
-    args = ("cat-file", "--batch")  # which waits for its input
-    process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with pytest.raises(forge.GitError, match="it took longer than"):
-        forge.git_output(process, args, seconds=0.3)
-    assert process.returncode == -9
 
 
 def test_a_checkout_takes_no_more_than_half_of_the_room(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:

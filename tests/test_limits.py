@@ -30,6 +30,11 @@ def bare(tmp_path: Path) -> Source:
     return source
 
 
+def test_the_limits_are_those_that_the_security_notes_name() -> None:
+    assert (forge.GIT_SECONDS, forge.GIT_BYTES, forge.GIT_MEMORY) == (60, 8 << 20, 1 << 30)
+    assert (forge.CHECKOUT_BYTES, forge.ROOM_PART) == (10 << 30, 0.5)
+
+
 def test_a_git_that_takes_too_long_is_ended(bare: Source) -> None:
     os.mkfifo(bare.path / "pipe")  # which nobody writes to
     args = ("hash-object", "pipe")
