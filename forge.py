@@ -652,6 +652,7 @@ class Journal:
                     record, end = decode(text)
                     if type(record["seq"]) is not int or type(record["event"]) is not str or end != len(text):
                         raise ValueError("seq or event is odd, or more follows")
+                    check_characters(text, record)
                     yield record["seq"], name, place, record
                 except (ValueError, KeyError, TypeError, RecursionError) as error:
                     before = count_newlines(self.paths[name], start) if before is None else before
@@ -698,7 +699,9 @@ class Journal:
         """The record that begins at byte `place`."""
         with open(self.paths[name], "rb") as stream:
             stream.seek(place)
-            record: dict[str, Any] = json.loads(stream.readline())
+            text = stream.readline().decode()
+        record: dict[str, Any] = json.loads(text)
+        check_characters(text, record)
         return record
 
     def close(self) -> None:
@@ -706,6 +709,12 @@ class Journal:
         for name, file in self.files.items():
             os.close(file)
             self.files[name] = -1
+
+
+def check_characters(text: str, record: Mapping[str, Any]) -> None:
+    """Let a record pass whose words are text, or the bytes of a name. Raises ValueError: half of a pair of UTF-16 is neither."""
+    if "\\u" in text:
+        json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
 RESULT_BYTES = 8
@@ -1112,7 +1121,9 @@ FOLDS: dict[str, tuple[Callable[[State, Mapping[str, Any]], None], str]] = {
 # the code that believes in it.
 FIELD_HINTS = get_type_hints(Job) | dict.fromkeys(("tip", "old", "new"), str | None) | {"begun": int, "job": int}
 FIELD_HINTS |= dict.fromkeys(("head", "how", "merge_commit", "parent"), str) | dict.fromkeys(("merges", "others", "jobs"), list)
-FIELD_HINTS |= {"duration": float | int | None, "rollback": str | None} | dict.fromkeys(("inputs", "holds", "lifted"), list)
+FIELD_HINTS |= {"at": str, "merged_at": str, "duration": float | int | None, "rollback": str | None} | dict.fromkeys(
+    ("inputs", "holds", "lifted"), list
+)
 FIELD_KINDS = {
     name: {get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))}
     for name, hint in FIELD_HINTS.items()

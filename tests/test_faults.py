@@ -525,9 +525,12 @@ def test_a_log_that_vanished_is_gone_and_says_so(shared: Server, work: Work) -> 
     assert shared.ended(again)["status"] == "passed" and shared.job_log(again) == b"again\n"
 
 
-ODD_VALUES = [None, True, -1, 2**70, 1.5, "", "x", "\u2028", [], [1], {}, {"x": 1}, [{}], [{"branch": 1}], "9" * 5000]
+ODD_VALUES = [None, True, -1, 2**70, 1.5, "", "x", "\u2028", "\ud800", [], [1], {}, {"x": 1}, [{}], [{"branch": 1}], "9" * 5000]
 EVENTS = [*forge.FOLDS, "of.tomorrow"]
-ODD_FIELDS = [*vars(forge.Job(0, "", "", "", "", [], "")), *"tip old new head how begun merges job merge_commit".split()]
+ODD_FIELDS = [
+    *vars(forge.Job(0, "", "", "", "", [], "")),
+    *"at merged_at tip old new head how begun merges job merge_commit".split(),
+]
 
 
 def write_odd_journal(folder: Path, lines: list[bytes]) -> None:
@@ -546,7 +549,7 @@ def odd_lines() -> Iterator[bytes]:
         _, job = forge.queue_job(draw.choice([3, 4, 5, 900 + seq % 50]), "app", "pre-merge", (("topic", "a" * 40),), "push")
         merge = {"branch": "topic", "head": "a" * 40, "merge_commit": "b" * 40}
         record = {"tip": "a" * 40, "new": "a" * 40, "begun": 3, "job": 3, "how": "auto", "merges": [merge], **merge, **job}
-        record |= {"seq": seq, "event": event}
+        record |= {"seq": seq, "event": event, "at": forge.now()}
         for name in draw.sample(ODD_FIELDS, draw.choice([0, 1, 1, 2])):
             record[name] = draw.choice(ODD_VALUES)
         for name in draw.sample(ODD_FIELDS, draw.choice([0, 0, 1])):

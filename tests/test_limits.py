@@ -69,10 +69,10 @@ def test_a_git_that_prints_too_much_is_ended(bare: Source, monkeypatch: pytest.M
 
 
 def test_of_what_git_says_of_errors_the_beginning_is_kept(bare: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forge, "STDERR_BYTES", 100)
+    monkeypatch.setattr(forge, "STDERR_BYTES", 50)
     args = ("rev-parse", "main")
     said = forge.converse(forge.git_process(bare.path, args, None, GIT_TRACE="1"), args, "", lambda _: True)
-    assert len(said) == 100, said
+    assert len(said) == 50, said
 
 
 def test_of_what_git_prints_no_more_is_kept_than_is_shown(bare: Source) -> None:
