@@ -541,10 +541,19 @@ def lacks_room(error: BaseException) -> str | None:
     return NO_ROOM.get(error.errno or 0) if isinstance(error, OSError) else None
 
 
+def open_plain(path: Path, follow: bool = True) -> io.BufferedReader:
+    """Open a file where others may have put something else: who opens a FIFO may wait for ever. Raises OSError for what is none."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return open(file, "rb")
+
+
 def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Give a file its content, whole or not at all, unless it has it already. Raises OSError, and leaves nothing then."""
-    with contextlib.suppress(OSError):
-        if path.read_bytes() == content and stat.S_IMODE(path.stat().st_mode) == mode:
+    with contextlib.suppress(OSError), open_plain(path) as stream:
+        if stream.read() == content and stat.S_IMODE(path.stat().st_mode) == mode:
             return
     new = path.with_name(f".{path.name}.new")
     with contextlib.suppress(FileNotFoundError):
@@ -1477,7 +1486,8 @@ def make_plain_dirs(root: Path) -> None:
 def without_config(repo: Path) -> dict[str, str]:
     """The environment by which git reads and writes a repo's objects, and nothing else of it but where its history is cut off."""
     try:
-        sha256 = re.search(rb"objectformat\s*=\s*\"?sha256", (repo / "config").read_bytes(), re.IGNORECASE)
+        with open_plain(repo / "config") as stream:
+            sha256 = re.search(rb"objectformat\s*=\s*\"?sha256", stream.read(), re.IGNORECASE)
         shared = os.stat(repo / "objects").st_mode & stat.S_IWGRP  # several users of a group may push
     except OSError as error:
         raise GitError(("config",), 128, f"fatal: {error.filename} cannot be read: {error.strerror}") from None
@@ -1635,6 +1645,8 @@ def why_unusable(repo: Path, name: str) -> str | None:
                 )
             if not os.access(part, os.W_OK) and not os.statvfs(part).f_flag & os.ST_RDONLY:
                 return f"the server cannot write to {part}; run: chmod -R u+rwX {repo}"
+            if part.name in ("HEAD", "config") and not stat.S_ISREG(facts.st_mode):
+                return f"{repo} is not a bare git repository: {part} is no file; restore it, or remove the directory"
     except FileNotFoundError as error:
         return f"{repo} is not a bare git repository: {error.filename} is missing; restore it, or remove the directory"
     except OSError as error:
@@ -1864,7 +1876,7 @@ def mend_locks(repo: Path) -> None:
     """
     until = time.monotonic() + 5
     for note in repo.glob("forge-note-*"):
-        with contextlib.suppress(FileNotFoundError), open(note, "rb") as stream:
+        with contextlib.suppress(FileNotFoundError), open_plain(note, follow=False) as stream:
             if note.suffix == ".new" and time.time() - note.stat().st_mtime < 60:
                 continue  # it is just being written
             while True:
@@ -1878,6 +1890,7 @@ def mend_locks(repo: Path) -> None:
             names = stream.read().decode("utf-8", "surrogateescape").split("\0")[:-1]
             # a job or who copied the repo may have written the note: it must not lead anywhere else
             names = [name for name in names if name.endswith((".lock", ".new")) and not {"", ".."} & set(name.split("/"))]
+            names = [name for name in names if (repo / name).parent.resolve().is_relative_to(repo.resolve())]
             staying = [name for name in names if _lock_stays(repo / name, os.fstat(stream.fileno()).st_mtime_ns)]
             if not staying:
                 note.unlink(missing_ok=True)
@@ -2142,16 +2155,16 @@ def complete_repo(repo: Path) -> None:
     hooks.mkdir(exist_ok=True)
     for source in sorted(asset("hooks").iterdir()):
         ours, target = source.read_bytes(), hooks / source.name
-        theirs = target.read_bytes() if target.exists() else b"" if target.is_symlink() else None
+        theirs = b"" if os.path.lexists(target) else None
+        if target.is_file():
+            with open_plain(target) as stream:
+                theirs = stream.read()
         if theirs == ours and os.access(target, os.X_OK):
             continue
         if theirs is not None and HOOK_MARK.encode() not in theirs:
             kept = hooks / f"{source.name}.local"
             target.rename(kept if not os.path.lexists(kept) else f"{kept}.{int(time.time())}")
-        new = hooks / f".{source.name}.new"
-        new.write_bytes(ours)
-        new.chmod(0o755)
-        new.replace(target)
+        write_whole(target, ours, 0o755)  # to no file that a link leads to, which a deployment may have put there
     present = git(repo, "config", "--local", "-z", "--list", ok=(0, 1)).split("\0")
     keys = {item.partition("\n")[0] for item in present}
     lacking = [(key, value) for key, value in REPO_CONFIG.items() if f"{key.lower()}\n{value}" not in present]
@@ -3923,11 +3936,13 @@ class Engine:
             if path.suffix in (".new", ".odd"):
                 continue
             try:
-                with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
+                plain = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}
+                with io.TextIOWrapper(open_plain(path, follow=False), **plain) as stream:
                     told = stream.read(TOLD_CHARS)  # of more the beginning does: the refs are read from the repo
+                    when = min(time.time(), max(0.0, os.fstat(stream.fileno()).st_mtime))  # it may say anything
                 told = told if len(told) < TOLD_CHARS else told[: told.rfind("\n") + 1]
                 first, _, rest = told.partition("\n")
-                push = parse_hook_lines(rest, at_time(path.stat().st_mtime))
+                push = parse_hook_lines(rest, at_time(when))
                 self.submit(first.removeprefix("repo "), push)
                 path.unlink()
             except Refused as error:
