@@ -542,7 +542,7 @@ def lacks_room(error: BaseException) -> str | None:
 
 
 def open_plain(path: Path, follow: bool = True) -> io.BufferedReader:
-    """Open a file where others may have put something else: who opens a FIFO may wait for ever. Raises OSError for what is none."""
+    """Open a file where others may have put something else, as a FIFO, which keeps who opens it waiting. Raises OSError."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
@@ -3582,6 +3582,7 @@ HURRY_SECONDS = 5.0  # between two scans, when something failed that may go bett
 TICK_SECONDS = 1.0
 SNAPSHOT_RECORDS = 5000  # that a start may have to read from the journal
 KEPT_BYTES = 4096  # of what git printed and never changes; there may be 10,000 of these
+BUSY_SECONDS = 8.0  # that a git may have been at work for which requests wait; a hook gives us ten
 LEAVE_SECONDS = 4.5  # from SIGTERM to our end
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 BATCH = 1000  # commits that one git is asked about: their ids are arguments
@@ -3608,7 +3609,7 @@ class Engine:
         self.running: dict[int, Running] = {}
         self.starting: dict[int, Job] = {}  # being started, whatever has become of them since
         self.slots: dict[tuple[str, int], int] = {}  # (repo, number of the checkout): the job in it
-        self.turns: set[str] = set()
+        self.turns: dict[str, float] = {}  # by repo: since when somebody has its refs for himself (monotonic seconds)
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
         self.unrenewed: dict[str, dict[str, tuple[str, str, str]]] = {}  # by repo, branch: head, base, why it is not made anew
@@ -3635,7 +3636,9 @@ class Engine:
         self.uncounted: deque[Path] = deque()  # large logs of jobs that have ended
         self._cache: OrderedDict[tuple[str, ...], Any] = OrderedDict()
         self._seen: dict[str, tuple[object, Refs]] = {}  # by repo: its branches for pages, and by what they are known again
-        self._looks: dict[str, threading.Lock] = {}  # by repo: of several pages that need git, one asks it
+        self._looks: dict[str, float] = {}  # by repo, like `turns`: of several pages that need git, one asks it
+        self._making: dict[tuple[str, ...], float] = {}  # likewise, by key: what git is asked for to be kept
+        self.hasty = threading.local()  # `on` in the threads that answer requests
 
     @property
     def state(self) -> State:
@@ -3798,16 +3801,33 @@ class Engine:
 
     @contextlib.contextmanager
     def turn(self, name: str) -> Iterator[None]:
-        """Have a repo's refs for oneself, as far as this server goes."""
+        """Have a repo's refs for oneself, as far as this server goes. Raises Refused(503) as `alone` does."""
+        with self.alone(self.turns, name, name):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self, taken: dict[Any, float], what: object, name: str) -> Iterator[None]:
+        """Have something of a repo for oneself; `taken` says since when somebody has what.
+
+        Raises Refused(503) for a request when somebody has had it for long: a git may need a minute for what was pushed, and if
+        all who answer waited for it, nobody would be answered.
+        """
         with self.lock:
-            while name in self.turns:
-                self.lock.wait()
-            self.turns.add(name)
+            while what in taken:
+                left = taken[what] + BUSY_SECONDS - time.monotonic() if getattr(self.hasty, "on", False) else None
+                if left is not None and left <= 0:
+                    raise Refused(
+                        503,
+                        f"git has been at work in {name} for {BUSY_SECONDS:.0f} seconds and more; do it again in a moment",
+                        headers={"Retry-After": "5"},
+                    )
+                self.lock.wait(left)
+            taken[what] = time.monotonic()
         try:
             yield
         finally:
             with self.lock:
-                self.turns.discard(name)
+                del taken[what]
                 self.lock.notify_all()
 
     def record(self, *events: Event) -> list[dict[str, Any]]:
@@ -3936,8 +3956,7 @@ class Engine:
             if path.suffix in (".new", ".odd"):
                 continue
             try:
-                plain = {"encoding": "utf-8", "errors": "surrogateescape", "newline": "\n"}
-                with io.TextIOWrapper(open_plain(path, follow=False), **plain) as stream:
+                with io.TextIOWrapper(open_plain(path, follow=False), "utf-8", "surrogateescape", "\n") as stream:
                     told = stream.read(TOLD_CHARS)  # of more the beginning does: the refs are read from the repo
                     when = min(time.time(), max(0.0, os.fstat(stream.fileno()).st_mtime))  # it may say anything
                 told = told if len(told) < TOLD_CHARS else told[: told.rfind("\n") + 1]
@@ -3971,7 +3990,7 @@ class Engine:
         What is decided or done is not decided by this, but by what git says then. Raises Refused, GitError.
         """
         path = self.usable(name)
-        with self._looks.setdefault(name, threading.Lock()):
+        with self.alone(self._looks, name, name):
             mark = refs_mark(path)
             known, refs = self._seen.get(name, (None, Refs(None, {})))
             if mark is None or mark != known:
@@ -4070,10 +4089,20 @@ class Engine:
                 self._cache.move_to_end(key)
                 found: Value = self._cache[key]
                 return found
-        value = make()
-        if fits(value):
-            self._keep(key, value)
-        return value
+        if key[0] == "output":  # it takes a moment only, and may not be kept
+            value = make()
+            if fits(value):
+                self._keep(key, value)
+            return value
+        with self.alone(self._making, key, key[1] if len(key) > 1 else ""):
+            with self.lock:
+                if key in self._cache:  # who was before us has made it
+                    made: Value = self._cache[key]
+                    return made
+            value = make()
+            if fits(value):
+                self._keep(key, value)
+            return value
 
     def _keep(self, key: tuple[str, ...], value: Any) -> None:
         """Keep a value; the one that was used longest ago goes."""
@@ -7664,6 +7693,7 @@ class Web:
             path = "\0"
         if any(char < " " or char == "\x7f" for char in path):
             environ |= {"PATH_INFO": "/", "forge.odd_path": True}
+        self.engine.hasty.on = True
         answer: Iterable[bytes] = self.app(environ, start)
         return answer
 

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import itertools
 import os
+import select
 import socket
 import stat
 import sys
@@ -187,6 +188,37 @@ def test_slow_readers_of_a_large_log_hold_no_worker(work: Work) -> None:
         assert work.server.ask("/", Accept="text/html").status == 200
     part_of = work.server.ask(f"/jobs/{job_id}/log", Range="bytes=39999990-")
     assert (part_of.status, len(part_of.body), part_of.headers["Content-Range"]) == (206, 10, "bytes 39999990-39999999/40000000")
+
+
+def test_a_repo_in_which_git_needs_long_keeps_nobody_else_waiting(make_server: Callable[..., Server]) -> None:
+    """Whoever pushes decides how long git needs: some thousand files that were renamed and changed take it a minute."""
+    server = make_server()
+    slow, work = server.repo("slow"), server.repo()
+    pipe = slow.path / "refs/heads/pipe"  # git waits for who writes there
+    os.mkfifo(pipe)
+    token = (server.data / "hook-token").read_text().strip().encode()
+    told = b"POST /hooks/post-receive HTTP/1.1\r\n" + HOST + b"Authorization: Bearer " + token + b"\r\nX-Forge-Repo: slow\r\n"
+    told += b"Content-Type: text/plain\r\nContent-Length: 0\r\n\r\n"
+    seen = b"GET /r/slow HTTP/1.1\r\n" + HOST + b"\r\n"
+    with contextlib.ExitStack() as held:
+        connections = [held.enter_context(connect(server)) for _ in range(2 * forge.WEB_THREADS)]
+        for connection, request in zip(connections, itertools.cycle([told, seen]), strict=False):
+            connection.sendall(request)
+        time.sleep(0.5)
+        began = time.monotonic()
+        for path in ("/healthz", "/", "/jobs", f"/r/{work.name}"):
+            assert server.ask(path).status == 200
+        assert time.monotonic() - began < 2 * forge.BUSY_SECONDS
+
+        def refused() -> bool:
+            return len(select.select(connections, [], [], 0)[0]) >= len(connections) - 4  # some wait for git
+
+        wait_for(refused, "an answer to all others", 3 * forge.BUSY_SECONDS)
+        assert {one.recv(12) for one in select.select(connections, [], [], 0)[0]} == {b"HTTP/1.1 503"}
+        late = server.ask("/r/slow")
+        assert late.status == 503 and late.headers["Retry-After"] and "slow" in late.json["error"]
+        pipe.unlink()
+        wait_for(lambda: server.ask("/r/slow").status == 200, "the end of the slow git", 90)
 
 
 # -- who may come in --------------------------------------------------------------------------------------
