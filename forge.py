@@ -6419,8 +6419,8 @@ class LineCounts:
         """The offset at which a line begins, `size` when the log has no such line yet."""
         counts = self.until(path, size)
         block = max(0, bisect_left(counts, line - 1) - 1)
-        lines = read_log(path, block * BLOCK, BLOCK).split(b"\n", line - 1 - counts[block])
-        return size if len(lines) < line - counts[block] else block * BLOCK + sum(map(len, lines[:-1])) + len(lines) - 1
+        found = after_newlines(read_log(path, block * BLOCK, BLOCK), line - 1 - counts[block])
+        return size if found is None else block * BLOCK + found
 
     def piece_from(self, path: Path, line: int, most: int = PIECE_BYTES) -> Piece:
         """The whole lines from one on that fit in `most` bytes, or the beginning of that one."""
@@ -6445,6 +6445,21 @@ class LineCounts:
         line = self.line_at(path, low + cut)
         skipped = 0 if cut or not low else low - self.start_of(path, line, size)
         return Piece(content[cut:], low + cut, line, skipped, size)
+
+
+def after_newlines(text: bytes, count: int) -> int | None:
+    """Where a text goes on after so many line breaks, None when it has fewer (pure). A list of its lines could be large."""
+    if text.count(b"\n") < count:
+        return None
+    low, high, before = 0, len(text), 0  # the shortest beginning that has them all; how many lie before `low`
+    while low < high:
+        middle = (low + high) // 2
+        here = before + text.count(b"\n", low, middle)
+        if here >= count:
+            high = middle
+        else:
+            low, before = middle + 1, here + (text[middle] == 10)
+    return low
 
 
 def size_of(path: Path) -> int:
@@ -6650,7 +6665,8 @@ def suspects(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str, bo
     """Lines of a log that speak of an error: (number, text, whether it is likely to name the cause)."""
     for first, block in blocks:
         calls_at, tried = -1, 0  # in a traceback: the column it begins in
-        for number, line in enumerate(block.split(b"\n"), first):
+        for number, ended in enumerate(io.BytesIO(block), first):  # a list of them would be large
+            line = ended.removesuffix(b"\n")
             small = line[line.rfind(b"\r", 0, -1) + 1 :][:LINE_BYTES].lower()
             if calls_at < 0 and not ERROR_WORD.search(small):
                 continue
@@ -7650,6 +7666,8 @@ PAGES_BYTES = 8 << 20  # of pages that are not made anew for each reader
 OLDEST_WAITRESS = (3, 0, 2)
 WEB_THREADS = 16
 REQUEST_SECONDS = 60  # for a request to come, and for a connection without one
+ANSWERS_BYTES = 16 << 20  # of answers that wait in memory for who reads slowly; what is more waits in files
+SPILLED_BYTES = 1 << 16  # of a part of such an answer, at least
 LINGER_SECONDS = 5.0  # in which what follows a refused request is read, and thrown away
 FOLLOW_SECONDS = 30.0
 CLONERS = WEB_THREADS // 4  # clones and fetches at a time: each takes a worker, and a git or two
@@ -8324,12 +8342,11 @@ class Web:
             raise Refused(403, f"{name} can only be read over http; push to {path} on the server, by ssh or by its path")
         if wanted != "git-upload-pack":
             raise Refused(403, "this git asks for single files (the dumb protocol), which are not served; use git 1.6.6 or newer")
-        body = fetch_body() if posted else b""
-        answer = self._backend(path, request.method, "" if posted else "service=git-upload-pack", body)
+        answer = self._backend(path, request.method, "" if posted else "service=git-upload-pack")
         head = next(answer)  # from here on the answer holds a turn and a git, until it is closed
         return bottle.HTTPResponse(answer, int(head.pop("Status", "200")[:3]), head)
 
-    def _backend(self, path: Path, method: str, query: str, body: bytes) -> Iterator[Any]:
+    def _backend(self, path: Path, method: str, query: str) -> Iterator[Any]:
         """Run git http-backend on a repo: yields its headers, then its answer as it comes. Raises Refused, GitError.
 
         Closed before its end (the client is gone), it ends git.
@@ -8343,19 +8360,20 @@ class Web:
             "REQUEST_METHOD": "GET" if method == "HEAD" else method,
             "QUERY_STRING": query,
             "CONTENT_TYPE": utf8(bottle.request.content_type),
-            "CONTENT_LENGTH": str(len(body)),
         }
         args = ("http-backend",)
-        with (
-            self._turn(self.cloners, "others are cloning; fetch", CLONE_WAIT),
-            git_process(path, args, None, True, **about) as process,
-        ):
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._turn(self.cloners, "others are cloning; fetch", CLONE_WAIT))
+            body = fetch_body() if method == "POST" else b""  # now, since it may be large, and only some have a turn
+            process = held.enter_context(git_process(path, args, None, True, CONTENT_LENGTH=str(len(body)), **about))
             out = process.stdout
             assert process.stdin and isinstance(out, io.BufferedReader) and process.stderr
             try:
-                for feed in (partial(process.stdin.write, body), process.stdin.close):
-                    with contextlib.suppress(BrokenPipeError):  # what it printed says why
-                        feed()  # http-backend takes all of it before it answers
+                with contextlib.suppress(BrokenPipeError):  # what it printed says why
+                    process.stdin.write(body)  # http-backend takes all of it before it answers
+                del body
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
                 head = {}
                 while line := out.readline().decode("latin-1").strip():
                     name, _, head[name] = line.partition(": ")
@@ -8707,7 +8725,7 @@ def why_odd(head: bytes) -> str | None:
 
 def strict_channel() -> type:
     """waitress's connection, but what is odd or too large is refused at once, in the app's words, and who is too slow is left."""
-    from waitress import channel, parser, task, utilities
+    from waitress import buffers, channel, parser, task, utilities
 
     class Parser(parser.HTTPRequestParser):  # type: ignore[misc]
         """A request that comes in."""
@@ -8777,6 +8795,28 @@ def strict_channel() -> type:
         def readable(self) -> bool:
             """Whether bytes are wanted."""
             return bool(self.leaves) or super().readable()
+
+        def write_soon(self, data: Any) -> int:
+            """Take a part of an answer. One connection may have a megabyte of it in memory, but not each of them at once."""
+            if isinstance(data, bytes) and len(data) > SPILLED_BYTES:
+                others = [*self.server.active_channels.values()]
+                kept = sum(one.current_outbuf_count for one in others if one.outbufs and not one.outbufs[-1].overflowed)
+                if kept > ANSWERS_BYTES:
+                    self.outbufs[-1].overflow = SPILLED_BYTES
+            try:
+                taken: int = super().write_soon(data)
+            except OSError:  # there is no room for a file
+                raise channel.ClientDisconnected from None
+            return taken
+
+        def _flush_some(self, do_close: bool = True) -> bool:
+            """Send what can be sent. waitress keeps what it has sent in memory as long as the connection lasts."""
+            sent: bool = super()._flush_some(do_close=do_close)
+            if not self.total_outbufs_len and self.outbufs:
+                self.outbufs[-1].close()
+                self.outbufs[-1] = buffers.OverflowableBuffer(self.adj.outbuf_overflow)
+                self.current_outbuf_count = 0
+            return sent
 
         def handle_write(self) -> None:
             """Send what is to be sent; after a refusal read the rest of the request before the connection is closed."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.client
 import itertools
 import os
+import re
 import select
 import socket
 import stat
@@ -219,6 +221,67 @@ def test_a_repo_in_which_git_needs_long_keeps_nobody_else_waiting(make_server: C
         assert late.status == 503 and late.headers["Retry-After"] and "slow" in late.json["error"]
         pipe.unlink()
         wait_for(lambda: server.ask("/r/slow").status == 200, "the end of the slow git", 90)
+
+
+def memory(server: Server, what: str) -> int:
+    """What /proc says of the server's memory: VmRSS, or VmHWM, the most it ever had; in bytes."""
+    assert server.process
+    found = re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
+    assert found
+    return int(found[1]) << 10
+
+
+def at_once(server: Server, requests: list[bytes]) -> Counter[bytes]:
+    """How many answers of each status a server gives to many requests at the same time."""
+
+    def ask(request: bytes) -> bytes:
+        with connect(server) as connection:
+            connection.settimeout(60)
+            connection.sendall(request)
+            return b"".join(iter(lambda: connection.recv(1 << 16), b""))[9:12]
+
+    with ThreadPoolExecutor(48) as pool:
+        return Counter(pool.map(ask, requests))
+
+
+def test_who_asks_much_at_once_does_not_fill_the_memory(make_server: Callable[..., Server]) -> None:
+    """Sixteen workers at a time may each have what one request takes: a log of very short lines, a body that unpacks to 10 MB."""
+    server = make_server()
+    work = server.repo()
+    work.branch("topic", run="yes ab | head -c 5000000\nexit 1\n")
+    job = work.push_job("topic")
+    server.ended(job)
+    before = memory(server, "VmHWM")
+    lines = [b"GET /jobs/%d/log?line=%d&most=10 HTTP/1.0\r\n" % (job, 349_000 + n) + HOST + b"\r\n" for n in range(64)]
+    assert at_once(server, lines) == {b"200": 64}
+    assert memory(server, "VmHWM") - before < 40 << 20
+    packed = gzip.compress(bytes(forge.FETCH_BYTES - 1))
+    head = (
+        b"POST /r/app.git/git-upload-pack HTTP/1.0\r\n" + HOST + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n" % len(packed)
+    )
+    head += b"Content-Type: application/x-git-upload-pack-request\r\n\r\n"
+    assert at_once(server, [head + packed] * 96).keys() <= {b"200", b"503"}
+    assert memory(server, "VmHWM") - before < 100 << 20
+
+
+def test_answers_are_not_kept_in_memory_for_each_connection(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    work = server.repo()
+    work.branch("topic", run="yes a line of text | head -c 3000000\n")
+    job = work.push_job("topic")
+    server.ended(job)
+    before = memory(server, "VmRSS")
+    with contextlib.ExitStack() as held:
+        for number in range(200):  # half of them take their answer and stay, the others take nothing
+            connection = held.enter_context(connect(server))
+            connection.sendall(b"GET /jobs/%d/log?line=1&most=1000000 HTTP/1.1\r\n" % job + HOST + b"\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            if number % 2:
+                got = 12
+                while got < 1_000_000:
+                    got += len(connection.recv(1 << 16))
+        assert memory(server, "VmRSS") - before < 60 << 20
+        assert server.ask("/healthz").status == 200
 
 
 # -- who may come in --------------------------------------------------------------------------------------
