@@ -8809,6 +8809,18 @@ def strict_channel() -> type:
                 raise channel.ClientDisconnected from None
             return taken
 
+        def _flush_outbufs_below_high_watermark(self) -> None:
+            """Wait until a part of a long answer has place, but not for who hardly reads."""
+            until = time.monotonic() + FOLLOW_SECONDS
+            with self.outbuf_lock:
+                while self.connected and self.total_outbufs_len > self.adj.outbuf_high_watermark:
+                    if time.monotonic() >= until:
+                        self.will_close = True
+                    self.server.pull_trigger()
+                    if self.will_close:
+                        raise channel.ClientDisconnected
+                    self.outbuf_lock.wait(1)
+
         def _flush_some(self, do_close: bool = True) -> bool:
             """Send what can be sent. waitress keeps what it has sent in memory as long as the connection lasts."""
             sent: bool = super()._flush_some(do_close=do_close)

@@ -284,6 +284,23 @@ def test_answers_are_not_kept_in_memory_for_each_connection(make_server: Callabl
         assert server.ask("/healthz").status == 200
 
 
+def test_who_hardly_reads_a_long_answer_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that is followed, or a clone, is made by a worker as it is read; a byte now and then must not hold it for hours."""
+    from waitress.channel import ClientDisconnected
+
+    monkeypatch.setattr(forge, "FOLLOW_SECONDS", 0.1)
+    slow: Any = object.__new__(forge.strict_channel())
+    slow.connected, slow.will_close, slow.total_outbufs_len = True, False, 20 << 20
+    slow.outbuf_lock, slow.adj = threading.Condition(), SimpleNamespace(outbuf_high_watermark=16 << 20)
+    slow.server = SimpleNamespace(pull_trigger=lambda: None)
+    with pytest.raises(ClientDisconnected):
+        slow._flush_outbufs_below_high_watermark()
+    assert slow.will_close
+    slow.total_outbufs_len, slow.will_close = 0, False
+    slow._flush_outbufs_below_high_watermark()
+    assert not slow.will_close
+
+
 # -- who may come in --------------------------------------------------------------------------------------
 
 
