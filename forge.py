@@ -7900,7 +7900,8 @@ class Web:
         """
         kind, engine = wanted_type(), self.engine
         asked = (bottle.request.path, bottle.request.query_string, kind == "json", self._logged_in())
-        mark = (engine.ledger.journal.seq, int(time.time() / (1 if engine.running else 60)), also)
+        seen = hashlib.sha256(repr(also).encode("utf-8", "backslashreplace")).digest()  # itself it may be all branches of a repo
+        mark = (engine.ledger.journal.seq, int(time.time() / (1 if engine.running else 60)), seen)
         known, body = self.kept.get(asked, (None, b""))
         if known != mark:
             made = program()

@@ -14,6 +14,8 @@ import stat
 import sys
 import threading
 import time
+import tracemalloc
+import wsgiref.util
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+import bottle
 import psutil
 import pytest
 from conftest import PASSWORD, ROOT, Server, Work, needs_browser, wait_for
@@ -548,3 +551,20 @@ def test_an_old_waitress_is_refused(make_server: Callable[..., Server], tmp_path
     server = make_server(start=False, PYTHONPATH=f"{tmp_path / 'old'}:{os.environ.get('PYTHONPATH', '')}")
     done = server.cli("serve", check=False)
     assert done.returncode == 1 and "waitress 3.0.1" in done.stderr and "3.0.2" in done.stderr
+
+
+def test_a_page_that_is_kept_does_not_keep_all_branches(tmp_path: Path) -> None:
+    """Each question is another page; what a page follows from is only to be known again."""
+    app = forge.create_app({"FORGE_DATA_DIR": str(tmp_path / "data"), "FORGE_SANDBOX": "none"})
+    try:
+        tracemalloc.start()
+        for number in range(50):
+            environ = {"PATH_INFO": "/r/app", "QUERY_STRING": f"n={number}", "HTTP_ACCEPT": "application/json"}
+            wsgiref.util.setup_testing_defaults(environ)
+            bottle.request.bind(environ)
+            refs = forge.Refs("main", {f"branch-{number}-{one}": f"{one:040}" for one in range(1000)})
+            app._show_kept("repo", dict, dict, refs)
+        assert len(app.kept) == 50 and tracemalloc.get_traced_memory()[0] < 5 << 20
+    finally:
+        tracemalloc.stop()
+        app.engine.stop()
