@@ -541,10 +541,19 @@ def lacks_room(error: BaseException) -> str | None:
     return NO_ROOM.get(error.errno or 0) if isinstance(error, OSError) else None
 
 
+def open_plain(path: Path, follow: bool = True) -> io.BufferedReader:
+    """Open a file where others may have put something else, as a FIFO, which keeps who opens it waiting. Raises OSError."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+    return open(file, "rb")
+
+
 def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Give a file its content, whole or not at all, unless it has it already. Raises OSError, and leaves nothing then."""
-    with contextlib.suppress(OSError):
-        if path.read_bytes() == content and stat.S_IMODE(path.stat().st_mode) == mode:
+    with contextlib.suppress(OSError), open_plain(path) as stream:
+        if stream.read() == content and stat.S_IMODE(path.stat().st_mode) == mode:
             return
     new = path.with_name(f".{path.name}.new")
     with contextlib.suppress(FileNotFoundError):
@@ -1488,7 +1497,8 @@ def make_plain_dirs(root: Path) -> None:
 def without_config(repo: Path) -> dict[str, str]:
     """The environment by which git reads and writes a repo's objects, and nothing else of it but where its history is cut off."""
     try:
-        sha256 = re.search(rb"objectformat\s*=\s*\"?sha256", (repo / "config").read_bytes(), re.IGNORECASE)
+        with open_plain(repo / "config") as stream:
+            sha256 = re.search(rb"objectformat\s*=\s*\"?sha256", stream.read(), re.IGNORECASE)
         shared = os.stat(repo / "objects").st_mode & stat.S_IWGRP  # several users of a group may push
     except OSError as error:
         raise GitError(("config",), 128, f"fatal: {error.filename} cannot be read: {error.strerror}") from None
@@ -1646,6 +1656,8 @@ def why_unusable(repo: Path, name: str) -> str | None:
                 )
             if not os.access(part, os.W_OK) and not os.statvfs(part).f_flag & os.ST_RDONLY:
                 return f"the server cannot write to {part}; run: chmod -R u+rwX {repo}"
+            if part.name in ("HEAD", "config") and not stat.S_ISREG(facts.st_mode):
+                return f"{repo} is not a bare git repository: {part} is no file; restore it, or remove the directory"
     except FileNotFoundError as error:
         return f"{repo} is not a bare git repository: {error.filename} is missing; restore it, or remove the directory"
     except OSError as error:
@@ -1875,7 +1887,7 @@ def mend_locks(repo: Path) -> None:
     """
     until = time.monotonic() + 5
     for note in repo.glob("forge-note-*"):
-        with contextlib.suppress(FileNotFoundError), open(note, "rb") as stream:
+        with contextlib.suppress(FileNotFoundError), open_plain(note, follow=False) as stream:
             if note.suffix == ".new" and time.time() - note.stat().st_mtime < 60:
                 continue  # it is just being written
             while True:
@@ -1889,6 +1901,7 @@ def mend_locks(repo: Path) -> None:
             names = stream.read().decode("utf-8", "surrogateescape").split("\0")[:-1]
             # a job or who copied the repo may have written the note: it must not lead anywhere else
             names = [name for name in names if name.endswith((".lock", ".new")) and not {"", ".."} & set(name.split("/"))]
+            names = [name for name in names if (repo / name).parent.resolve().is_relative_to(repo.resolve())]
             staying = [name for name in names if _lock_stays(repo / name, os.fstat(stream.fileno()).st_mtime_ns)]
             if not staying:
                 note.unlink(missing_ok=True)
@@ -2169,16 +2182,16 @@ def complete_repo(repo: Path) -> None:
     hooks.mkdir(exist_ok=True)
     for source in sorted(asset("hooks").iterdir()):
         ours, target = source.read_bytes(), hooks / source.name
-        theirs = target.read_bytes() if target.exists() else b"" if target.is_symlink() else None
+        theirs = b"" if os.path.lexists(target) else None
+        if target.is_file():
+            with open_plain(target) as stream:
+                theirs = stream.read()
         if theirs == ours and os.access(target, os.X_OK):
             continue
         if theirs is not None and HOOK_MARK.encode() not in theirs:
             kept = hooks / f"{source.name}.local"
             target.rename(kept if not os.path.lexists(kept) else f"{kept}.{int(time.time())}")
-        new = hooks / f".{source.name}.new"
-        new.write_bytes(ours)
-        new.chmod(0o755)
-        new.replace(target)
+        write_whole(target, ours, 0o755)  # to no file that a link leads to, which a deployment may have put there
     present = git(repo, "config", "--local", "-z", "--list", ok=(0, 1)).split("\0")
     keys = {item.partition("\n")[0] for item in present}
     lacking = [(key, value) for key, value in REPO_CONFIG.items() if f"{key.lower()}\n{value}" not in present]
@@ -3597,6 +3610,7 @@ HURRY_SECONDS = 5.0  # between two scans, when something failed that may go bett
 TICK_SECONDS = 1.0
 SNAPSHOT_RECORDS = 5000  # that a start may have to read from the journal
 KEPT_BYTES = 4096  # of what git printed and never changes; there may be 10,000 of these
+BUSY_SECONDS = 8.0  # that a git may have been at work for which requests wait; a hook gives us ten
 LEAVE_SECONDS = 4.5  # from SIGTERM to our end
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 BATCH = 1000  # commits that one git is asked about: their ids are arguments
@@ -3623,7 +3637,7 @@ class Engine:
         self.running: dict[int, Running] = {}
         self.starting: dict[int, Job] = {}  # being started, whatever has become of them since
         self.slots: dict[tuple[str, int], int] = {}  # (repo, number of the checkout): the job in it
-        self.turns: set[str] = set()
+        self.turns: dict[str, float] = {}  # by repo: since when somebody has its refs for himself (monotonic seconds)
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
         self.unrenewed: dict[str, dict[str, tuple[str, str, str]]] = {}  # by repo, branch: head, base, why it is not made anew
@@ -3650,7 +3664,9 @@ class Engine:
         self.uncounted: deque[Path] = deque()  # large logs of jobs that have ended
         self._cache: OrderedDict[tuple[str, ...], Any] = OrderedDict()
         self._seen: dict[str, tuple[object, Refs]] = {}  # by repo: its branches for pages, and by what they are known again
-        self._looks: dict[str, threading.Lock] = {}  # by repo: of several pages that need git, one asks it
+        self._looks: dict[str, float] = {}  # by repo, like `turns`: of several pages that need git, one asks it
+        self._making: dict[tuple[str, ...], float] = {}  # likewise, by key: what git is asked for to be kept
+        self.hasty = threading.local()  # `on` in the threads that answer requests
 
     @property
     def state(self) -> State:
@@ -3817,16 +3833,33 @@ class Engine:
 
     @contextlib.contextmanager
     def turn(self, name: str) -> Iterator[None]:
-        """Have a repo's refs for oneself, as far as this server goes."""
+        """Have a repo's refs for oneself, as far as this server goes. Raises Refused(503) as `alone` does."""
+        with self.alone(self.turns, name, name):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self, taken: dict[Any, float], what: object, name: str) -> Iterator[None]:
+        """Have something of a repo for oneself; `taken` says since when somebody has what.
+
+        Raises Refused(503) for a request when somebody has had it for long: a git may need a minute for what was pushed, and if
+        all who answer waited for it, nobody would be answered.
+        """
         with self.lock:
-            while name in self.turns:
-                self.lock.wait()
-            self.turns.add(name)
+            while what in taken:
+                left = taken[what] + BUSY_SECONDS - time.monotonic() if getattr(self.hasty, "on", False) else None
+                if left is not None and left <= 0:
+                    raise Refused(
+                        503,
+                        f"git has been at work in {name} for {BUSY_SECONDS:.0f} seconds and more; do it again in a moment",
+                        headers={"Retry-After": "5"},
+                    )
+                self.lock.wait(left)
+            taken[what] = time.monotonic()
         try:
             yield
         finally:
             with self.lock:
-                self.turns.discard(name)
+                del taken[what]
                 self.lock.notify_all()
 
     def record(self, *events: Event) -> list[dict[str, Any]]:
@@ -3955,11 +3988,12 @@ class Engine:
             if path.suffix in (".new", ".odd"):
                 continue
             try:
-                with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
+                with io.TextIOWrapper(open_plain(path, follow=False), "utf-8", "surrogateescape", "\n") as stream:
                     told = stream.read(TOLD_CHARS)  # of more the beginning does: the refs are read from the repo
+                    when = min(time.time(), max(0.0, os.fstat(stream.fileno()).st_mtime))  # it may say anything
                 told = told if len(told) < TOLD_CHARS else told[: told.rfind("\n") + 1]
                 first, _, rest = told.partition("\n")
-                push = parse_hook_lines(rest, at_time(path.stat().st_mtime))
+                push = parse_hook_lines(rest, at_time(when))
                 self.submit(first.removeprefix("repo "), push)
                 path.unlink()
             except Refused as error:
@@ -3988,7 +4022,7 @@ class Engine:
         What is decided or done is not decided by this, but by what git says then. Raises Refused, GitError.
         """
         path = self.usable(name)
-        with self._looks.setdefault(name, threading.Lock()):
+        with self.alone(self._looks, name, name):
             mark = refs_mark(path)
             known, refs = self._seen.get(name, (None, Refs(None, {})))
             if mark is None or mark != known:
@@ -4087,10 +4121,20 @@ class Engine:
                 self._cache.move_to_end(key)
                 found: Value = self._cache[key]
                 return found
-        value = make()
-        if fits(value):
-            self._keep(key, value)
-        return value
+        if key[0] == "output":  # it takes a moment only, and may not be kept
+            value = make()
+            if fits(value):
+                self._keep(key, value)
+            return value
+        with self.alone(self._making, key, key[1] if len(key) > 1 else ""):
+            with self.lock:
+                if key in self._cache:  # who was before us has made it
+                    made: Value = self._cache[key]
+                    return made
+            value = make()
+            if fits(value):
+                self._keep(key, value)
+            return value
 
     def _keep(self, key: tuple[str, ...], value: Any) -> None:
         """Keep a value; the one that was used longest ago goes."""
@@ -6427,8 +6471,8 @@ class LineCounts:
         """The offset at which a line begins, `size` when the log has no such line yet."""
         counts = self.until(path, size)
         block = max(0, bisect_left(counts, line - 1) - 1)
-        lines = read_log(path, block * BLOCK, BLOCK).split(b"\n", line - 1 - counts[block])
-        return size if len(lines) < line - counts[block] else block * BLOCK + sum(map(len, lines[:-1])) + len(lines) - 1
+        found = after_newlines(read_log(path, block * BLOCK, BLOCK), line - 1 - counts[block])
+        return size if found is None else block * BLOCK + found
 
     def piece_from(self, path: Path, line: int, most: int = PIECE_BYTES) -> Piece:
         """The whole lines from one on that fit in `most` bytes, or the beginning of that one."""
@@ -6453,6 +6497,21 @@ class LineCounts:
         line = self.line_at(path, low + cut)
         skipped = 0 if cut or not low else low - self.start_of(path, line, size)
         return Piece(content[cut:], low + cut, line, skipped, size)
+
+
+def after_newlines(text: bytes, count: int) -> int | None:
+    """Where a text goes on after so many line breaks, None when it has fewer (pure). A list of its lines could be large."""
+    if text.count(b"\n") < count:
+        return None
+    low, high, before = 0, len(text), 0  # the shortest beginning that has them all; how many lie before `low`
+    while low < high:
+        middle = (low + high) // 2
+        here = before + text.count(b"\n", low, middle)
+        if here >= count:
+            high = middle
+        else:
+            low, before = middle + 1, here + (text[middle] == 10)
+    return low
 
 
 def size_of(path: Path) -> int:
@@ -6658,7 +6717,8 @@ def suspects(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str, bo
     """Lines of a log that speak of an error: (number, text, whether it is likely to name the cause)."""
     for first, block in blocks:
         calls_at, tried = -1, 0  # in a traceback: the column it begins in
-        for number, line in enumerate(block.split(b"\n"), first):
+        for number, ended in enumerate(io.BytesIO(block), first):  # a list of them would be large
+            line = ended.removesuffix(b"\n")
             small = line[line.rfind(b"\r", 0, -1) + 1 :][:LINE_BYTES].lower()
             if calls_at < 0 and not ERROR_WORD.search(small):
                 continue
@@ -7662,6 +7722,8 @@ PAGES_BYTES = 8 << 20  # of pages that are not made anew for each reader
 OLDEST_WAITRESS = (3, 0, 2)
 WEB_THREADS = 16
 REQUEST_SECONDS = 60  # for a request to come, and for a connection without one
+ANSWERS_BYTES = 16 << 20  # of answers that wait in memory for who reads slowly; what is more waits in files
+SPILLED_BYTES = 1 << 16  # of a part of such an answer, at least
 LINGER_SECONDS = 5.0  # in which what follows a refused request is read, and thrown away
 FOLLOW_SECONDS = 30.0
 CLONERS = WEB_THREADS // 4  # clones and fetches at a time: each takes a worker, and a git or two
@@ -7705,6 +7767,7 @@ class Web:
             path = "\0"
         if any(char < " " or char == "\x7f" for char in path):
             environ |= {"PATH_INFO": "/", "forge.odd_path": True}
+        self.engine.hasty.on = True
         answer: Iterable[bytes] = self.app(environ, start)
         return answer
 
@@ -7893,7 +7956,8 @@ class Web:
         """
         kind, engine = wanted_type(), self.engine
         asked = (bottle.request.path, bottle.request.query_string, kind == "json", self._logged_in())
-        mark = (engine.ledger.journal.seq, int(time.time() / (1 if engine.running else 60)), also)
+        seen = hashlib.sha256(repr(also).encode("utf-8", "backslashreplace")).digest()  # itself it may be all branches of a repo
+        mark = (engine.ledger.journal.seq, int(time.time() / (1 if engine.running else 60)), seen)
         known, body = self.kept.get(asked, (None, b""))
         if known != mark:
             made = program()
@@ -8337,12 +8401,11 @@ class Web:
             raise Refused(403, f"{name} can only be read over http; push to {path} on the server, by ssh or by its path")
         if wanted != "git-upload-pack":
             raise Refused(403, "this git asks for single files (the dumb protocol), which are not served; use git 1.6.6 or newer")
-        body = fetch_body() if posted else b""
-        answer = self._backend(path, request.method, "" if posted else "service=git-upload-pack", body)
+        answer = self._backend(path, request.method, "" if posted else "service=git-upload-pack")
         head = next(answer)  # from here on the answer holds a turn and a git, until it is closed
         return bottle.HTTPResponse(answer, int(head.pop("Status", "200")[:3]), head)
 
-    def _backend(self, path: Path, method: str, query: str, body: bytes) -> Iterator[Any]:
+    def _backend(self, path: Path, method: str, query: str) -> Iterator[Any]:
         """Run git http-backend on a repo: yields its headers, then its answer as it comes. Raises Refused, GitError.
 
         Closed before its end (the client is gone), it ends git.
@@ -8356,19 +8419,20 @@ class Web:
             "REQUEST_METHOD": "GET" if method == "HEAD" else method,
             "QUERY_STRING": query,
             "CONTENT_TYPE": utf8(bottle.request.content_type),
-            "CONTENT_LENGTH": str(len(body)),
         }
         args = ("http-backend",)
-        with (
-            self._turn(self.cloners, "others are cloning; fetch", CLONE_WAIT),
-            git_process(path, args, None, True, **about) as process,
-        ):
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._turn(self.cloners, "others are cloning; fetch", CLONE_WAIT))
+            body = fetch_body() if method == "POST" else b""  # now, since it may be large, and only some have a turn
+            process = held.enter_context(git_process(path, args, None, True, CONTENT_LENGTH=str(len(body)), **about))
             out = process.stdout
             assert process.stdin and isinstance(out, io.BufferedReader) and process.stderr
             try:
-                for feed in (partial(process.stdin.write, body), process.stdin.close):
-                    with contextlib.suppress(BrokenPipeError):  # what it printed says why
-                        feed()  # http-backend takes all of it before it answers
+                with contextlib.suppress(BrokenPipeError):  # what it printed says why
+                    process.stdin.write(body)  # http-backend takes all of it before it answers
+                del body
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
                 head = {}
                 while line := out.readline().decode("latin-1").strip():
                     name, _, head[name] = line.partition(": ")
@@ -8720,7 +8784,7 @@ def why_odd(head: bytes) -> str | None:
 
 def strict_channel() -> type:
     """waitress's connection, but what is odd or too large is refused at once, in the app's words, and who is too slow is left."""
-    from waitress import channel, parser, task, utilities
+    from waitress import buffers, channel, parser, task, utilities
 
     class Parser(parser.HTTPRequestParser):  # type: ignore[misc]
         """A request that comes in."""
@@ -8790,6 +8854,40 @@ def strict_channel() -> type:
         def readable(self) -> bool:
             """Whether bytes are wanted."""
             return bool(self.leaves) or super().readable()
+
+        def write_soon(self, data: Any) -> int:
+            """Take a part of an answer. One connection may have a megabyte of it in memory, but not each of them at once."""
+            if isinstance(data, bytes) and len(data) > SPILLED_BYTES:
+                others = [*self.server.active_channels.values()]
+                kept = sum(one.current_outbuf_count for one in others if one.outbufs and not one.outbufs[-1].overflowed)
+                if kept > ANSWERS_BYTES:
+                    self.outbufs[-1].overflow = SPILLED_BYTES
+            try:
+                taken: int = super().write_soon(data)
+            except OSError:  # there is no room for a file
+                raise channel.ClientDisconnected from None
+            return taken
+
+        def _flush_outbufs_below_high_watermark(self) -> None:
+            """Wait until a part of a long answer has place, but not for who hardly reads."""
+            until = time.monotonic() + FOLLOW_SECONDS
+            with self.outbuf_lock:
+                while self.connected and self.total_outbufs_len > self.adj.outbuf_high_watermark:
+                    if time.monotonic() >= until:
+                        self.will_close = True
+                    self.server.pull_trigger()
+                    if self.will_close:
+                        raise channel.ClientDisconnected
+                    self.outbuf_lock.wait(1)
+
+        def _flush_some(self, do_close: bool = True) -> bool:
+            """Send what can be sent. waitress keeps what it has sent in memory as long as the connection lasts."""
+            sent: bool = super()._flush_some(do_close=do_close)
+            if not self.total_outbufs_len and self.outbufs:
+                self.outbufs[-1].close()
+                self.outbufs[-1] = buffers.OverflowableBuffer(self.adj.outbuf_overflow)
+                self.current_outbuf_count = 0
+            return sent
 
         def handle_write(self) -> None:
             """Send what is to be sent; after a refusal read the rest of the request before the connection is closed."""

@@ -525,3 +525,83 @@ def test_a_shallow_copy_is_served_and_a_shared_one_stays_shared(make_server: Cal
     closed = [path for path in copy.glob("objects/??") if not path.stat().st_mode & stat.S_IWGRP]
     assert closed == [], "the others of the group can push"
     server.idle()
+
+
+# -- what is planted where the server itself opens and writes --------------------------------------------
+
+
+def planted(server: Server, work: Work, script: str) -> None:
+    """Let a deployment of `work`, in its sandbox, run a script in the repo `victim.git`; then look at all repos."""
+    shutil.copytree(work.path, server.data / "repos/victim.git")
+    work.branch("main", "Deploy", deploy=f"cd {server.data}/repos/victim.git || exit\n{script}\n")
+    said = work.push("HEAD:main")
+    assert server.ended(int(said.split("/jobs/")[1].split()[0]))["status"] == "passed"
+    server.stop()
+    server.start()
+    wait_for(lambda: "victim" in [repo["repo"] for repo in server.get("/")["repos"]], "a look at the repo")
+
+
+def test_a_link_in_a_repo_leads_the_server_to_no_file_of_its_own(make_server: Callable[..., Server]) -> None:
+    """The server writes its hooks by a name that is known beforehand: a deployment may have put a link there."""
+    server = make_server()
+    work = server.repo()
+    keys = {name: server.data / name for name in ("token", "session-key", "jobs.jsonl")}
+    before = {name: (path.read_bytes()[:40], stat.S_IMODE(path.stat().st_mode)) for name, path in keys.items()}
+    links = [f"rm -f hooks/p*; ln -s {server.data}/token hooks/.post-receive.new"]
+    links.append(f"ln -s {server.data}/session-key hooks/.pre-receive.new")
+    planted(server, work, "\n".join(links))
+    hook = server.data / "repos/victim.git/hooks/post-receive"
+    wait_for(lambda: os.access(hook, os.X_OK), "the hooks")
+    after = {name: (path.read_bytes()[:40], stat.S_IMODE(path.stat().st_mode)) for name, path in keys.items()}
+    assert after == before
+    assert not hook.is_symlink() and not (hook.parent / "pre-receive").is_symlink()
+
+
+PIPES = ["forge-note-0123456789ab", "hooks/post-receive", "config", "HEAD"]
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_a_pipe_where_a_file_should_be_keeps_nobody_waiting(make_server: Callable[..., Server], name: str) -> None:
+    """Who opens a FIFO waits until somebody writes to it: neither a start, nor a look at repos, nor pages may."""
+    server = make_server()
+    work = server.repo()
+    planted(server, work, f"rm -f {name}; mkfifo {name}")
+    for path in ("/", "/healthz", "/r/app", "/jobs"):
+        assert server.ask(path).status == 200
+    later = server.data / "repos/zz-later.git"  # it comes after the other one
+    shutil.copytree(work.path, later)
+    (later / "hooks/post-receive").unlink()
+    server.stop()
+    server.start()
+    wait_for((later / "hooks/post-receive").exists, "a look at all repos")
+    work.branch("topic", AUTO)
+    work.push("topic")
+    work.landed("topic")
+
+
+ODD_NEWS = {
+    "a pipe": "mkfifo {0}",
+    "of the year 60000": "printf 'repo app\\n' >{0}; touch -d @1831300000000 {0}",
+    "before 1970": "printf 'repo app\\n' >{0}; touch -d @-9000000000 {0}",
+    "a link": "ln -s ../token {0}",
+    "a folder": "mkdir {0}",
+}
+
+
+def test_what_is_left_for_the_server_by_others_stops_no_look_at_the_repos(make_server: Callable[..., Server]) -> None:
+    """Who pushes by path, and a deployment, may write into `incoming`."""
+    server = make_server()
+    work = server.repo()
+    left = [script.format(f"{server.data}/incoming/{number}") for number, script in enumerate(ODD_NEWS.values())]
+    work.branch("main", "Deploy", deploy="\n".join(left))
+    work.push("HEAD:main")
+    server.idle()
+    assert len(list((server.data / "incoming").iterdir())) == len(ODD_NEWS)
+    server.stop()
+    (work.path / "hooks/post-receive").unlink()
+    work.branch("topic", AUTO)
+    work.push("topic")
+    server.start()
+    work.landed("topic")
+    assert (server.data / "token").read_text().strip() not in server.log
+    assert {path.name for path in (server.data / "incoming").iterdir()} == {"0", "3", "4"}

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import hmac
 import http.client
 import itertools
 import os
+import re
+import select
 import socket
 import stat
 import sys
 import threading
 import time
+import tracemalloc
+import wsgiref.util
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
+import bottle
 import psutil
 import pytest
 from conftest import PASSWORD, ROOT, Server, Work, needs_browser, wait_for
@@ -210,6 +216,115 @@ def test_slow_readers_of_a_large_log_hold_no_worker(work: Work) -> None:
         assert work.server.ask("/", Accept="text/html").status == 200
     part_of = work.server.ask(f"/jobs/{job_id}/log", Range="bytes=39999990-")
     assert (part_of.status, len(part_of.body), part_of.headers["Content-Range"]) == (206, 10, "bytes 39999990-39999999/40000000")
+
+
+def test_a_repo_in_which_git_needs_long_keeps_nobody_else_waiting(make_server: Callable[..., Server]) -> None:
+    """Whoever pushes decides how long git needs: some thousand files that were renamed and changed take it a minute."""
+    server = make_server()
+    slow, work = server.repo("slow"), server.repo()
+    pipe = slow.path / "refs/heads/pipe"  # git waits for who writes there
+    os.mkfifo(pipe)
+    token = (server.data / "hook-token").read_text().strip().encode()
+    told = b"POST /hooks/post-receive HTTP/1.1\r\n" + HOST + b"Authorization: Bearer " + token + b"\r\nX-Forge-Repo: slow\r\n"
+    told += b"Content-Type: text/plain\r\nContent-Length: 0\r\n\r\n"
+    seen = b"GET /r/slow HTTP/1.1\r\n" + HOST + b"\r\n"
+    with contextlib.ExitStack() as held:
+        connections = [held.enter_context(connect(server)) for _ in range(2 * forge.WEB_THREADS)]
+        for connection, request in zip(connections, itertools.cycle([told, seen]), strict=False):
+            connection.sendall(request)
+        time.sleep(0.5)
+        began = time.monotonic()
+        for path in ("/healthz", "/", "/jobs", f"/r/{work.name}"):
+            assert server.ask(path).status == 200
+        assert time.monotonic() - began < 2 * forge.BUSY_SECONDS
+
+        def refused() -> bool:
+            return len(select.select(connections, [], [], 0)[0]) >= len(connections) - 4  # some wait for git
+
+        wait_for(refused, "an answer to all others", 3 * forge.BUSY_SECONDS)
+        assert {one.recv(12) for one in select.select(connections, [], [], 0)[0]} == {b"HTTP/1.1 503"}
+        late = server.ask("/r/slow")
+        assert late.status == 503 and late.headers["Retry-After"] and "slow" in late.json["error"]
+        pipe.unlink()
+        wait_for(lambda: server.ask("/r/slow").status == 200, "the end of the slow git", 90)
+
+
+def memory(server: Server, what: str) -> int:
+    """What /proc says of the server's memory: VmRSS, or VmHWM, the most it ever had; in bytes."""
+    assert server.process
+    found = re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
+    assert found
+    return int(found[1]) << 10
+
+
+def at_once(server: Server, requests: list[bytes]) -> Counter[bytes]:
+    """How many answers of each status a server gives to many requests at the same time."""
+
+    def ask(request: bytes) -> bytes:
+        with connect(server) as connection:
+            connection.settimeout(60)
+            connection.sendall(request)
+            return b"".join(iter(lambda: connection.recv(1 << 16), b""))[9:12]
+
+    with ThreadPoolExecutor(48) as pool:
+        return Counter(pool.map(ask, requests))
+
+
+def test_who_asks_much_at_once_does_not_fill_the_memory(make_server: Callable[..., Server]) -> None:
+    """Sixteen workers at a time may each have what one request takes: a log of very short lines, a body that unpacks to 10 MB."""
+    server = make_server()
+    work = server.repo()
+    work.branch("topic", run="yes ab | head -c 5000000\nexit 1\n")
+    job = work.push_job("topic")
+    server.ended(job)
+    before = memory(server, "VmHWM")
+    lines = [b"GET /jobs/%d/log?line=%d&most=10 HTTP/1.0\r\n" % (job, 349_000 + n) + HOST + b"\r\n" for n in range(64)]
+    assert at_once(server, lines) == {b"200": 64}
+    assert memory(server, "VmHWM") - before < 40 << 20
+    packed = gzip.compress(bytes(forge.FETCH_BYTES - 1))
+    head = (
+        b"POST /r/app.git/git-upload-pack HTTP/1.0\r\n" + HOST + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n" % len(packed)
+    )
+    head += b"Content-Type: application/x-git-upload-pack-request\r\n\r\n"
+    assert at_once(server, [head + packed] * 96).keys() <= {b"200", b"503"}
+    assert memory(server, "VmHWM") - before < 100 << 20
+
+
+def test_answers_are_not_kept_in_memory_for_each_connection(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    work = server.repo()
+    work.branch("topic", run="yes a line of text | head -c 3000000\n")
+    job = work.push_job("topic")
+    server.ended(job)
+    before = memory(server, "VmRSS")
+    with contextlib.ExitStack() as held:
+        for number in range(200):  # half of them take their answer and stay, the others take nothing
+            connection = held.enter_context(connect(server))
+            connection.sendall(b"GET /jobs/%d/log?line=1&most=1000000 HTTP/1.1\r\n" % job + HOST + b"\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            if number % 2:
+                got = 12
+                while got < 1_000_000:
+                    got += len(connection.recv(1 << 16))
+        assert memory(server, "VmRSS") - before < 60 << 20
+        assert server.ask("/healthz").status == 200
+
+
+def test_who_hardly_reads_a_long_answer_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that is followed, or a clone, is made by a worker as it is read; a byte now and then must not hold it for hours."""
+    from waitress.channel import ClientDisconnected
+
+    monkeypatch.setattr(forge, "FOLLOW_SECONDS", 0.1)
+    slow: Any = object.__new__(forge.strict_channel())
+    slow.connected, slow.will_close, slow.total_outbufs_len = True, False, 20 << 20
+    slow.outbuf_lock, slow.adj = threading.Condition(), SimpleNamespace(outbuf_high_watermark=16 << 20)
+    slow.server = SimpleNamespace(pull_trigger=lambda: None)
+    with pytest.raises(ClientDisconnected):
+        slow._flush_outbufs_below_high_watermark()
+    assert slow.will_close
+    slow.total_outbufs_len, slow.will_close = 0, False
+    slow._flush_outbufs_below_high_watermark()
+    assert not slow.will_close
 
 
 # -- who may come in --------------------------------------------------------------------------------------
@@ -466,3 +581,20 @@ def test_an_old_waitress_is_refused(make_server: Callable[..., Server], tmp_path
     server = make_server(start=False, PYTHONPATH=f"{tmp_path / 'old'}:{os.environ.get('PYTHONPATH', '')}")
     done = server.cli("serve", check=False)
     assert done.returncode == 1 and "waitress 3.0.1" in done.stderr and "3.0.2" in done.stderr
+
+
+def test_a_page_that_is_kept_does_not_keep_all_branches(tmp_path: Path) -> None:
+    """Each question is another page; what a page follows from is only to be known again."""
+    app = forge.create_app({"FORGE_DATA_DIR": str(tmp_path / "data"), "FORGE_SANDBOX": "none"})
+    try:
+        tracemalloc.start()
+        for number in range(50):
+            environ = {"PATH_INFO": "/r/app", "QUERY_STRING": f"n={number}", "HTTP_ACCEPT": "application/json"}
+            wsgiref.util.setup_testing_defaults(environ)
+            bottle.request.bind(environ)
+            refs = forge.Refs("main", {f"branch-{number}-{one}": f"{one:040}" for one in range(1000)})
+            app._show_kept("repo", dict, dict, refs)
+        assert len(app.kept) == 50 and tracemalloc.get_traced_memory()[0] < 5 << 20
+    finally:
+        tracemalloc.stop()
+        app.engine.stop()

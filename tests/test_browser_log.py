@@ -344,3 +344,14 @@ def test_the_log_fits_a_phone(work: Work, browser: Any) -> None:
     page.wait_for_selector("#count:text-is('1 of 1,111; the first 1,000 can be visited')")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     context.close()
+
+
+def test_no_link_is_made_of_what_is_left_of_other_sequences(work: Work, page: Any) -> None:
+    """A sequence within another one is taken out; what is around it would then be a link that nobody has looked at."""
+    gap, end = r"\033\033]x\007", r"\033\033]x\007\\"
+    page.goto(
+        ended(work, f"printf 'x{gap}]8;;https://github.com@evil.example/{end}click{gap}]8;;{end}y \\033[31mred\\033[0m\\n'\n")
+    )
+    until(page, "document.querySelector('#log .ansi-red-fg') !== null", "colours")
+    assert page.locator("#log span a").count() == 0
+    assert "click" in shown(page)[0] and "red" in shown(page)[0]

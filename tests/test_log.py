@@ -11,7 +11,7 @@ import psutil
 import pytest
 from conftest import Answer, Work
 
-from forge import BLOCK, PIECE_BYTES, PIECE_LINES, LineCounts, find_in_log, parts_of_digest, plain_lines
+from forge import BLOCK, PIECE_BYTES, PIECE_LINES, LineCounts, after_newlines, find_in_log, parts_of_digest, plain_lines
 
 
 def found(path: Path, needle: str, most: int = 100) -> tuple[list[tuple[int, str]], int, bool, int]:
@@ -108,6 +108,16 @@ def test_pieces_from_the_end_come_to_the_beginning(tmp_path: Path, name: str) ->
         if not end:
             break
     assert not end or seen == 40
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\n", b"a", b"a\n", b"\n\n\n", b"ab\ncd\n\nef", b"x" * 100 + b"\n" + b"y" * 100, b"\n" * 1000]
+)
+def test_where_a_line_begins_is_found_without_a_list_of_lines(text: bytes) -> None:
+    for count in range(text.count(b"\n") + 3):
+        parts = text.split(b"\n", count)
+        wanted = None if len(parts) <= count else len(text) - len(parts[-1])
+        assert after_newlines(text, count) == wanted, count
 
 
 def test_counts_go_on_where_they_ended_and_are_kept_for_few(tmp_path: Path) -> None:

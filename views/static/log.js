@@ -19,6 +19,7 @@ const log = $("log");
 
 const LINK = /\x1b\]8;[^;\x07\x1b]*;([^\x07\x1b]*)(?:\x07|\x1b\\)/; // OSC 8: its target, "" at its end
 const NO_COLOUR = /\x1b(?:\[[0-?]*[ -/]*[@-ln-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[()][0-9AB]|[@-Z\\^_])/g;
+const NO_LINK = /\x1b+(?=\])/g; // where something was taken out between
 const UNSEEN = /[\x00-\x08\x0a-\x1a\x1c-\x1f\x7f]/g;
 const PLAIN = { bold: false, faint: false, italic: false, underline: false, fg: null, bg: null };
 const decoder = new TextDecoder();
@@ -28,7 +29,7 @@ ansi.use_classes = true;
 const colours = () => Object.fromEntries(Object.keys(PLAIN).map((name) => [name, ansi[name]]));
 
 function coloured(text) {
-  const plain = text.replace(NO_COLOUR, "").replace(UNSEEN, "");
+  const plain = text.replace(NO_COLOUR, "").replace(UNSEEN, "").replace(NO_LINK, "");
   const codes = plain.replace(/\x1b\[[\d:;]+m/g, (code) => code.replace(/([34]8:2):\d*(:\d+:\d+:\d+)/, "$1$2").replaceAll(":", ";"));
   const holder = document.createElement("template");
   // the content security policy takes styles that a script sets, not those in markup; all text in it is escaped
