@@ -51,7 +51,8 @@ Threads and the lock
 One lock, ``Engine.lock`` (a Condition), guards the ledger (journal, state, indexes), the table of running jobs and the
 turns. It is held for memory and for reading and writing the journal, never for git, a checkout or a process. What needs
 a quiet repo (reading refs and acting on them) takes the repo's turn, which pushes do not: every move of a ref names the
-old value. Turns are marked under the lock and held without it.
+old value. Turns are marked under the lock and held without it. A git may need a minute for what was pushed: requests and the
+scan wait for a turn, or for what another thread asks git, no longer than ``BUSY_SECONDS``.
 
 ==========  =========================================================================================
 watcher     one; waits on the pidfds of the jobs, measures and stops them, starts a scan when due, tells systemd that we live
@@ -1658,6 +1659,8 @@ def why_unusable(repo: Path, name: str) -> str | None:
                 return f"the server cannot write to {part}; run: chmod -R u+rwX {repo}"
             if part.name in ("HEAD", "config") and not stat.S_ISREG(facts.st_mode):
                 return f"{repo} is not a bare git repository: {part} is no file; restore it, or remove the directory"
+            if part.name in ("config", "refs") and part.is_symlink():  # what we and git write there would go elsewhere
+                return f"{part} is a link to {shorten(os.readlink(part))}, by which forge does not go; put there what it leads to"
     except FileNotFoundError as error:
         return f"{repo} is not a bare git repository: {error.filename} is missing; restore it, or remove the directory"
     except OSError as error:
@@ -1711,6 +1714,8 @@ def refs_mark(repo: Path) -> tuple[object, ...] | None:
     began, newest = time.time_ns(), 0
     mark: list[object] = []
     folders = [str(repo / "refs/heads")]
+    if os.path.islink(folders[0]):  # it may lead to the whole disk
+        return None
     for name in ("HEAD", "packed-refs"):
         with contextlib.suppress(OSError):
             facts = os.lstat(repo / name)
@@ -3602,7 +3607,7 @@ class Herald:
 # engine: the only threads and the only lock
 ###############################################################################
 
-WORKERS = 2
+WORKERS = 8  # repos in which git may need long at a time, before others have to wait for it
 SCAN_SECONDS = 45.0
 TOLD_CHARS = 32 << 20  # of what a hook could not deliver: some 200,000 refs, and the push options after them
 HISTORY_CHECKED = 1000  # commits of a base that are looked at for merges without a record, when the server starts
@@ -3639,6 +3644,7 @@ class Engine:
         self.slots: dict[tuple[str, int], int] = {}  # (repo, number of the checkout): the job in it
         self.turns: dict[str, float] = {}  # by repo: since when somebody has its refs for himself (monotonic seconds)
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
+        self.stepped: set[str] = set()  # what of these a worker is at
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
         self.unrenewed: dict[str, dict[str, tuple[str, str, str]]] = {}  # by repo, branch: head, base, why it is not made anew
         self.stuck: dict[tuple[str, str, str], str] = {}  # by (repo, branch, head): why its merge failed although it was due
@@ -3666,7 +3672,7 @@ class Engine:
         self._seen: dict[str, tuple[object, Refs]] = {}  # by repo: its branches for pages, and by what they are known again
         self._looks: dict[str, float] = {}  # by repo, like `turns`: of several pages that need git, one asks it
         self._making: dict[tuple[str, ...], float] = {}  # likewise, by key: what git is asked for to be kept
-        self.hasty = threading.local()  # `on` in the threads that answer requests
+        self.hasty = threading.local()  # `on` in threads that have others to serve: those that answer requests, a scan
 
     @property
     def state(self) -> State:
@@ -3841,8 +3847,8 @@ class Engine:
     def alone(self, taken: dict[Any, float], what: object, name: str) -> Iterator[None]:
         """Have something of a repo for oneself; `taken` says since when somebody has what.
 
-        Raises Refused(503) for a request when somebody has had it for long: a git may need a minute for what was pushed, and if
-        all who answer waited for it, nobody would be answered.
+        Raises Refused(503) in a `hasty` thread when somebody has had it for long: a git may need a minute for what was pushed,
+        and if all who answer waited for it, nobody would be answered.
         """
         with self.lock:
             while what in taken:
@@ -3971,7 +3977,8 @@ class Engine:
                     in_use = {job.id for job in self.state.jobs.values()}
                 drop_tested(path, in_use)
             except (Refused, GitError, OSError) as error:
-                self.troubles.setdefault(name, str(error))
+                if not (isinstance(error, Refused) and error.status == 503):  # who is at work there tells what is wrong
+                    self.troubles.setdefault(name, str(error))
                 self._failed(name, error)
         for parent in ("work", "home"):
             for folder in (self.config.data_dir / parent).iterdir():
@@ -4115,26 +4122,26 @@ class Engine:
         return self._kept(("settings", name, *seen), lambda: repo_settings(self.config.repo(name)))
 
     def _kept(self, key: tuple[str, ...], make: Callable[[], Value], fits: Callable[[Value], bool] = lambda _: True) -> Value:
-        """What is kept under a key, or what `make` makes, which is kept then if it `fits`."""
+        """What is kept under a key, or what `make` makes, which is kept then if it `fits`. Raises Refused as `alone` does."""
+        found = self._cached(key)
+        if found is None:
+            # a page's git takes a moment only, and what it prints may not be kept
+            with contextlib.nullcontext() if key[0] == "output" else self.alone(self._making, key, key[1]):
+                found = self._cached(key)  # who was before us may have made it
+                if found is None:
+                    found = (make(),)
+                    if fits(found[0]):
+                        self._keep(key, found[0])
+        value: Value = found[0]
+        return value
+
+    def _cached(self, key: tuple[str, ...]) -> tuple[Any] | None:
+        """What is kept under a key, alone in a tuple, or None."""
         with self.lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                found: Value = self._cache[key]
-                return found
-        if key[0] == "output":  # it takes a moment only, and may not be kept
-            value = make()
-            if fits(value):
-                self._keep(key, value)
-            return value
-        with self.alone(self._making, key, key[1] if len(key) > 1 else ""):
-            with self.lock:
-                if key in self._cache:  # who was before us has made it
-                    made: Value = self._cache[key]
-                    return made
-            value = make()
-            if fits(value):
-                self._keep(key, value)
-            return value
+            if key not in self._cache:
+                return None
+            self._cache.move_to_end(key)
+            return (self._cache[key],)
 
     def _keep(self, key: tuple[str, ...], value: Any) -> None:
         """Keep a value; the one that was used longest ago goes."""
@@ -4680,11 +4687,14 @@ class Engine:
         """A worker thread: step the repos that are to be stepped."""
         while True:
             with self.lock:
-                while not self.todo and not self.closing:
+                # a repo in which git needs long keeps one of us, however often it is asked for
+                while (name := next((name for name in self.todo if name not in self.stepped), None)) is None and not self.closing:
                     self.lock.wait()
-                if self.closing:
+                if self.closing or name is None:
                     return
-                name, _ = self.todo.popitem(last=False)
+                del self.todo[name]
+                self.stepped.add(name)
+            self.hasty.on = not name  # a scan has the other repos to look at
             try:
                 if name:
                     self.step(name)
@@ -4694,6 +4704,10 @@ class Engine:
                 self._failed(name or "scan", error)
             except Exception:
                 log(f"{name or 'scan'}: {traceback.format_exc()}")
+            finally:
+                with self.lock:
+                    self.stepped.discard(name)
+                    self.lock.notify_all()
 
     def step(self, name: str) -> None:
         """Do what the gate wants done in a repo until it wants nothing more. Raises Refused, GitError."""
@@ -7718,6 +7732,7 @@ SECURITY_HEADERS = {
 }
 XML_ODD = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what no XML may hold, however it is spelled
 MAX_BODY = 1 << 20
+MOST_FIELDS = 100  # of a form
 PAGES_BYTES = 8 << 20  # of pages that are not made anew for each reader
 OLDEST_WAITRESS = (3, 0, 2)
 WEB_THREADS = 16
@@ -7870,6 +7885,8 @@ class Web:
         kind = request.content_type.partition(";")[0].strip().lower()
         if request.content_length > 0 and kind not in ("application/x-www-form-urlencoded", "multipart/form-data"):
             raise Refused(400, f"the body is {shorten(kind)}, but must be a form (application/x-www-form-urlencoded)")
+        if kind == "application/x-www-form-urlencoded" and request.body.read().count(b"&") > MOST_FIELDS:
+            raise Refused(400, f"the form in the body has more than {MOST_FIELDS} fields; none here takes so many")
         try:
             value = request.forms.get(name)
         except ValueError:  # bottle stumbles over multipart headers that are no UTF-8

@@ -557,6 +557,23 @@ def test_a_link_in_a_repo_leads_the_server_to_no_file_of_its_own(make_server: Ca
     assert not hook.is_symlink() and not (hook.parent / "pre-receive").is_symlink()
 
 
+@pytest.mark.parametrize("part", ["config", "refs"])
+def test_a_repo_whose_parts_lie_elsewhere_is_not_written_to(make_server: Callable[..., Server], part: str) -> None:
+    """Git writes through a link: our settings for the repo would get into whatever file a deployment chose."""
+    server = make_server()
+    work = server.repo()
+    elsewhere = server.data / "repos/elsewhere"
+    planted(server, work, f"rm -f hooks/p*; mv {part} {elsewhere}; ln -s {elsewhere} {part}")
+    before = [(path, path.read_bytes()) for path in (elsewhere, *elsewhere.glob("**/*")) if path.is_file()]
+
+    def told() -> str:
+        return str({repo["repo"]: repo["trouble"] for repo in server.get("/")["repos"]}.get("victim"))
+
+    wait_for(lambda: "is a link to" in told(), "the trouble")
+    assert [(path, path.read_bytes()) for path in (elsewhere, *elsewhere.glob("**/*")) if path.is_file()] == before
+    assert server.ask("/r/victim").status == 409
+
+
 PIPES = ["forge-note-0123456789ab", "hooks/post-receive", "config", "HEAD"]
 
 

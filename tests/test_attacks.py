@@ -29,7 +29,7 @@ from urllib.parse import quote
 import bottle
 import psutil
 import pytest
-from conftest import PASSWORD, ROOT, Server, Work, needs_browser, wait_for
+from conftest import AUTO, PASSWORD, ROOT, Server, Work, needs_browser, wait_for
 from test_web import raw
 
 import forge
@@ -218,12 +218,27 @@ def test_slow_readers_of_a_large_log_hold_no_worker(work: Work) -> None:
     assert (part_of.status, len(part_of.body), part_of.headers["Content-Range"]) == (206, 10, "bytes 39999990-39999999/40000000")
 
 
+def stall(work: Work) -> Path:
+    """Put a pipe among the branches of a repo: git waits for who writes there."""
+    pipe = work.path / "refs/heads/pipe"
+    os.mkfifo(pipe)
+    return pipe
+
+
+def let_go(pipe: Path) -> None:
+    """Take such a pipe away, and let those go on that wait for it."""
+    with contextlib.suppress(OSError):  # nobody does
+        file = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        pipe.unlink()
+        os.close(file)
+    pipe.unlink(missing_ok=True)
+
+
 def test_a_repo_in_which_git_needs_long_keeps_nobody_else_waiting(make_server: Callable[..., Server]) -> None:
     """Whoever pushes decides how long git needs: some thousand files that were renamed and changed take it a minute."""
     server = make_server()
     slow, work = server.repo("slow"), server.repo()
-    pipe = slow.path / "refs/heads/pipe"  # git waits for who writes there
-    os.mkfifo(pipe)
+    pipe = stall(slow)
     token = (server.data / "hook-token").read_text().strip().encode()
     told = b"POST /hooks/post-receive HTTP/1.1\r\n" + HOST + b"Authorization: Bearer " + token + b"\r\nX-Forge-Repo: slow\r\n"
     told += b"Content-Type: text/plain\r\nContent-Length: 0\r\n\r\n"
@@ -245,8 +260,35 @@ def test_a_repo_in_which_git_needs_long_keeps_nobody_else_waiting(make_server: C
         assert {one.recv(12) for one in select.select(connections, [], [], 0)[0]} == {b"HTTP/1.1 503"}
         late = server.ask("/r/slow")
         assert late.status == 503 and late.headers["Retry-After"] and "slow" in late.json["error"]
-        pipe.unlink()
+        let_go(pipe)
         wait_for(lambda: server.ask("/r/slow").status == 200, "the end of the slow git", 90)
+
+
+def test_repos_in_which_git_needs_long_hold_up_no_merge_elsewhere(make_server: Callable[..., Server]) -> None:
+    server = make_server(FORGE_MAX_JOBS="4")
+    slow, work = [server.repo(f"slow-{number}") for number in range(3)], server.repo()
+    jobs = []
+    for one in slow:
+        one.branch("waits", run="while [ ! -e $HOME/go ]; do sleep 0.02; done\n")
+        jobs.append(one.push_job("waits"))
+    for job in jobs:
+        server.running(job)
+    pipes = [*map(stall, slow)]
+    for one in slow:  # what has ended is looked at, with git
+        one.gate("go").touch()
+    for job in jobs:
+        server.ended(job)
+    work.branch("topic", AUTO)
+    work.push("topic")
+    work.landed("topic")
+    for pipe in pipes:
+        let_go(pipe)
+    server.idle()
+
+
+def test_a_form_of_very_many_fields_is_refused(shared: Server) -> None:
+    answer = shared.ask("/login", body=b"&".join([b"a=b"] * 5000), Content_Type="application/x-www-form-urlencoded")
+    assert (answer.status, "fields" in answer.json["error"]) == (400, True)
 
 
 def memory(server: Server, what: str) -> int:
