@@ -123,6 +123,7 @@ import psutil
 
 __version__ = "0.1.0"
 
+
 ###############################################################################
 # config: every setting is parsed and checked once
 ###############################################################################
@@ -231,8 +232,9 @@ def is_http_url(text: str) -> bool:
 
 
 ###############################################################################
-# values: the domain, and the two exceptions
+# values: the domain, and the three exceptions
 ###############################################################################
+
 
 PRE, POST = "pre-merge", "post-merge"
 LIVE = ("pending", "running")
@@ -273,6 +275,14 @@ class GitError(Exception):
 
 
 EXCESS = 124  # as timeout(1) has it: the exit code of a git that we ended since it went beyond what it is given
+
+
+class Fault(Exception):
+    """Ends a command with an exit code and one line on standard error."""
+
+    def __init__(self, code: int, text: str, answer: bytes = b""):
+        super().__init__(text)
+        self.code, self.answer = code, answer  # what the server said, if it did
 
 
 @dataclass
@@ -510,6 +520,11 @@ def has_odd_char(text: str) -> bool:
     return any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in text)
 
 
+###############################################################################
+# words and files: how things are spelled, and how files are read and written whole
+###############################################################################
+
+
 def now() -> str:
     """The time as the journal writes it: RFC 3339, UTC, milliseconds."""
     return at_time(time.time())
@@ -570,9 +585,191 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
         raise
 
 
+ODD = re.compile(
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+
+
+def visible(text: str, most: int | None = None) -> str:
+    """The beginning of a foreign text, in which what could not be seen, or would change how the rest is read, is spelled out."""
+    seen = ODD.sub(lambda found: spell_char(ord(found[0])), text[:most])
+    return seen + "…" if text[most or len(text) :] else seen
+
+
+def spell_char(code: int) -> str:
+    """A character that has no look of its own, or a byte that is no UTF-8."""
+    if code < 0x20 or code == 0x7F:
+        return chr(0x2421 if code == 0x7F else 0x2400 + code)
+    return f"⟨{code - 0xDC00:02X}⟩" if 0xDC80 <= code <= 0xDCFF else f"⟨U+{code:04X}⟩"
+
+
+def shorten(value: object) -> str:
+    """A foreign value for a message."""
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def fitting(sizes: Iterable[int], room: int) -> int:
+    """How many of the first fit into the room."""
+    return sum(1 for _ in itertools.takewhile(lambda size: size <= room, itertools.accumulate(sizes)))
+
+
+UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+
+
+def ago(moment: str | None) -> str:
+    """A time of the journal as people say it."""
+    if not moment:
+        return ""
+    try:
+        seconds = max(0, int(time.time() - seconds_of(moment)))
+    except ValueError:  # a record of another version
+        return moment
+    # in seconds it would make a page differ with every look
+    return "just now" if seconds < 60 else f"{spell_age(seconds)} ago"
+
+
+def spell_age(seconds: int) -> str:
+    """A time span in its largest unit."""
+    number, unit = next((seconds // size, unit) for unit, size in UNITS if seconds >= size or size == 1)
+    return plural(number, unit)
+
+
+def plural(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def spell_duration(seconds: float | None) -> str:
+    """A duration in seconds as people say it."""
+    if seconds is None:
+        return ""
+    if seconds < 0.95:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def spell_bytes(size: float | None) -> str:
+    """A size in bytes as people say it."""
+    if size is None:
+        return ""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def char_widths(text: str) -> list[int]:
+    """How many columns of a terminal each character takes."""
+    return [0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text]
+
+
+def fit(text: str, room: int) -> str:
+    """`text` cut to `room` columns, with … for what is left out."""
+    widths = char_widths(text)
+    return text if sum(widths) <= room else text[: sum(end < room for end in itertools.accumulate(widths))] + "…"
+
+
+def exit_reason(code: int, command: str | None) -> str | None:
+    """An exit code in words; None for 0."""
+    if code == 0:
+        return None
+    if code in (126, 127):
+        what = "cannot be executed" if code == 126 else "was not found"
+        return f"exit code {code}: the command, or one it calls, {what} ({command or 'no command'})"
+    if 128 < code < 128 + signal.NSIG:
+        with contextlib.suppress(ValueError):
+            return f"ended by signal {code - 128} ({signal.Signals(code - 128).name})"
+    return f"exit code {code}"
+
+
+LOW_INODES = 10_000
+
+
+class Room(NamedTuple):
+    """How much room a disk has, in bytes and files; 0 of 0 files where the file system does not count them."""
+
+    free: int
+    total: int
+    free_files: int
+    files: int
+
+    @property
+    def low(self) -> bool:
+        """Whether it is time to make room: less than 1 GiB, or 5 % of a small disk (up to 5 GiB), or few files are left."""
+        few = self.files > 0 and self.free_files < min(LOW_INODES, self.files // 20)
+        return few or self.free < max(1 << 30, min(self.total // 20, 5 << 30))
+
+    @property
+    def words(self) -> str:
+        files = f", {100 * self.free_files // self.files} % of the inodes" if self.files else ""
+        return f"{spell_bytes(self.free)} free ({100 * self.free // max(1, self.total)} %{files})"
+
+
+def room_at(path: Path) -> Room:
+    """The room where a path lies. Raises OSError."""
+    facts = os.statvfs(path)
+    return Room(facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize, facts.f_favail, facts.f_files)
+
+
+def open_log(path: str, flags: int) -> int:
+    """Open a log, as open() does. Raises FileNotFoundError, also when its job keeps it from us at this moment.
+
+    A job can do with the file what its owner may: take the permissions away (fchmod(2)), which we give back, and make who opens
+    it wait for most of a minute (leases, fcntl(2)), which we do not.
+    """
+    for _ in range(3):
+        try:
+            return os.open(path, flags | os.O_NONBLOCK)
+        except PermissionError:
+            os.chmod(path, 0o644)
+        except BlockingIOError:
+            break
+    raise FileNotFoundError(errno.ENOENT, "its job keeps this log from being opened", path)
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a log, none when it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def read_log(path: Path, offset: int, most: int) -> bytes:
+    """At most `most` bytes of a log from `offset` on; none when there is no more, or no log."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb", opener=open_log) as stream:
+        stream.seek(min(offset, os.fstat(stream.fileno()).st_size))
+        return stream.read(most)
+    return b""
+
+
+def read_tail(path: Path, most: int = 1 << 16) -> bytes:
+    """The end of a log."""
+    return read_log(path, max(0, size_of(path) - most), most)
+
+
+def count_newlines(path: Path, end: int, start: int = 0) -> int:
+    """How many lines end in a part of a file. It is read in small pieces, so that no thread keeps memory for large ones."""
+    count = 0
+    with open(path, "rb", buffering=0, opener=open_log) as stream:
+        stream.seek(start)
+        while start < end:
+            chunk = stream.read(min(end - start, 1 << 16))
+            if not chunk:
+                break
+            count += chunk.count(b"\n")
+            start += len(chunk)
+    return count
+
+
 ###############################################################################
 # journal: two append-only files, and where in them the old jobs are
 ###############################################################################
+
 
 Event = tuple[str, dict[str, Any]]
 MERGE_EVENTS = frozenset(
@@ -1429,6 +1626,7 @@ class Ledger:
 # git: one function that runs it, small verbs on top
 ###############################################################################
 
+
 # What is given to one git: whoever pushes decides how much there is to merge, to list and to read.
 GIT_SECONDS = 60.0
 GIT_BYTES = 8 << 20  # that it prints into our memory
@@ -2005,15 +2203,6 @@ def cause_in(trailers: str) -> Cause | None:
     )
 
 
-def rollback_message(target: str, undone: Sequence[Landed], job_id: int) -> str:
-    """The message of a commit that gives base an earlier tree again; `undone` are the commits it takes back, newest first."""
-    listed = [f"- {landed.commit[:12]} {visible(landed.subject, 100)}" for landed in undone[:UNDONE_NAMED]]
-    listed += [f"- and {len(undone) - UNDONE_NAMED} more"] if len(undone) > UNDONE_NAMED else []
-    said = f"The tree is that of {target} again. This takes back:\n\n" + "\n".join(listed)
-    job = f"Forge-Job: {job_id}\n" if job_id else ""
-    return f"Forge Rollback: {target[:12]}\n\n{said}\n\nForge-Rollback-To: {target}\n{job}"
-
-
 def tree_of(repo: Path, commit: str) -> str:
     """The tree of a commit."""
     return git(repo, "rev-parse", "--verify", "--end-of-options", f"{commit}^{{tree}}").strip()
@@ -2431,8 +2620,517 @@ def _remove_or_flatten(entry: os.DirEntry[str], trash: Path) -> None:
 
 
 ###############################################################################
+# logs: where their lines are, why a job failed, and what they must not show
+###############################################################################
+
+
+ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[@-Z\\-_])")
+UNSEEN = bytes(set(range(32)) - set(b"\t\n\r\x07\x1b"))  # what no reader sees; BEL and ESC are taken with what they belong to
+BLOCK, FIND_BLOCK = 1 << 20, 1 << 18  # bytes between two places up to which lines are counted; that are searched at a time
+PIECE_BYTES, PIECE_LINES = 100_000, 1000  # of a log, in a page
+FIND_SECONDS, FIND_MOST = 2.0, 1000  # of a search in one log, and lines that it names
+EXCERPT = 160  # characters that are shown of a longer line in which something was found
+
+
+def plain_lines(log_bytes: bytes) -> list[str]:
+    """The lines of a log without colours, for who has no JavaScript."""
+    lines = readable(log_bytes).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [last_state(line) for line in lines]
+
+
+class Digest(NamedTuple):
+    """The parts of a digest, for a page."""
+
+    outcome: str
+    line: str | None  # the number of the line that is the cause
+    cause: str
+    rest: str
+
+
+def parts_of_digest(text: object) -> Digest | None:
+    """A digest in parts, or None when there is none (another version may have kept something else)."""
+    if not isinstance(text, str):
+        return None
+    outcome, _, rest = text.partition("\n")
+    found = re.match(r"line ([1-9][0-9]{0,11}): (.*)(?:\n|\Z)", rest)
+    return Digest(outcome, found[1], found[2], rest[found.end() :]) if found else Digest(outcome, None, "", rest)
+
+
+def readable(log_bytes: bytes) -> str:
+    """Bytes of a log without colours and what else no reader sees; line breaks and \\r stay, so its lines can be counted."""
+    text = log_bytes.translate(None, UNSEEN).decode("utf-8", "replace")
+    if "\x1b" in text:
+        text = ANSI.sub("", text).replace("\x1b", "")
+    return text.replace("\x07", "")
+
+
+def last_state(line: str) -> str:
+    """What is left of a line that overwrites itself with \\r, as progress bars do."""
+    return line.rstrip("\r").rpartition("\r")[2]
+
+
+class Found(NamedTuple):
+    """What a search in a log came to; only the first `matches` are kept, (number, text), but all are counted."""
+
+    matches: list[tuple[int, str]]
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name, which nobody asks for here
+    complete: bool  # whether the whole log was searched
+    lines: int  # how many lines were
+
+
+def find_in_log(path: Path, needle: str, most: int, until: float) -> Found:
+    """The lines in which a reader sees `needle`, in whatever case; gives up at `until` (monotonic seconds).
+
+    Of a line longer than a block all parts count, also what it overwrites. Raises FileNotFoundError.
+    """
+    wanted, carried = needle.casefold(), b""
+    matches: list[tuple[int, str]] = []
+    number, last, count = 1, 0, 0
+    for block in read_blocks(path):
+        if time.monotonic() > until:
+            return Found(matches, count, False, number - 1)
+        text = readable(carried + block)
+        if wanted in text.casefold():  # few blocks do; only these are looked at line by line
+            for at, line in enumerate(map(last_state, text.split("\n")), number):
+                place = line.casefold().find(wanted)
+                if place >= 0 and at > last:
+                    last, count = at, count + 1
+                    if count <= most:
+                        matches.append((at, excerpt(line, place)))
+        number += block.count(b"\n")
+        carried = b"" if block.endswith(b"\n") else block[-(4 * len(needle) + 1000) :]  # it may go on in the next part
+    return Found(matches, count, True, number - 1 + bool(carried))
+
+
+def excerpt(line: str, place: int) -> str:
+    """A line, or what is around a place in a long one."""
+    start = max(0, min(place - EXCERPT // 4, len(line) - EXCERPT))
+    return f"{'…' if start else ''}{line[start : start + EXCERPT]}{'…' if len(line) > start + EXCERPT else ''}"
+
+
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """A log in blocks of whole lines; a line that is longer than a block comes in parts. Raises FileNotFoundError."""
+    rest = b""
+    with open(path, "rb", opener=open_log) as stream:
+        while chunk := stream.read(FIND_BLOCK):
+            whole, newline, after = chunk.rpartition(b"\n")
+            if newline:
+                yield rest + whole + newline
+                rest = after
+            elif len(rest) >= FIND_BLOCK:
+                yield rest
+                rest = chunk
+            else:
+                rest += chunk
+    if rest:
+        yield rest
+
+
+class Piece(NamedTuple):
+    """A part of a log, as it was when it had `size` bytes."""
+
+    content: bytes
+    start: int
+    line: int  # the number of the line in which it begins
+    skipped: int  # bytes of that line which lie before it
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.content)
+
+
+class LineCounts:
+    """Where the lines of logs are: how many end before each whole block, counted once for the logs looked at last.
+
+    Threads may share it; two that miss the same count both count, and neither waits.
+    """
+
+    def __init__(self, most: int = 500):
+        self.most = most
+        self._lock = threading.Lock()  # guards the table, not what is counted for it
+        self._counts: OrderedDict[Path, array[int]] = OrderedDict()
+
+    def until(self, path: Path, size: int) -> array[int]:
+        """How many lines end in the first 0, 1, 2, … blocks of a log that has `size` bytes."""
+        with self._lock:
+            counts = self._counts.get(path) or array("Q", [0])
+        if len(counts) <= size // BLOCK:
+            counts = counts[:]
+            while len(counts) <= min(size, size_of(path)) // BLOCK:  # one that grew too far has been cut meanwhile
+                start = (len(counts) - 1) * BLOCK
+                counts.append(counts[-1] + count_newlines(path, start + BLOCK, start))
+        if len(counts) > 1:
+            with self._lock:
+                self._counts[path] = counts
+                self._counts.move_to_end(path)
+                while len(self._counts) > self.most:
+                    self._counts.popitem(last=False)
+        return counts
+
+    def line_at(self, path: Path, offset: int) -> int:
+        """The number of the line in which a byte lies."""
+        counts = self.until(path, offset)
+        block = min(offset // BLOCK, len(counts) - 1)
+        return counts[block] + (count_newlines(path, offset, block * BLOCK) if offset else 0) + 1
+
+    def start_of(self, path: Path, line: int, size: int) -> int:
+        """The offset at which a line begins, `size` when the log has no such line yet."""
+        counts = self.until(path, size)
+        block = max(0, bisect_left(counts, line - 1) - 1)
+        found = after_newlines(read_log(path, block * BLOCK, BLOCK), line - 1 - counts[block])
+        return size if found is None else block * BLOCK + found
+
+    def piece_from(self, path: Path, line: int, most: int = PIECE_BYTES) -> Piece:
+        """The whole lines from one on that fit in `most` bytes, or the beginning of that one."""
+        size = size_of(path)
+        start = self.start_of(path, line, size)
+        content = read_log(path, start, min(most, size - start))
+        if start + len(content) < size:
+            content = content[: content.rfind(b"\n") + 1] or content
+        return Piece(content, start, line if content else self.line_at(path, start), 0, size)
+
+    def piece_before(self, path: Path, end: int) -> Piece:
+        """The last whole lines before an offset that fit in a piece, or the end of the last one."""
+        size = size_of(path)
+        end = min(end, size)
+        low = max(0, end - PIECE_BYTES)
+        content = read_log(path, low, end - low)
+        cut = content.find(b"\n", 0, -1) + 1 if low else 0
+        most = PIECE_LINES - (not content.endswith(b"\n"))  # whole lines
+        lines = content[cut:].rsplit(b"\n", most + 1)
+        if len(lines) > most + 1:
+            cut += len(lines[0]) + 1
+        line = self.line_at(path, low + cut)
+        skipped = 0 if cut or not low else low - self.start_of(path, line, size)
+        return Piece(content[cut:], low + cut, line, skipped, size)
+
+
+def after_newlines(text: bytes, count: int) -> int | None:
+    """Where a text goes on after so many line breaks, None when it has fewer (pure). A list of its lines could be large."""
+    if text.count(b"\n") < count:
+        return None
+    low, high, before = 0, len(text), 0  # the shortest beginning that has them all; how many lie before `low`
+    while low < high:
+        middle = (low + high) // 2
+        here = before + text.count(b"\n", low, middle)
+        if here >= count:
+            high = middle
+        else:
+            low, before = middle + 1, here + (text[middle] == 10)
+    return low
+
+
+SEARCH_HITS = 50  # jobs on a page of results
+SEARCH_LINES = 5  # of each
+
+
+class Search(NamedTuple):
+    """What a search through logs came to."""
+
+    hits: list[tuple[int, Found]]  # by job, newest first
+    first: int | None  # the oldest job with it among those that were looked at
+    looked: int  # how many logs, the newest
+    complete: bool  # whether `first` is the oldest there is
+
+
+def list_logs(folder: Path, repo: str | None, before: int | None) -> list[tuple[int, Path]]:
+    """The logs (of a repo) that are there, as (job, directory), newest first; only those below `before`."""
+    found: list[tuple[int, Path]] = []
+    for one in [folder / repo] if repo else list(folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            ids = (int(name[:-4]) for name in os.listdir(one) if name.endswith(".log") and name[:-4].isdecimal())
+            found += [(job_id, one) for job_id in ids if before is None or job_id < before]
+    return sorted(found, reverse=True)
+
+
+def search_logs(logs: list[tuple[int, Path]], needle: str, until: float) -> Search:
+    """Look through logs, the newest first, until `until` (monotonic seconds).
+
+    What is found so often that it fills a page is then looked for from the other end, for the first time it was there.
+    A log that was not looked through comes first in the next search, which has all its time for it.
+    """
+    hits: list[tuple[int, Found]] = []
+    looked, whole = 0, True
+    for job_id, folder in logs:
+        found = _look_in(folder / f"{job_id}.log", needle, until)
+        whole = found.complete
+        looked += whole or found.count > 0 or not looked
+        if found.count:
+            hits.append((job_id, found))
+        if not whole or len(hits) >= SEARCH_HITS:
+            break
+    first = hits[-1][0] if hits else None
+    for job_id, folder in reversed(logs[looked:]) if whole else ():
+        found = _look_in(folder / f"{job_id}.log", needle, until)
+        if found.count or not found.complete:
+            first, whole = (job_id, True) if found.count else (first, False)
+            break
+    return Search(hits, first, looked, whole)
+
+
+def _look_in(path: Path, needle: str, until: float) -> Found:
+    """What one log has of a text; nothing when it is gone."""
+    try:
+        return find_in_log(path, needle, SEARCH_LINES, until)
+    except OSError:  # it was removed meanwhile, or cannot be read
+        return Found([], 0, time.monotonic() <= until, 0)
+
+
+def marked(text: str, needle: str) -> list[tuple[str, bool]]:
+    """A text in parts, each with whether it is what was searched for."""
+    parts = re.split(f"({re.escape(needle)})", text, flags=re.IGNORECASE)
+    return [(part, number % 2 == 1) for number, part in enumerate(parts) if part]
+
+
+# -- digest: why did it fail ------------------------------------------------------
+
+DIGEST_BYTES = 2000
+END_BYTES = 2 << 20  # of the beginning and of the end of a log, where a first error is looked for
+MOST_SUSPECTS = 1000  # lines of each of them that the patterns are tried on
+LINE_BYTES = 300  # of a line, before any pattern sees it: a hostile job writes what makes patterns slow
+# In small letters: each line that a pattern below finds has one of these, and few others have.
+ERROR_WORD = re.compile(
+    rb"err|fail|fatal|panic|exception|assert|undefined|traceback|denied|fault|dumped|killed|\*\*\*"
+    rb"|not ok|not found|no such|e   |e: "
+)
+CAUSE = re.compile(
+    r"""(?:^|[\s\])>:|(])(?:[Ff]atal\ error|[Ff]atal|FATAL|[Ee]rror|ERROR|panic)(?:\[\w{1,10}\])?:\s*\S  # gcc, git, nix, go
+    | ^(?:ERROR\b|npm\ ERR!|E:|E\s{3,})\s*\S | \[(?:ERROR|FATAL)\]                                      # npm, apt, pytest
+    | ^[\w.]{0,100}(?:Error|Exception)(?::\s|$) | panicked\ at | [Aa]ssertion\ (?:[`'][^`']+[`']\ )?failed # Python, Rust, C
+    | Segmentation\ fault | core\ dumped | \bKilled$ | undefined\ (?:reference|symbol) | ^\S+\ \*\*\*\ .*\bStop\.$
+    | (?:not\ found|No\ such\ file\ or\ directory|Permission\ denied)$""",
+    re.VERBOSE,
+)
+SIGN = re.compile(r"(?<![\w./-])(?i:errors?|fail|failed|failures?|exception)(?![\w/-]|\.\w)|^not ok\b")
+NO_ERROR = re.compile(
+    r"(?i:\b(?:no|0|zero|without) (?:errors?|failures?|failed)\b|\b(?:errors?|failures?|failed)[:=]? ?0\b)"
+    r"|^\s*(?:(?i:ok|pass)\b|[✓✔])|(?:\.\.\.|:) ok$|\bPASSED\b"
+)
+TRACEBACK = "Traceback (most recent call last):"
+
+
+def outcome(job: Job) -> str:
+    """How a job that did not pass ended, in words."""
+    if job.status == "timeout":
+        return f"timed out after {job.timeout} s"
+    if job.reason and job.reason.startswith("ended by signal "):
+        number = (job.exit_code or 0) - 128
+        what = f"{signal.Signals(number).name}, {(signal.strsignal(number) or '').lower()}"
+        return f"exit code {job.exit_code}: a process was killed by signal {number} ({what})"
+    return job.reason or "it did not pass"
+
+
+def read_ends(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number of its first line, bytes) of the beginning of a log and, when it is longer, of its end."""
+    size = size_of(path)
+    yield 1, read_log(path, 0, END_BYTES)
+    if size > END_BYTES:
+        start = max(END_BYTES, size - END_BYTES)
+        yield count_newlines(path, start) + 1, read_log(path, start, END_BYTES)
+
+
+def plain_line(line: bytes) -> str:
+    """The beginning of a line of a log as it stands on a screen in the end, with nothing that is not text."""
+    line = line.rstrip(b"\r")
+    text = ANSI.sub("", line[line.rfind(b"\r") + 1 :][:LINE_BYTES].decode("utf-8", "replace"))
+    return "".join(c if c.isprintable() else " " for c in text).rstrip()
+
+
+def suspects(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str, bool]]:
+    """Lines of a log that speak of an error: (number, text, whether it is likely to name the cause)."""
+    for first, block in blocks:
+        calls_at, tried = -1, 0  # in a traceback: the column it begins in
+        for number, ended in enumerate(io.BytesIO(block), first):  # a list of them would be large
+            line = ended.removesuffix(b"\n")
+            small = line[line.rfind(b"\r", 0, -1) + 1 :][:LINE_BYTES].lower()
+            if calls_at < 0 and not ERROR_WORD.search(small):
+                continue
+            text, tried = plain_line(line), tried + 1
+            if tried > MOST_SUSPECTS:
+                break
+            if calls_at >= 0:
+                if text[calls_at : calls_at + 1].strip():  # no longer indented, so this is the exception
+                    calls_at = -1
+                    yield number, text.strip(), True
+            elif TRACEBACK in text:
+                calls_at = text.index(TRACEBACK)
+            elif not NO_ERROR.search(text):
+                is_cause = CAUSE.search(text) is not None
+                if is_cause or SIGN.search(text):
+                    yield number, text.strip(), is_cause
+
+
+def fingerprint(text: str) -> str:
+    """A line without what differs from run to run: ids, times, counts."""
+    return re.sub(r"[0-9a-f]{7,}|[0-9]+", "#", text.lower())
+
+
+def usual_lines(blocks: Iterable[tuple[int, bytes]]) -> set[str]:
+    """The suspects of a log that passed, by fingerprint: in another log they are none."""
+    return {fingerprint(text) for _, text, _ in suspects(blocks)}
+
+
+def first_error(blocks: Iterable[tuple[int, bytes]], usual: set[str]) -> tuple[int, str] | None:
+    """(number, text) of the first line that names a cause, else of the first that speaks of an error."""
+    sign = None
+    for number, text, is_cause in suspects(blocks):
+        if fingerprint(text) in usual:
+            continue
+        if is_cause:
+            return number, text
+        sign = sign or (number, text)
+    return sign
+
+
+def last_lines(tail: bytes) -> list[str]:
+    """What a log ends with, for a digest."""
+    lines = [text for text in map(plain_line, tail.split(b"\n")[-200:]) if text][-5:]
+    return ["the log ends with:", *(f"  {fit(text, 160)}" for text in lines)] if lines else []
+
+
+def spell_changes(others: int, subjects: list[str], moved: int, paths: list[str]) -> list[str]:
+    """How what a job tested differs from a run that passed; `others` are the branches it tested beside its own."""
+    more = " or more" if len(subjects) == 100 else ""
+    named = "; ".join([fit(subject, 60) for subject in subjects[:3]] + ["…"] * (len(subjects) > 3))
+    since = [f"{plural(len(subjects), 'commit')}{more} ({named})"] if subjects else []
+    since += [f"base moved by {plural(moved, 'commit')}"] if moved else []
+    since += [f"tested together with {plural(others, 'other')}"] if others else []
+    rest = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+    files = f"files: {', '.join(fit(path, 60) for path in paths[:5])}{rest}"
+    return [f"since then: {', '.join(since) or 'no commit'}", files if paths else "the files are the same: it may be a flake"]
+
+
+def fit_digest(lines: Iterable[str]) -> str:
+    """Lines as a digest: short, and nothing but text."""
+    text = "\n".join("".join(c if c.isprintable() else "?" for c in fit(line, 400)) for line in lines)
+    return text.encode()[:DIGEST_BYTES].decode("utf-8", "ignore")
+
+
+LOG_OVER = 2  # times FORGE_LOG_LIMIT that of a log is kept
+RAW_LOG = "log"  # in running/<id>: what a deployment prints, which nobody is shown
+MASK_SECONDS = 0.1
+SECRET_LEAST, SECRET_MOST = 8, 256  # bytes of a text that is masked; a longer one is masked in parts
+SECRET_FILES, SECRET_BYTES = 1000, 1 << 16  # that are looked at, and of each
+SECRET_TEXTS = 2000
+NO_SECRETS = frozenset(b"password username postgres localhost disabled required undefined production 127.0.0.1".split())
+
+
+def has_secrets(config: Config) -> bool:
+    """Whether a deployment may know something that is to be masked."""
+    return bool(config.secrets_dir or config.password_file or config.password)
+
+
+def secret_files(secrets_dir: Path) -> Iterator[Path]:
+    """The files that hold secrets, links followed; what is public of ssh is left out."""
+    for folder, _, names in os.walk(secrets_dir, followlinks=True):
+        public = {"config", "known_hosts"} if Path(folder) == secrets_dir / "ssh" else set()
+        yield from (Path(folder) / name for name in names if name not in public and not name.endswith(".pub"))
+
+
+def secret_texts(content: bytes) -> Iterator[bytes]:
+    """What of a secret is masked in logs: each line, and the value in `NAME=value`; long ones in parts."""
+    for line in map(bytes.strip, content.split(b"\n")):
+        named = re.match(rb"(?:export\s+)?[A-Za-z_]\w*=(.*)", line)
+        for text in (line, named[1].strip(b" \t\r\"'")) if named else (line,):
+            ends = [*range(SECRET_MOST, len(text) - SECRET_LEAST, SECRET_MOST), len(text)]
+            yield from filter(is_telling, (text[start:end] for start, end in zip([0, *ends], ends, strict=False)))
+
+
+def is_telling(text: bytes) -> bool:
+    """Whether to mask a text hides something, and leaves logs legible: it is not short, common, or the address of a file."""
+    common = text.lower() in NO_SECRETS or re.fullmatch(rb"-----(BEGIN|END) [A-Z0-9 ]+-----", text)
+    known = common or (text.startswith(b"/") and b"\0" not in text and os.path.lexists(text))
+    return len(text) >= SECRET_LEAST and len(set(text)) > 4 and not known
+
+
+def masked(block: bytes, texts: Iterable[bytes]) -> bytes:
+    """A block in which each byte that belongs to one of the texts is a star (pure)."""
+    clean = bytearray(block)
+    for text in texts:
+        place = block.find(text)
+        while place >= 0:
+            clean[place : place + len(text)] = b"*" * len(text)
+            place = block.find(text, place + 1)
+    return bytes(clean)
+
+
+def secret_begins(block: bytes, texts: Sequence[bytes]) -> int:
+    """From where on the end of a block may be the beginning of one of the texts, which are sorted (pure)."""
+    for place in range(max(0, len(block) - max(map(len, texts), default=0)), len(block)):
+        rest = block[place:]
+        nearest = bisect_left(texts, rest)
+        if nearest < len(texts) and texts[nearest].startswith(rest) and texts[nearest] != rest:
+            return place
+    return len(block)
+
+
+class Mask:
+    """Copies what a deployment prints (`raw`) into its log (`served`), byte for byte but for secrets, which become stars.
+
+    So nothing that reads logs needs to know of it. The log is always as long as what has been looked at: who goes on
+    with it, after a crash too, looks back for what began before, and knows all there is to know.
+    """
+
+    def __init__(self, config: Config, raw: Path, served: Path):
+        self.config, self.raw, self.served = config, raw, served
+        self.lock = threading.Lock()  # guards the log and all below
+        self.texts: list[bytes] = []  # sorted; what has been a secret while the job ran stays one
+        self.seen: object = None  # by what the files are known again
+
+    def copy(self, ended: bool = False) -> None:
+        """Bring the log up to date, but for what may be the beginning of a secret as long as the job goes on. Raises OSError."""
+        with self.lock, contextlib.ExitStack() as files:
+            try:
+                raw = files.enter_context(open(self.raw, "rb", buffering=0, opener=open_log))
+            except FileNotFoundError:  # the job has ended, and its log is whole
+                return
+            self.served.parent.mkdir(parents=True, exist_ok=True)
+            served = files.enter_context(open(self.served, "ab", buffering=0))
+            done, size = served.tell(), min(os.fstat(raw.fileno()).st_size, LOG_OVER * self.config.log_limit)
+            if size < done:  # the job has cut it, as a shell does with `>/dev/stdout`
+                served.truncate(0)
+                done = 0
+            if done < size or self.seen is None:
+                self._look()
+            reach = max(map(len, self.texts), default=1) - 1
+            while done < size:
+                start = max(0, done - reach)
+                raw.seek(start)
+                block = raw.read(min(size - start, reach + FIND_BLOCK))
+                whole = ended and start + len(block) >= size
+                clean = masked(block, self.texts)[done - start : None if whole else secret_begins(block, self.texts)]
+                if not clean:
+                    break
+                done += served.write(clean)
+
+    def _look(self) -> None:
+        """Read the secrets again if their files are others by now."""
+        files = secret_files(self.config.secrets_dir) if self.config.secrets_dir else ()
+        marks: dict[Path, tuple[int, ...]] = {}
+        for path in [*filter(None, [self.config.password_file]), *itertools.islice(files, SECRET_FILES)]:
+            with contextlib.suppress(OSError):  # what we cannot read the job cannot either
+                facts = path.stat()
+                if stat.S_ISREG(facts.st_mode):
+                    marks[path] = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        if marks == self.seen:
+            return
+        contents = [] if self.config.password_file else [(self.config.password or "").encode("utf-8", "surrogateescape")]
+        for path in marks:
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                contents.append(file.read(SECRET_BYTES))
+        texts = set(self.texts).union(*map(secret_texts, contents))
+        if len(texts) > SECRET_TEXTS or len(marks) >= SECRET_FILES:
+            log(f"there are more secrets than are masked in logs, at most {SECRET_FILES} files and {SECRET_TEXTS} lines")
+        self.texts, self.seen = sorted(itertools.islice(texts, SECRET_TEXTS)), marks
+
+
+###############################################################################
 # processes: start, adopt, measure, stop
 ###############################################################################
+
 
 # The supervisor of one job: sh, in a session of its own, so that a job costs no Python and outlives the server. It is a
 # subreaper (see LAUNCHER), so whatever the job leaves behind becomes its child and is killed when the job's own
@@ -2537,6 +3235,7 @@ SSH_CONFIG = "ssh_config"
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 PR_SET_DUMPABLE = 4
 MOST_TOLD = 8000  # characters of a command or of why there is none
+TICK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -2776,19 +3475,6 @@ def kill_leftovers(home: str, job_id: int) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def exit_reason(code: int, command: str | None) -> str | None:
-    """An exit code in words; None for 0."""
-    if code == 0:
-        return None
-    if code in (126, 127):
-        what = "cannot be executed" if code == 126 else "was not found"
-        return f"exit code {code}: the command, or one it calls, {what} ({command or 'no command'})"
-    if 128 < code < 128 + signal.NSIG:
-        with contextlib.suppress(ValueError):
-            return f"ended by signal {code - 128} ({signal.Signals(code - 128).name})"
-    return f"exit code {code}"
-
-
 def cut_hollow(path: Path, most: int) -> None:
     """Cut a log that is longer than it may be and than what was written: a job can put its end anywhere (ftruncate(2)).
 
@@ -2894,6 +3580,7 @@ class ServiceManager:
 ###############################################################################
 # sandbox: what a job may see
 ###############################################################################
+
 
 # What root keeps in a sandbox: as much as Nix needs to build as its build users (tried one by one with Nix 2.8).
 # Above all not SYS_ADMIN (mounts), MKNOD (disks) and DAC_READ_SEARCH (opens files by their number, past all mounts).
@@ -3115,6 +3802,307 @@ def sandbox_trouble(code: int | None, log_file: Path) -> str | None:
 
 
 ###############################################################################
+# locks and holds: what a flake.lock names, and what must not come back
+###############################################################################
+
+
+LOCK = "flake.lock"
+LOCK_BYTES = 1 << 20  # of a lock that the server reads
+LOCKS_AT_ONCE = 16  # that are in memory
+INPUTS_MOST = 1000  # of one lock
+NO_LOCK: dict[str, Any] = {"nodes": {"root": {}}, "root": "root"}
+INPUT_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,99}")  # as Nix takes one on its command line
+
+
+class LockTrouble(ValueError):
+    """A flake.lock does not allow what is wanted; the message is the end of a sentence."""
+
+
+def parse_lock(text: str) -> dict[str, Any]:
+    """What a flake.lock says, with nodes, inputs and root where they have to be. Raises LockTrouble."""
+    try:
+        lock: dict[str, Any] = json.loads(text)
+        nodes = lock["nodes"]
+        inputs = [given for node in nodes.values() for given in node.get("inputs", {}).values()]
+        sources = [node.get(part, {}) for node in nodes.values() for part in ("locked", "original")]
+        fits = lock["root"] in nodes and lock.get("version") in (5, 6, 7)
+        fits = fits and all(type(given) is list or given in nodes for given in inputs)
+        fits = fits and all(type(source) is dict for source in sources) and bool(lock_text(lock).encode())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        fits = False
+    if not fits:
+        raise LockTrouble(f"{LOCK} is none that can be read")
+    return lock
+
+
+def lock_text(lock: Mapping[str, Any]) -> str:
+    """A flake.lock, to the byte as Nix writes it."""
+    return json.dumps(lock, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def lock_node(lock: Mapping[str, Any], name: str) -> Any:
+    """The node of an input of the flake itself; a list where it follows another input, None where there is none."""
+    given = lock["nodes"][lock["root"]].get("inputs", {}).get(name)
+    return lock["nodes"][given] if isinstance(given, str) else given
+
+
+def locked_commit(lock: Mapping[str, Any], name: str) -> str | None:
+    """The commit that an input of the flake itself is locked to, or None."""
+    node = lock_node(lock, name)
+    commit = node.get("locked", {}).get("rev") if isinstance(node, dict) else None
+    return commit if isinstance(commit, str) and OBJECT_ID.fullmatch(commit) else None
+
+
+def locked_inputs(lock: Mapping[str, Any]) -> dict[str, str]:
+    """The commit that each input of the flake itself is locked to, by its name; what follows another one is left out."""
+    names = itertools.islice(lock["nodes"][lock["root"]].get("inputs", {}), INPUTS_MOST)
+    commits = {name: locked_commit(lock, name) for name in names if name.isprintable() and len(name) <= 100}
+    return {name: commit for name, commit in commits.items() if commit}
+
+
+def read_locks(repo: Path, revisions: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The `locked_inputs` of commits or trees; none where there is no lock, or one that is too large or cannot be read.
+
+    Raises GitError.
+    """
+    revisions = list(dict.fromkeys(revisions))
+    asked = "".join(f"{revision}:{LOCK}\n" for revision in revisions)
+    told = git(repo, "cat-file", "--batch-check", text=asked).split("\n")
+    blobs = {}  # by revision
+    for revision, (object_id, *about) in zip(revisions, map(str.split, told), strict=False):
+        if about[0] == "blob" and int(about[1]) <= LOCK_BYTES:
+            blobs[revision] = object_id
+    found: dict[str, dict[str, str]] = {}
+    wanted = sorted(set(blobs.values()))
+    for at in range(0, len(wanted), LOCKS_AT_ONCE):
+        some = wanted[at : at + LOCKS_AT_ONCE]
+        rest = git(repo, "cat-file", "--batch", text="".join(f"{blob}\n" for blob in some)).encode("utf-8", "surrogateescape")
+        for blob in some:
+            header, _, rest = rest.partition(b"\n")
+            size = int(header.split()[2])
+            with contextlib.suppress(LockTrouble):
+                found[blob] = locked_inputs(parse_lock(rest[:size].decode("utf-8", "replace")))
+            rest = rest[size + 1 :]
+    return {revision: found.get(blobs.get(revision, ""), {}) for revision in revisions}
+
+
+def bumped_inputs(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """The inputs that `after` locks to another commit than `before`, each with that commit; both as `locked_inputs` has them."""
+    return {name: commit for name, commit in sorted(after.items()) if before.get(name) != commit}
+
+
+def graft_inputs(base: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """`base` with some of its flake's inputs, and all that these reach, taken from `other`.
+
+    Nodes are named as Nix names them when it writes a lock, those that nothing reaches are left out. Raises LockTrouble.
+    """
+    taken = {name: other["nodes"][other["root"]]["inputs"][name] for name in names}
+    sides = (base["nodes"], other["nodes"])
+    nodes: dict[str, Any] = {}
+    known: dict[tuple[int, str], str] = {}
+    used = Counter[str]()  # how often a name was wanted
+
+    def put(side: int, key: str, wanted: str) -> str:
+        """Copy a node and what it reaches, and return its name."""
+        if (side, key) not in known:
+            used[wanted] += 1
+            spelled = (wanted if n == 1 else f"{wanted}_{n}" for n in itertools.count(used[wanted]))
+            name = known[side, key] = next(spelling for spelling in spelled if spelling not in nodes)
+            node = nodes[name] = dict(sides[side][key])
+            inputs = sorted(node.get("inputs", {}).items())
+            ours = taken if (side, key) == (0, base["root"]) else {}
+            if inputs:
+                node["inputs"] = {
+                    child: put(1, ours[child], child)
+                    if child in ours
+                    else put(side, given, child)
+                    if type(given) is str
+                    else given
+                    for child, given in inputs
+                }
+        return known[side, key]
+
+    try:
+        return {**base, "nodes": nodes, "root": put(0, base["root"], "root")}
+    except RecursionError:
+        raise LockTrouble(f"the inputs in {LOCK} are nested too deep") from None
+
+
+def renewed_lock(
+    before: Mapping[str, Any],
+    base: Mapping[str, Any],
+    bump: Mapping[str, Any],
+    overtakes: Callable[[Mapping[str, Any], Mapping[str, Any]], bool],
+) -> dict[str, Any] | None:
+    """The lock of base with what a bump has changed since `before`; None when base has all of that, or newer.
+
+    `overtakes` says of two sources, that of base and that of the bump, whether the first is newer. Raises LockTrouble.
+    """
+    bumped = bumped_inputs(locked_inputs(before), locked_inputs(bump))
+    if not bumped:
+        raise LockTrouble("it locks no input to another commit")
+    names = []
+    for name, commit in bumped.items():
+        ours, theirs, present = lock_node(base, name), lock_node(bump, name), locked_commit(base, name)
+        if not isinstance(ours, dict):
+            raise LockTrouble(f"base has no input {name} of its own any more")
+        if ours.get("original") != theirs.get("original"):
+            raise LockTrouble(f"base takes the input {name} from elsewhere by now")
+        if present != commit and not (present and overtakes(ours["locked"], theirs["locked"])):
+            names.append(name)
+    return graft_inputs(base, bump, names) if names else None
+
+
+def flake_url(source: Mapping[str, Any], commit: str) -> str:
+    """The flake reference by which Nix takes exactly `commit` of an input's source. Raises LockTrouble."""
+    kind, about = source.get("type"), {"rev": commit}
+    about |= {key: "1" if value is True else str(value) for key, value in source.items() if key not in ("type", "url", "rev")}
+    if kind in ("git", "hg"):
+        return f"{kind}+{source['url']}?{urlencode(about, safe='/')}"
+    if kind in ("github", "gitlab", "sourcehut"):
+        more = {str(key): about[key] for key in ("host", "dir") if key in about}
+        return f"{kind}:{source['owner']}/{source['repo']}/{commit}" + (f"?{urlencode(more, safe='/')}" if more else "")
+    raise LockTrouble(f"its source is of the type {shorten(kind)}, which names no commit; take it with git+ in flake.nix")
+
+
+LINE_MOST = 1000  # commits of base's own line among which somebody may roll back, or put one on hold
+UNDONE_NAMED = 20  # commits that the message of a rollback names
+BROUGHT_WALK, BROUGHT_NAMED, AUTHORS_NAMED = 1000, 20, 10  # commits of a deployment that are looked at, shown; their authors
+
+
+class Held(NamedTuple):
+    """That a merge would bring back what is on hold: by which hold, and in words."""
+
+    commit: str
+    words: str
+
+
+def as_pairs(inputs: Mapping[str, str]) -> list[dict[str, str]]:
+    """Inputs and their commits, as a hold and its record have them."""
+    return [{"input": name, "commit": commit} for name, commit in inputs.items()]
+
+
+def built_on(line: Mapping[str, Landed], commit: str) -> dict[str, Landed]:
+    """What a commit of base has of base's own line, newest first: what a rollback took back is left out."""
+    found = {}
+    while landed := line.get(commit):
+        found[commit] = landed
+        commit = landed.rollback_to if landed.is_rollback else landed.parents.split(" ")[0]
+    return found
+
+
+def taken_back(line: Mapping[str, Landed], tip: str, target: str) -> list[Landed]:
+    """The commits of base that a rollback from `tip` to `target` takes back, oldest first.
+
+    Not what an earlier one took back already (its hold may have been lifted since), but what one brought again.
+    """
+    kept = built_on(line, target)
+    return [landed for commit, landed in built_on(line, tip).items() if commit not in kept][::-1]
+
+
+def holds_of(
+    undone: Iterable[Landed], tree: str, locks: Mapping[str, Mapping[str, str]], kept: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The holds on commits of base (oldest first) that a rollback to `tree` takes back, for their records.
+
+    `locks` has the locked inputs of the commits and their first parents, `kept` those of the commit gone back to. A rollback
+    brought nothing, and what base has again is not held.
+    """
+    placed = []
+    for landed in undone:
+        if landed.tree == tree or landed.is_rollback:
+            continue
+        before = locks.get(landed.parents.split(" ")[0], {})
+        brought = bumped_inputs(kept, bumped_inputs(before, locks[landed.commit]))
+        placed.append({"commit": landed.commit, "tree": landed.tree, "inputs": as_pairs(brought)})
+    return placed
+
+
+def lifted_by(holds: Sequence[Hold], target: str, tree: str) -> list[str]:
+    """The commits whose holds end when base goes to a commit (and its tree) on purpose: its own, and what it was built on.
+
+    That is what the same rollback took back before it.
+    """
+    lifted = []
+    for number, hold in enumerate(holds):
+        if hold.commit == target or hold.tree == tree:
+            lifted += [one.commit for one in holds[:number] if one.rollback and one.rollback == hold.rollback]
+            lifted.append(hold.commit)
+    return list(dict.fromkeys(lifted))
+
+
+def held_by(repo: str, holds: Iterable[Hold], tree: str, before: Mapping[str, str], after: Mapping[str, str]) -> Held | None:
+    """The first hold on what a merge would bring: its tree, or an input locked as on hold. `before` and `after` are the locks."""
+    brought = bumped_inputs(before, after)
+    for hold in holds:
+        found = [(pair["input"], pair["commit"]) for pair in hold.inputs if brought.get(pair["input"]) == pair["commit"]]
+        back = [f"the input {name} at {commit[:12]}" for name, commit in found]
+        back += [f"the tree of {hold.commit[:12]}"] if hold.tree == tree else []
+        if back:
+            since = f"on hold since {hold.since[:16].replace('T', ' ')} UTC ({hold.reason})"
+            lift = f"forge hold {repo} {hold.commit[:12]} --lift"
+            return Held(hold.commit, f"it would bring back {' and '.join(back[:3])}, {since}; to let it through: {lift}")
+    return None
+
+
+def hold_view(repo: str, hold: Hold) -> dict[str, Any]:
+    """A hold as programs see it."""
+    return {"repo": repo, **vars(hold)}
+
+
+class Commit(NamedTuple):
+    """A commit of a merge request."""
+
+    id: str
+    author: str
+    authored_at: str
+    subject: str
+
+
+class Brought(NamedTuple):
+    """What a deployment brings: base's own line, newest first, and the commits that people wrote."""
+
+    line: tuple[Landed, ...] = ()
+    commits: tuple[Commit, ...] = ()  # the newest of them
+    written: int = 0  # how many of them there are
+    authors: tuple[tuple[str, int], ...] = ()  # those who wrote most, and how many
+    whole: bool = True  # whether all were looked at
+
+
+def brought_of(walk: Sequence[tuple[Landed, str]], tip: str, whole: bool) -> Brought:
+    """What a deployment of `tip` brings, from the commits with their authors (pure)."""
+    commits = {landed.commit: landed for landed, _ in walk}
+    line, at = [], tip
+    while at in commits:
+        line.append(commits[at])
+        at = commits[at].parents.split(" ")[0]
+    ours = {landed.commit for landed in line if landed.claims}
+    written = [(landed, author) for landed, author in walk if landed.commit not in ours]
+    shown = [Commit(landed.commit, author[:100], landed.authored_at, landed.subject) for landed, author in written]
+    authors = Counter(author[:100] for _, author in written).most_common(AUTHORS_NAMED)
+    return Brought(tuple(line), tuple(shown[:BROUGHT_NAMED]), len(written), tuple(authors), whole)
+
+
+def read_brought(repo: Path, base: str, tip: str) -> Brought:
+    """What base gained from `base` ("": from nothing) to `tip`. Raises GitError."""
+    how = (f"--max-count={BROUGHT_WALK + 1}", "--topo-order", *([f"^{base}"] if base else []))
+    landed = [Landed(*(word[:200] for word in one)) for one in read_landed(repo, tip, *how).values()]  # it is kept
+    text = "".join(f"{one.commit}\n" for one in landed)
+    names = git(repo, "log", "--no-walk=unsorted", "--stdin", "-z", "--format=%an", text=text).split("\0") if text else []
+    walk = list(zip(landed, names, strict=False))
+    return brought_of(walk[:BROUGHT_WALK], tip, len(walk) <= BROUGHT_WALK)
+
+
+def rollback_message(target: str, undone: Sequence[Landed], job_id: int) -> str:
+    """The message of a commit that gives base an earlier tree again; `undone` are the commits it takes back, newest first."""
+    listed = [f"- {landed.commit[:12]} {visible(landed.subject, 100)}" for landed in undone[:UNDONE_NAMED]]
+    listed += [f"- and {len(undone) - UNDONE_NAMED} more"] if len(undone) > UNDONE_NAMED else []
+    said = f"The tree is that of {target} again. This takes back:\n\n" + "\n".join(listed)
+    job = f"Forge-Job: {job_id}\n" if job_id else ""
+    return f"Forge Rollback: {target[:12]}\n\n{said}\n\nForge-Rollback-To: {target}\n{job}"
+
+
+###############################################################################
 # gate: what is new, what is to be done, what keeps a branch from merging (pure)
 ###############################################################################
 
@@ -3152,19 +4140,57 @@ class Waiting(NamedTuple):
     since: str
 
 
-class Held(NamedTuple):
-    """That a merge would bring back what is on hold: by which hold, and in words."""
-
-    commit: str
-    words: str
-
-
 class Facts(NamedTuple):
     """What the gate has to know of a head beside the journal: does it ask for a merge, how does it merge with base."""
 
     auto_merge: bool
     merged: Merged
     held: Held | None = None
+
+
+def parse_hook_lines(text: str, at: str) -> Push:
+    """A push from the lines that git gives its hook, with a line ``option <text>`` for each push option. Raises Refused."""
+    updates, options = [], []
+    for line in text.split("\n"):
+        word, _, rest = line.partition(" ")
+        if word == "option":
+            options.append(rest)
+        elif line:
+            new, _, ref = rest.partition(" ")
+            updates.append(check_update(word, new, ref))
+    return Push(tuple(updates), tuple(options), at)
+
+
+def check_update(old: object, new: object, ref: object) -> Update:
+    """An update as a hook gives it. Raises Refused for what git would never say."""
+    if not (
+        isinstance(ref, str) and ref.startswith("refs/") and not re.search(r"[\x00-\x20\x7f\ud800-\udc7f\udd00-\udfff]", ref)
+    ):
+        raise Refused(400, f"{shorten(ref)} is no full ref name, like refs/heads/main")
+    for value in (old, new):
+        if not (isinstance(value, str) and OBJECT_ID.fullmatch(value)):
+            raise Refused(400, f"{shorten(value)} is no object id: 40 or 64 hex digits")
+    return Update(str(old), str(new), ref)
+
+
+def parse_hook_json(body: bytes, at: str) -> tuple[str, Push]:
+    """(repo, push) from the JSON that /hooks/post-receive takes. Raises Refused."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Refused(400, "the body is no JSON that can be read") from None
+    if not isinstance(said, dict):
+        raise Refused(400, "the body must be a JSON object with repo, and ref, oldrev, newrev or updates")
+    updates, options = said.get("updates", [said] if "ref" in said else None), said.get("options", [])
+    if not isinstance(updates, list) or not all(isinstance(u, dict) for u in updates):
+        raise Refused(400, "updates must be a list of objects with ref, oldrev and newrev")
+    if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
+        raise Refused(400, "options must be a list of texts")
+    checked = tuple(check_update(u.get("oldrev"), u.get("newrev"), u.get("ref")) for u in updates)
+    repo = said.get("repo")
+    if not is_repo_name(repo):
+        raise Refused(400, f"repo is {shorten(repo)}, which is no name of a repo")
+    return str(repo), Push(checked, tuple(options), at)
 
 
 def choose_base(refs: Refs, push: Push, born: bool) -> str | None:
@@ -3496,6 +4522,7 @@ def explain(blockers: list[str], how: str | None, stale: bool) -> str:
 # news: what FORGE_NOTIFY is told
 ###############################################################################
 
+
 NEWS_EVENTS = ("job.finished", "merged")
 NEWS_WAITING = 1000  # records, then the newest are dropped
 NEWS_SECONDS = 30.0  # that the command may take for one piece of news
@@ -3604,22 +4631,240 @@ class Herald:
 
 
 ###############################################################################
+# upkeep: room on the disk
+###############################################################################
+
+
+UPKEEP_LOOK = 60.0  # seconds between two looks of the keeper
+UPKEEP_SECONDS = 3600.0  # between two times that it looks for logs and checkouts which can go
+STALE_SECONDS = 7 * 86400  # a checkout that was not used for so long goes by itself
+GROWN_LOOSE, GROWN_PACKS = 2000, 20  # objects and packs of which git maintenance makes one pack
+TENDED_SECONDS = 6 * 3600  # between two git maintenances of a repo by itself
+UNREACHABLE_KEPT = "2.weeks.ago"  # of objects that no ref reaches: a job may still work with them
+SERVING_REFS = "refs/forge/upkeep/"  # what jobs and base are at while git maintenance runs
+
+
+def scarce_room(config: Config) -> Room:
+    """The room of the data directory, or where the repos lie, if that is low. Raises OSError."""
+    here, there = room_at(config.data_dir), room_at(config.repos)
+    return there if there.low and not here.low else here
+
+
+def taken_by(path: Path, until: float = math.inf) -> tuple[int, bool]:
+    """The bytes that a file or a directory takes on the disk; whether all was counted before `until` (monotonic seconds)."""
+    taken, todo = 0, [str(path)]
+    while todo:
+        if time.monotonic() > until:
+            return taken, False
+        here = todo.pop()
+        with contextlib.suppress(OSError):  # it is gone by now
+            facts = os.lstat(here)
+            taken += 512 * facts.st_blocks
+            if stat.S_ISDIR(facts.st_mode):
+                with os.scandir(here) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            todo.append(entry.path)
+                        else:
+                            taken += 512 * entry.stat(follow_symlinks=False).st_blocks
+    return taken, True
+
+
+@dataclass
+class Pruned:
+    """What was removed, or would be: how many of each kind, their bytes, and what was left alone for now and why."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+    left: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, size: int = 0, count: int = 1) -> None:
+        self.counts[kind] += count
+        self.sizes[kind] += size
+
+    def view(self, dry: bool) -> dict[str, Any]:
+        """As programs see it."""
+        kinds = ("logs", "checkouts", "refs", "repos")
+        removed = {kind: {"count": self.counts[kind], "bytes": self.sizes[kind]} for kind in kinds}
+        return {"dry_run": dry, "freed_bytes": sum(self.sizes.values()), "removed": removed, "left": self.left}
+
+
+def spell_pruned(view: Mapping[str, Any]) -> str:
+    """What was pruned, or would be, in a few words."""
+    verbs = {"logs": "removed", "checkouts": "removed", "refs": "removed", "repos": "packed"}
+    parts = [
+        f"{plural(found['count'], kind[:-1])} {'would be ' if view['dry_run'] else ''}{verbs[kind]}"
+        + (f" ({spell_bytes(found['bytes'])})" if found["bytes"] else "")
+        for kind, found in view["removed"].items()
+        if found["count"]
+    ]
+    would = "would be freed, without what git saves" if view["dry_run"] else "freed"
+    return f"{', '.join(parts)}; {spell_bytes(view['freed_bytes'])} {would}" if parts else "nothing to prune"
+
+
+@contextlib.contextmanager
+def upkeep_turn(directory: Path) -> Iterator[None]:
+    """Have upkeep for oneself: one at a time, and none while a backup is made (README.md). Raises Refused(409), OSError."""
+    with open(os.open(directory / "upkeep", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(409, "a backup is made, or somebody else prunes just now; do it again when that is done") from None
+        yield
+
+
+def prune(engine: Engine, days: int, dry: bool = False, by_itself: bool = False) -> Pruned:
+    """Remove logs of jobs that finished so many days ago (0: none), checkouts and refs of no more use; then git maintenance.
+
+    By itself it leaves checkouts that were used lately. A `dry` run removes nothing. Raises Refused(409), OSError.
+    """
+    done, moment = Pruned(), at_time(time.time() - days * 86400) if days else ""
+
+    def is_old(job_id: int) -> bool:
+        """Whether a job finished so many days ago."""
+        with engine.lock:
+            job = engine.ledger.job(job_id)
+        return bool(job and job.finished_at and job.finished_at < moment)
+
+    with upkeep_turn(engine.config.data_dir):
+        for job_id, folder in list_logs(engine.config.data_dir / "logs", None, None) if days else ():
+            if is_old(job_id):
+                prune_log(folder / f"{job_id}.log", done, dry)
+        prune_checkouts(engine, STALE_SECONDS if by_itself else 0, done, dry)
+        for name in engine.repo_names():
+            try:
+                with engine.lock:
+                    in_use = {job.id for job in engine.state.jobs.values()}
+                done.add("refs", count=drop_tested(engine.usable(name), in_use, is_old, dry))
+                if not by_itself:
+                    tend_repo(engine, name, done, dry)
+            except (Refused, GitError, OSError) as error:
+                done.left.append(f"{name}: {error}")
+    return done
+
+
+def prune_log(path: Path, done: Pruned, dry: bool) -> None:
+    """Remove a log. Who reads it just now reads on."""
+    with contextlib.suppress(FileNotFoundError):
+        taken = 512 * path.stat().st_blocks
+        if not dry:
+            path.unlink()
+        done.add("logs", taken)
+
+
+def prune_checkouts(engine: Engine, unused: float, done: Pruned, dry: bool) -> None:
+    """Remove the checkouts that no job has used for so many seconds; never one that a job has."""
+    for slot in sorted((engine.config.data_dir / "work").glob("*/[0-9]*")):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            key = slot.parent.name, int(slot.name)
+            age = time.time() - slot.stat().st_mtime  # each use makes its tmp anew
+            if age < unused or key in checkouts_in_use(engine):
+                continue
+            taken, _ = taken_by(slot)
+            with engine.lock:  # a job that starts now takes another
+                busy = key in checkouts_in_use(engine)
+                if not busy:
+                    engine.slots[key] = 0
+            if not busy:
+                try:
+                    if not dry:
+                        discard(slot, engine.trash)
+                    done.add("checkouts", taken)
+                finally:
+                    with engine.lock:
+                        engine.slots.pop(key, None)
+    engine.littered.set()
+
+
+def checkouts_in_use(engine: Engine) -> set[tuple[str, int]]:
+    """The (repo, number) of the checkouts that jobs have, or had when the server ended."""
+    with engine.lock:
+        running = [job for job in engine.state.live_jobs() if job.status == "running"]
+        return {*engine.slots, *((job.repo, job.checkout) for job in running if job.checkout is not None)}
+
+
+def has_grown(repo: Path) -> bool:
+    """Whether a repo has so many loose objects or packs that git gets slow; the first are estimated as git does it."""
+    with contextlib.suppress(FileNotFoundError):
+        if 256 * len(os.listdir(repo / "objects/17")) > GROWN_LOOSE:
+            return True
+    return len(list((repo / "objects/pack").glob("*.pack"))) > GROWN_PACKS
+
+
+def tend_repo(engine: Engine, name: str, done: Pruned, dry: bool = False) -> None:
+    """Git maintenance of a repo in which no job runs: one pack of what its refs reach, packed refs. Raises Refused, GitError.
+
+    What no ref reaches is kept for two weeks. A job may work longer than that with a commit that was base once, and begin
+    while this goes on: refs name what jobs and base are at meanwhile.
+    """
+    path = engine.usable(name)
+    with engine.lock:
+        jobs = engine.state.live_jobs(name)
+        known = engine.state.repos.get(name, Repo())
+        named = {known.tip, *(commit for job in jobs for commit in (job.commit, job.base, job.tested))} - {None}
+    if any(job.status == "running" for job in jobs):
+        done.left.append(f"{name}: a job runs in it; git maintenance waits until it has ended")
+        return
+    if git(path, "config", "--get-all", "gc.recentObjectsHook", ok=(0, 1)):
+        why = f"gc.recentObjectsHook is set, a program of the repo that is not run here: git -C {path} config --unset-all"
+        done.left.append(f"{name}: {why} gc.recentObjectsHook; git maintenance waits until then")
+        return
+    if dry:
+        done.add("repos")
+        return
+    before = taken_by(path / "objects")[0]
+    listed = git(path, "for-each-ref", "--format=%(objectname) %(refname)", SERVING_REFS).split("\n")[:-1]
+    left = [(ref, commit, None) for commit, _, ref in (line.partition(" ") for line in listed)]
+    asked = "".join(f"{commit}\n" for commit in sorted(named, key=str))
+    there = [line for line in git(path, "cat-file", "--batch-check=%(objectname)", text=asked).split() if line in named]
+    if left:  # an earlier maintenance was killed
+        move_refs(path, left)
+    move_refs(path, [(f"{SERVING_REFS}{commit}", "0" * len(commit), commit) for commit in there])
+    try:
+        with engine.turn(name):
+            refs = git(path, "for-each-ref", "--format=%(refname).lock").split("\n")[:-1]
+            git_locking(path, ["packed-refs.lock", "packed-refs.new", *refs], "pack-refs", "--all", "--prune")
+        collect_garbage(engine, path)
+    finally:
+        move_refs(path, [(f"{SERVING_REFS}{commit}", commit, None) for commit in there])
+    done.add("repos", max(0, before - taken_by(path / "objects")[0]))
+
+
+def collect_garbage(engine: Engine, repo: Path) -> None:
+    """Run git gc, behind all others; it ends early when the server does. Raises GitError."""
+    settings = {"gc.packRefs": "false", "gc.writeCommitGraph": "false", "pack.threads": "1", "pack.windowMemory": "128m"}
+    chosen = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
+    args = (*chosen, "gc", "--quiet", "--cruft", f"--prune={UNREACHABLE_KEPT}")
+    with git_process(repo, args, None, True) as process:
+        try:
+            os.setpriority(os.PRIO_PROCESS, process.pid, 10)
+            while process.returncode is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    _, said = process.communicate(timeout=0.5)
+                if engine.closing:
+                    end_git(process, signal.SIGTERM)  # it removes its half-made pack
+        finally:
+            end_git(process)
+    if process.returncode:
+        raise GitError(("gc",), process.returncode, said.decode("utf-8", "replace"))
+
+
+###############################################################################
 # engine: the only threads and the only lock
 ###############################################################################
+
 
 WORKERS = 8  # repos in which git may need long at a time, before others have to wait for it
 SCAN_SECONDS = 45.0
 TOLD_CHARS = 32 << 20  # of what a hook could not deliver: some 200,000 refs, and the push options after them
 HISTORY_CHECKED = 1000  # commits of a base that are looked at for merges without a record, when the server starts
 HURRY_SECONDS = 5.0  # between two scans, when something failed that may go better soon
-TICK_SECONDS = 1.0
 SNAPSHOT_RECORDS = 5000  # that a start may have to read from the journal
 KEPT_BYTES = 4096  # of what git printed and never changes; there may be 10,000 of these
 BUSY_SECONDS = 8.0  # that a git may have been at work for which requests wait; a hook gives us ten
 LEAVE_SECONDS = 4.5  # from SIGTERM to our end
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 BATCH = 1000  # commits that one git is asked about: their ids are arguments
-
 
 Value = TypeVar("Value")
 
@@ -5453,6 +6698,12 @@ def refresh(path: Path, text: str, mode: int = 0o600) -> bool:
         return False
 
 
+def write_address(engine: Engine) -> None:
+    """Tell hooks and the command line on this machine where the server listens."""
+    current = refresh(engine.config.data_dir / "address", f"{engine.config.listen_url(engine.port)}\n")
+    engine.starved = engine.starved or not current  # it is written when there is room
+
+
 def python_words() -> list[str]:
     """What begins a command of ours: this file with this Python, as a module, so that its bytecode is kept."""
     here = str(Path(__file__).resolve().parent)
@@ -5499,14 +6750,6 @@ def own_command(config: Config) -> str:
 ###############################################################################
 # reading: values for pages and programs
 ###############################################################################
-
-ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[()][0-9A-B]|[@-Z\\-_])")
-UNSEEN = bytes(set(range(32)) - set(b"\t\n\r\x07\x1b"))  # what no reader sees; BEL and ESC are taken with what they belong to
-BLOCK, FIND_BLOCK = 1 << 20, 1 << 18  # bytes between two places up to which lines are counted; that are searched at a time
-PIECE_BYTES, PIECE_LINES = 100_000, 1000  # of a log, in a page
-FIND_SECONDS, FIND_MOST = 2.0, 1000  # of a search in one log, and lines that it names
-EXCERPT = 160  # characters that are shown of a longer line in which something was found
-UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 
 def job_view(engine: Engine, job: Job) -> dict[str, Any]:
@@ -6010,51 +7253,6 @@ def outlook(engine: Engine, job: Job, pushed: Job) -> tuple[Job | None, str]:
     return None, said if job.status != "passed" else f"{said}; {view['why']}"
 
 
-def parse_hook_lines(text: str, at: str) -> Push:
-    """A push from the lines that git gives its hook, with a line ``option <text>`` for each push option. Raises Refused."""
-    updates, options = [], []
-    for line in text.split("\n"):
-        word, _, rest = line.partition(" ")
-        if word == "option":
-            options.append(rest)
-        elif line:
-            new, _, ref = rest.partition(" ")
-            updates.append(check_update(word, new, ref))
-    return Push(tuple(updates), tuple(options), at)
-
-
-def check_update(old: object, new: object, ref: object) -> Update:
-    """An update as a hook gives it. Raises Refused for what git would never say."""
-    if not (
-        isinstance(ref, str) and ref.startswith("refs/") and not re.search(r"[\x00-\x20\x7f\ud800-\udc7f\udd00-\udfff]", ref)
-    ):
-        raise Refused(400, f"{shorten(ref)} is no full ref name, like refs/heads/main")
-    for value in (old, new):
-        if not (isinstance(value, str) and OBJECT_ID.fullmatch(value)):
-            raise Refused(400, f"{shorten(value)} is no object id: 40 or 64 hex digits")
-    return Update(str(old), str(new), ref)
-
-
-def parse_hook_json(body: bytes, at: str) -> tuple[str, Push]:
-    """(repo, push) from the JSON that /hooks/post-receive takes. Raises Refused."""
-    try:
-        said = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refused(400, "the body is no JSON that can be read") from None
-    if not isinstance(said, dict):
-        raise Refused(400, "the body must be a JSON object with repo, and ref, oldrev, newrev or updates")
-    updates, options = said.get("updates", [said] if "ref" in said else None), said.get("options", [])
-    if not isinstance(updates, list) or not all(isinstance(u, dict) for u in updates):
-        raise Refused(400, "updates must be a list of objects with ref, oldrev and newrev")
-    if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
-        raise Refused(400, "options must be a list of texts")
-    checked = tuple(check_update(u.get("oldrev"), u.get("newrev"), u.get("ref")) for u in updates)
-    repo = said.get("repo")
-    if not is_repo_name(repo):
-        raise Refused(400, f"repo is {shorten(repo)}, which is no name of a repo")
-    return str(repo), Push(checked, tuple(options), at)
-
-
 # A page is at most 1 MB; these share it. What a file or a line takes of it, its tags and its text, is reckoned a little high.
 ENTRIES_BYTES, LINES_BYTES = 360_000, 400_000
 FILE_BYTES = 800_000  # a file on a page of its own
@@ -6067,18 +7265,6 @@ COMMITS_SHOWN = 100
 DIFF = ("diff-tree", "-r", "-z", "--raw", "--no-abbrev", "--no-ext-diff", "--no-textconv", "--submodule=short")
 PAIRING = ("--find-copies", "-l100")  # among more files git looks for exact renames only, which takes no time
 HUNK = re.compile(rb"@@ -(\d+)(?:,\d+)? \+(\d+)(?:,\d+)? @@")
-ODD = re.compile(
-    "[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
-)
-
-
-class Commit(NamedTuple):
-    """A commit of a merge request."""
-
-    id: str
-    author: str
-    authored_at: str
-    subject: str
 
 
 class Change(NamedTuple):
@@ -6205,19 +7391,6 @@ def spell_line(line: bytes) -> str:
     return visible(line[: 4 * LINE_CHARS + 4].decode("utf-8", "surrogateescape"), LINE_CHARS)
 
 
-def visible(text: str, most: int | None = None) -> str:
-    """The beginning of a foreign text, in which what could not be seen, or would change how the rest is read, is spelled out."""
-    seen = ODD.sub(lambda found: spell_char(ord(found[0])), text[:most])
-    return seen + "…" if text[most or len(text) :] else seen
-
-
-def spell_char(code: int) -> str:
-    """A character that has no look of its own, or a byte that is no UTF-8."""
-    if code < 0x20 or code == 0x7F:
-        return chr(0x2421 if code == 0x7F else 0x2400 + code)
-    return f"⟨{code - 0xDC00:02X}⟩" if 0xDC80 <= code <= 0xDCFF else f"⟨U+{code:04X}⟩"
-
-
 def side_by_side(lines: Iterable[DiffLine]) -> Iterator[tuple[DiffLine | None, DiffLine | None]]:
     """The lines of a diff in two columns: what was taken out beside what was put in its place."""
     for changed, group in itertools.groupby(lines, lambda line: line.sign in "+-\\"):
@@ -6230,11 +7403,6 @@ def side_by_side(lines: Iterable[DiffLine]) -> Iterator[tuple[DiffLine | None, D
             side = left if line.sign == "-" or (line.sign != "+" and not right) else right
             side.append(line)
         yield from itertools.zip_longest(left, right)
-
-
-def fitting(sizes: Iterable[int], room: int) -> int:
-    """How many of the first fit into the room."""
-    return sum(1 for _ in itertools.takewhile(lambda size: size <= room, itertools.accumulate(sizes)))
 
 
 def html_size(text: str) -> int:
@@ -6315,660 +7483,38 @@ def unfolded(engine: Engine, name: str, start: str, head: str, files: list[Chang
     return shown
 
 
-def shorten(value: object) -> str:
-    """A foreign value for a message."""
-    text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+DEPLOYMENTS_BEFORE = 50  # among which those are that a deployment took the place of
 
 
-def plain_lines(log_bytes: bytes) -> list[str]:
-    """The lines of a log without colours, for who has no JavaScript."""
-    lines = readable(log_bytes).split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [last_state(line) for line in lines]
+def deployment_view(engine: Engine, job: Job, before: Iterable[Job]) -> dict[str, Any]:
+    """A deployment as programs see it, with what it brought and which deployments it took the place of; git is asked once.
 
-
-class Digest(NamedTuple):
-    """The parts of a digest, for a page."""
-
-    outcome: str
-    line: str | None  # the number of the line that is the cause
-    cause: str
-    rest: str
-
-
-def parts_of_digest(text: object) -> Digest | None:
-    """A digest in parts, or None when there is none (another version may have kept something else)."""
-    if not isinstance(text, str):
-        return None
-    outcome, _, rest = text.partition("\n")
-    found = re.match(r"line ([1-9][0-9]{0,11}): (.*)(?:\n|\Z)", rest)
-    return Digest(outcome, found[1], found[2], rest[found.end() :]) if found else Digest(outcome, None, "", rest)
-
-
-def readable(log_bytes: bytes) -> str:
-    """Bytes of a log without colours and what else no reader sees; line breaks and \\r stay, so its lines can be counted."""
-    text = log_bytes.translate(None, UNSEEN).decode("utf-8", "replace")
-    if "\x1b" in text:
-        text = ANSI.sub("", text).replace("\x1b", "")
-    return text.replace("\x07", "")
-
-
-def last_state(line: str) -> str:
-    """What is left of a line that overwrites itself with \\r, as progress bars do."""
-    return line.rstrip("\r").rpartition("\r")[2]
-
-
-class Found(NamedTuple):
-    """What a search in a log came to; only the first `matches` are kept, (number, text), but all are counted."""
-
-    matches: list[tuple[int, str]]
-    count: int  # type: ignore[assignment]  # a tuple has a method of this name, which nobody asks for here
-    complete: bool  # whether the whole log was searched
-    lines: int  # how many lines were
-
-
-def find_in_log(path: Path, needle: str, most: int, until: float) -> Found:
-    """The lines in which a reader sees `needle`, in whatever case; gives up at `until` (monotonic seconds).
-
-    Of a line longer than a block all parts count, also what it overwrites. Raises FileNotFoundError.
+    `before` are the deployments before it, newest first.
     """
-    wanted, carried = needle.casefold(), b""
-    matches: list[tuple[int, str]] = []
-    number, last, count = 1, 0, 0
-    for block in read_blocks(path):
-        if time.monotonic() > until:
-            return Found(matches, count, False, number - 1)
-        text = readable(carried + block)
-        if wanted in text.casefold():  # few blocks do; only these are looked at line by line
-            for at, line in enumerate(map(last_state, text.split("\n")), number):
-                place = line.casefold().find(wanted)
-                if place >= 0 and at > last:
-                    last, count = at, count + 1
-                    if count <= most:
-                        matches.append((at, excerpt(line, place)))
-        number += block.count(b"\n")
-        carried = b"" if block.endswith(b"\n") else block[-(4 * len(needle) + 1000) :]  # it may go on in the next part
-    return Found(matches, count, True, number - 1 + bool(carried))
-
-
-def excerpt(line: str, place: int) -> str:
-    """A line, or what is around a place in a long one."""
-    start = max(0, min(place - EXCERPT // 4, len(line) - EXCERPT))
-    return f"{'…' if start else ''}{line[start : start + EXCERPT]}{'…' if len(line) > start + EXCERPT else ''}"
-
-
-def open_log(path: str, flags: int) -> int:
-    """Open a log, as open() does. Raises FileNotFoundError, also when its job keeps it from us at this moment.
-
-    A job can do with the file what its owner may: take the permissions away (fchmod(2)), which we give back, and make who opens
-    it wait for most of a minute (leases, fcntl(2)), which we do not.
-    """
-    for _ in range(3):
-        try:
-            return os.open(path, flags | os.O_NONBLOCK)
-        except PermissionError:
-            os.chmod(path, 0o644)
-        except BlockingIOError:
-            break
-    raise FileNotFoundError(errno.ENOENT, "its job keeps this log from being opened", path)
-
-
-def read_blocks(path: Path) -> Iterator[bytes]:
-    """A log in blocks of whole lines; a line that is longer than a block comes in parts. Raises FileNotFoundError."""
-    rest = b""
-    with open(path, "rb", opener=open_log) as stream:
-        while chunk := stream.read(FIND_BLOCK):
-            whole, newline, after = chunk.rpartition(b"\n")
-            if newline:
-                yield rest + whole + newline
-                rest = after
-            elif len(rest) >= FIND_BLOCK:
-                yield rest
-                rest = chunk
-            else:
-                rest += chunk
-    if rest:
-        yield rest
-
-
-class Piece(NamedTuple):
-    """A part of a log, as it was when it had `size` bytes."""
-
-    content: bytes
-    start: int
-    line: int  # the number of the line in which it begins
-    skipped: int  # bytes of that line which lie before it
-    size: int
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.content)
-
-
-class LineCounts:
-    """Where the lines of logs are: how many end before each whole block, counted once for the logs looked at last.
-
-    Threads may share it; two that miss the same count both count, and neither waits.
-    """
-
-    def __init__(self, most: int = 500):
-        self.most = most
-        self._lock = threading.Lock()  # guards the table, not what is counted for it
-        self._counts: OrderedDict[Path, array[int]] = OrderedDict()
-
-    def until(self, path: Path, size: int) -> array[int]:
-        """How many lines end in the first 0, 1, 2, … blocks of a log that has `size` bytes."""
-        with self._lock:
-            counts = self._counts.get(path) or array("Q", [0])
-        if len(counts) <= size // BLOCK:
-            counts = counts[:]
-            while len(counts) <= min(size, size_of(path)) // BLOCK:  # one that grew too far has been cut meanwhile
-                start = (len(counts) - 1) * BLOCK
-                counts.append(counts[-1] + count_newlines(path, start + BLOCK, start))
-        if len(counts) > 1:
-            with self._lock:
-                self._counts[path] = counts
-                self._counts.move_to_end(path)
-                while len(self._counts) > self.most:
-                    self._counts.popitem(last=False)
-        return counts
-
-    def line_at(self, path: Path, offset: int) -> int:
-        """The number of the line in which a byte lies."""
-        counts = self.until(path, offset)
-        block = min(offset // BLOCK, len(counts) - 1)
-        return counts[block] + (count_newlines(path, offset, block * BLOCK) if offset else 0) + 1
-
-    def start_of(self, path: Path, line: int, size: int) -> int:
-        """The offset at which a line begins, `size` when the log has no such line yet."""
-        counts = self.until(path, size)
-        block = max(0, bisect_left(counts, line - 1) - 1)
-        found = after_newlines(read_log(path, block * BLOCK, BLOCK), line - 1 - counts[block])
-        return size if found is None else block * BLOCK + found
-
-    def piece_from(self, path: Path, line: int, most: int = PIECE_BYTES) -> Piece:
-        """The whole lines from one on that fit in `most` bytes, or the beginning of that one."""
-        size = size_of(path)
-        start = self.start_of(path, line, size)
-        content = read_log(path, start, min(most, size - start))
-        if start + len(content) < size:
-            content = content[: content.rfind(b"\n") + 1] or content
-        return Piece(content, start, line if content else self.line_at(path, start), 0, size)
-
-    def piece_before(self, path: Path, end: int) -> Piece:
-        """The last whole lines before an offset that fit in a piece, or the end of the last one."""
-        size = size_of(path)
-        end = min(end, size)
-        low = max(0, end - PIECE_BYTES)
-        content = read_log(path, low, end - low)
-        cut = content.find(b"\n", 0, -1) + 1 if low else 0
-        most = PIECE_LINES - (not content.endswith(b"\n"))  # whole lines
-        lines = content[cut:].rsplit(b"\n", most + 1)
-        if len(lines) > most + 1:
-            cut += len(lines[0]) + 1
-        line = self.line_at(path, low + cut)
-        skipped = 0 if cut or not low else low - self.start_of(path, line, size)
-        return Piece(content[cut:], low + cut, line, skipped, size)
-
-
-def after_newlines(text: bytes, count: int) -> int | None:
-    """Where a text goes on after so many line breaks, None when it has fewer (pure). A list of its lines could be large."""
-    if text.count(b"\n") < count:
-        return None
-    low, high, before = 0, len(text), 0  # the shortest beginning that has them all; how many lie before `low`
-    while low < high:
-        middle = (low + high) // 2
-        here = before + text.count(b"\n", low, middle)
-        if here >= count:
-            high = middle
-        else:
-            low, before = middle + 1, here + (text[middle] == 10)
-    return low
-
-
-def size_of(path: Path) -> int:
-    """The bytes of a log, none when it is not there."""
+    brought, trouble = Brought(), None
     try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def read_log(path: Path, offset: int, most: int) -> bytes:
-    """At most `most` bytes of a log from `offset` on; none when there is no more, or no log."""
-    with contextlib.suppress(FileNotFoundError), open(path, "rb", opener=open_log) as stream:
-        stream.seek(min(offset, os.fstat(stream.fileno()).st_size))
-        return stream.read(most)
-    return b""
-
-
-LOG_OVER = 2  # times FORGE_LOG_LIMIT that of a log is kept
-
-
-def read_tail(path: Path, most: int = 1 << 16) -> bytes:
-    """The end of a log."""
-    return read_log(path, max(0, size_of(path) - most), most)
-
-
-SEARCH_HITS = 50  # jobs on a page of results
-SEARCH_LINES = 5  # of each
-
-
-class Search(NamedTuple):
-    """What a search through logs came to."""
-
-    hits: list[tuple[int, Found]]  # by job, newest first
-    first: int | None  # the oldest job with it among those that were looked at
-    looked: int  # how many logs, the newest
-    complete: bool  # whether `first` is the oldest there is
-
-
-def list_logs(folder: Path, repo: str | None, before: int | None) -> list[tuple[int, Path]]:
-    """The logs (of a repo) that are there, as (job, directory), newest first; only those below `before`."""
-    found: list[tuple[int, Path]] = []
-    for one in [folder / repo] if repo else list(folder.iterdir()):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            ids = (int(name[:-4]) for name in os.listdir(one) if name.endswith(".log") and name[:-4].isdecimal())
-            found += [(job_id, one) for job_id in ids if before is None or job_id < before]
-    return sorted(found, reverse=True)
-
-
-def search_logs(logs: list[tuple[int, Path]], needle: str, until: float) -> Search:
-    """Look through logs, the newest first, until `until` (monotonic seconds).
-
-    What is found so often that it fills a page is then looked for from the other end, for the first time it was there.
-    A log that was not looked through comes first in the next search, which has all its time for it.
-    """
-    hits: list[tuple[int, Found]] = []
-    looked, whole = 0, True
-    for job_id, folder in logs:
-        found = _look_in(folder / f"{job_id}.log", needle, until)
-        whole = found.complete
-        looked += whole or found.count > 0 or not looked
-        if found.count:
-            hits.append((job_id, found))
-        if not whole or len(hits) >= SEARCH_HITS:
-            break
-    first = hits[-1][0] if hits else None
-    for job_id, folder in reversed(logs[looked:]) if whole else ():
-        found = _look_in(folder / f"{job_id}.log", needle, until)
-        if found.count or not found.complete:
-            first, whole = (job_id, True) if found.count else (first, False)
-            break
-    return Search(hits, first, looked, whole)
-
-
-def _look_in(path: Path, needle: str, until: float) -> Found:
-    """What one log has of a text; nothing when it is gone."""
-    try:
-        return find_in_log(path, needle, SEARCH_LINES, until)
-    except OSError:  # it was removed meanwhile, or cannot be read
-        return Found([], 0, time.monotonic() <= until, 0)
-
-
-def marked(text: str, needle: str) -> list[tuple[str, bool]]:
-    """A text in parts, each with whether it is what was searched for."""
-    parts = re.split(f"({re.escape(needle)})", text, flags=re.IGNORECASE)
-    return [(part, number % 2 == 1) for number, part in enumerate(parts) if part]
-
-
-def count_newlines(path: Path, end: int, start: int = 0) -> int:
-    """How many lines end in a part of a file. It is read in small pieces, so that no thread keeps memory for large ones."""
-    count = 0
-    with open(path, "rb", buffering=0, opener=open_log) as stream:
-        stream.seek(start)
-        while start < end:
-            chunk = stream.read(min(end - start, 1 << 16))
-            if not chunk:
-                break
-            count += chunk.count(b"\n")
-            start += len(chunk)
-    return count
-
-
-def ago(moment: str | None) -> str:
-    """A time of the journal as people say it."""
-    if not moment:
-        return ""
-    try:
-        seconds = max(0, int(time.time() - seconds_of(moment)))
-    except ValueError:  # a record of another version
-        return moment
-    # in seconds it would make a page differ with every look
-    return "just now" if seconds < 60 else f"{spell_age(seconds)} ago"
-
-
-def spell_age(seconds: int) -> str:
-    """A time span in its largest unit."""
-    number, unit = next((seconds // size, unit) for unit, size in UNITS if seconds >= size or size == 1)
-    return plural(number, unit)
-
-
-def plural(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def spell_duration(seconds: float | None) -> str:
-    """A duration in seconds as people say it."""
-    if seconds is None:
-        return ""
-    if seconds < 0.95:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def spell_bytes(size: float | None) -> str:
-    """A size in bytes as people say it."""
-    if size is None:
-        return ""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
-
-
-# -- digest: why did it fail ------------------------------------------------------
-
-DIGEST_BYTES = 2000
-END_BYTES = 2 << 20  # of the beginning and of the end of a log, where a first error is looked for
-MOST_SUSPECTS = 1000  # lines of each of them that the patterns are tried on
-LINE_BYTES = 300  # of a line, before any pattern sees it: a hostile job writes what makes patterns slow
-# In small letters: each line that a pattern below finds has one of these, and few others have.
-ERROR_WORD = re.compile(
-    rb"err|fail|fatal|panic|exception|assert|undefined|traceback|denied|fault|dumped|killed|\*\*\*"
-    rb"|not ok|not found|no such|e   |e: "
-)
-CAUSE = re.compile(
-    r"""(?:^|[\s\])>:|(])(?:[Ff]atal\ error|[Ff]atal|FATAL|[Ee]rror|ERROR|panic)(?:\[\w{1,10}\])?:\s*\S  # gcc, git, nix, go
-    | ^(?:ERROR\b|npm\ ERR!|E:|E\s{3,})\s*\S | \[(?:ERROR|FATAL)\]                                      # npm, apt, pytest
-    | ^[\w.]{0,100}(?:Error|Exception)(?::\s|$) | panicked\ at | [Aa]ssertion\ (?:[`'][^`']+[`']\ )?failed # Python, Rust, C
-    | Segmentation\ fault | core\ dumped | \bKilled$ | undefined\ (?:reference|symbol) | ^\S+\ \*\*\*\ .*\bStop\.$
-    | (?:not\ found|No\ such\ file\ or\ directory|Permission\ denied)$""",
-    re.VERBOSE,
-)
-SIGN = re.compile(r"(?<![\w./-])(?i:errors?|fail|failed|failures?|exception)(?![\w/-]|\.\w)|^not ok\b")
-NO_ERROR = re.compile(
-    r"(?i:\b(?:no|0|zero|without) (?:errors?|failures?|failed)\b|\b(?:errors?|failures?|failed)[:=]? ?0\b)"
-    r"|^\s*(?:(?i:ok|pass)\b|[✓✔])|(?:\.\.\.|:) ok$|\bPASSED\b"
-)
-TRACEBACK = "Traceback (most recent call last):"
-
-
-def outcome(job: Job) -> str:
-    """How a job that did not pass ended, in words."""
-    if job.status == "timeout":
-        return f"timed out after {job.timeout} s"
-    if job.reason and job.reason.startswith("ended by signal "):
-        number = (job.exit_code or 0) - 128
-        what = f"{signal.Signals(number).name}, {(signal.strsignal(number) or '').lower()}"
-        return f"exit code {job.exit_code}: a process was killed by signal {number} ({what})"
-    return job.reason or "it did not pass"
-
-
-def read_ends(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number of its first line, bytes) of the beginning of a log and, when it is longer, of its end."""
-    size = size_of(path)
-    yield 1, read_log(path, 0, END_BYTES)
-    if size > END_BYTES:
-        start = max(END_BYTES, size - END_BYTES)
-        yield count_newlines(path, start) + 1, read_log(path, start, END_BYTES)
-
-
-def plain_line(line: bytes) -> str:
-    """The beginning of a line of a log as it stands on a screen in the end, with nothing that is not text."""
-    line = line.rstrip(b"\r")
-    text = ANSI.sub("", line[line.rfind(b"\r") + 1 :][:LINE_BYTES].decode("utf-8", "replace"))
-    return "".join(c if c.isprintable() else " " for c in text).rstrip()
-
-
-def suspects(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str, bool]]:
-    """Lines of a log that speak of an error: (number, text, whether it is likely to name the cause)."""
-    for first, block in blocks:
-        calls_at, tried = -1, 0  # in a traceback: the column it begins in
-        for number, ended in enumerate(io.BytesIO(block), first):  # a list of them would be large
-            line = ended.removesuffix(b"\n")
-            small = line[line.rfind(b"\r", 0, -1) + 1 :][:LINE_BYTES].lower()
-            if calls_at < 0 and not ERROR_WORD.search(small):
-                continue
-            text, tried = plain_line(line), tried + 1
-            if tried > MOST_SUSPECTS:
-                break
-            if calls_at >= 0:
-                if text[calls_at : calls_at + 1].strip():  # no longer indented, so this is the exception
-                    calls_at = -1
-                    yield number, text.strip(), True
-            elif TRACEBACK in text:
-                calls_at = text.index(TRACEBACK)
-            elif not NO_ERROR.search(text):
-                is_cause = CAUSE.search(text) is not None
-                if is_cause or SIGN.search(text):
-                    yield number, text.strip(), is_cause
-
-
-def fingerprint(text: str) -> str:
-    """A line without what differs from run to run: ids, times, counts."""
-    return re.sub(r"[0-9a-f]{7,}|[0-9]+", "#", text.lower())
-
-
-def usual_lines(blocks: Iterable[tuple[int, bytes]]) -> set[str]:
-    """The suspects of a log that passed, by fingerprint: in another log they are none."""
-    return {fingerprint(text) for _, text, _ in suspects(blocks)}
-
-
-def first_error(blocks: Iterable[tuple[int, bytes]], usual: set[str]) -> tuple[int, str] | None:
-    """(number, text) of the first line that names a cause, else of the first that speaks of an error."""
-    sign = None
-    for number, text, is_cause in suspects(blocks):
-        if fingerprint(text) in usual:
-            continue
-        if is_cause:
-            return number, text
-        sign = sign or (number, text)
-    return sign
-
-
-def last_lines(tail: bytes) -> list[str]:
-    """What a log ends with, for a digest."""
-    lines = [text for text in map(plain_line, tail.split(b"\n")[-200:]) if text][-5:]
-    return ["the log ends with:", *(f"  {fit(text, 160)}" for text in lines)] if lines else []
-
-
-def spell_changes(others: int, subjects: list[str], moved: int, paths: list[str]) -> list[str]:
-    """How what a job tested differs from a run that passed; `others` are the branches it tested beside its own."""
-    more = " or more" if len(subjects) == 100 else ""
-    named = "; ".join([fit(subject, 60) for subject in subjects[:3]] + ["…"] * (len(subjects) > 3))
-    since = [f"{plural(len(subjects), 'commit')}{more} ({named})"] if subjects else []
-    since += [f"base moved by {plural(moved, 'commit')}"] if moved else []
-    since += [f"tested together with {plural(others, 'other')}"] if others else []
-    rest = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
-    files = f"files: {', '.join(fit(path, 60) for path in paths[:5])}{rest}"
-    return [f"since then: {', '.join(since) or 'no commit'}", files if paths else "the files are the same: it may be a flake"]
-
-
-def fit_digest(lines: Iterable[str]) -> str:
-    """Lines as a digest: short, and nothing but text."""
-    text = "\n".join("".join(c if c.isprintable() else "?" for c in fit(line, 400)) for line in lines)
-    return text.encode()[:DIGEST_BYTES].decode("utf-8", "ignore")
-
-
-def char_widths(text: str) -> list[int]:
-    """How many columns of a terminal each character takes."""
-    return [0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text]
-
-
-def fit(text: str, room: int) -> str:
-    """`text` cut to `room` columns, with … for what is left out."""
-    widths = char_widths(text)
-    return text if sum(widths) <= room else text[: sum(end < room for end in itertools.accumulate(widths))] + "…"
+        brought = engine.brought(job.repo, job.base or "", job.commit)
+    except GitError as error:
+        trouble = f"git cannot tell what it brought: {error}"
+    with engine.lock:
+        found = {one.commit: engine.ledger.merge_by(job.repo, one.commit) for one in brought.line if one.claims}
+        view = {**job_view(engine, job), **trail(engine.ledger, job=job)}
+    merges = [merge_view(merge) for merge in found.values() if merge]
+    direct = [one for one in brought.line if not found.get(one.commit)]
+    pushed = [{"commit": one.commit, "subject": one.subject, "authored_at": one.authored_at} for one in direct]
+    never_ran = itertools.takewhile(lambda other: other.base == job.base and not (other.started_at or other.live), before)
+    instead = [other for other in never_ran if other.commit != job.commit]
+    rest = itertools.dropwhile(lambda merge: not instead or merge["merge_commit"] != instead[0].commit, merges)
+    about: dict[str, Any] = {"merges": merges, "pushed": pushed, "commits": [commit._asdict() for commit in brought.commits]}
+    about |= {"commit_count": brought.written, "authors": [{"name": name, "commits": n} for name, n in brought.authors]}
+    about |= {"whole": brought.whole, "trouble": trouble, "includes": [other.id for other in instead]}
+    about["included"] = [merge["branch"] for merge in rest]
+    return {**view, **about, "diff_url": f"{engine.url}/r/{job.repo}/deployments/{job.id}" if job.base else None}
 
 
 ###############################################################################
-# delivery: what follows a merge
+# unit: what systemd is told
 ###############################################################################
-
-LOCK = "flake.lock"
-LOCK_BYTES = 1 << 20  # of a lock that the server reads
-LOCKS_AT_ONCE = 16  # that are in memory
-INPUTS_MOST = 1000  # of one lock
-NO_LOCK: dict[str, Any] = {"nodes": {"root": {}}, "root": "root"}
-INPUT_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_-]{0,99}")  # as Nix takes one on its command line
-
-
-class LockTrouble(ValueError):
-    """A flake.lock does not allow what is wanted; the message is the end of a sentence."""
-
-
-def parse_lock(text: str) -> dict[str, Any]:
-    """What a flake.lock says, with nodes, inputs and root where they have to be. Raises LockTrouble."""
-    try:
-        lock: dict[str, Any] = json.loads(text)
-        nodes = lock["nodes"]
-        inputs = [given for node in nodes.values() for given in node.get("inputs", {}).values()]
-        sources = [node.get(part, {}) for node in nodes.values() for part in ("locked", "original")]
-        fits = lock["root"] in nodes and lock.get("version") in (5, 6, 7)
-        fits = fits and all(type(given) is list or given in nodes for given in inputs)
-        fits = fits and all(type(source) is dict for source in sources) and bool(lock_text(lock).encode())
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        fits = False
-    if not fits:
-        raise LockTrouble(f"{LOCK} is none that can be read")
-    return lock
-
-
-def lock_text(lock: Mapping[str, Any]) -> str:
-    """A flake.lock, to the byte as Nix writes it."""
-    return json.dumps(lock, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def lock_node(lock: Mapping[str, Any], name: str) -> Any:
-    """The node of an input of the flake itself; a list where it follows another input, None where there is none."""
-    given = lock["nodes"][lock["root"]].get("inputs", {}).get(name)
-    return lock["nodes"][given] if isinstance(given, str) else given
-
-
-def locked_commit(lock: Mapping[str, Any], name: str) -> str | None:
-    """The commit that an input of the flake itself is locked to, or None."""
-    node = lock_node(lock, name)
-    commit = node.get("locked", {}).get("rev") if isinstance(node, dict) else None
-    return commit if isinstance(commit, str) and OBJECT_ID.fullmatch(commit) else None
-
-
-def locked_inputs(lock: Mapping[str, Any]) -> dict[str, str]:
-    """The commit that each input of the flake itself is locked to, by its name; what follows another one is left out."""
-    names = itertools.islice(lock["nodes"][lock["root"]].get("inputs", {}), INPUTS_MOST)
-    commits = {name: locked_commit(lock, name) for name in names if name.isprintable() and len(name) <= 100}
-    return {name: commit for name, commit in commits.items() if commit}
-
-
-def read_locks(repo: Path, revisions: Iterable[str]) -> dict[str, dict[str, str]]:
-    """The `locked_inputs` of commits or trees; none where there is no lock, or one that is too large or cannot be read.
-
-    Raises GitError.
-    """
-    revisions = list(dict.fromkeys(revisions))
-    asked = "".join(f"{revision}:{LOCK}\n" for revision in revisions)
-    told = git(repo, "cat-file", "--batch-check", text=asked).split("\n")
-    blobs = {}  # by revision
-    for revision, (object_id, *about) in zip(revisions, map(str.split, told), strict=False):
-        if about[0] == "blob" and int(about[1]) <= LOCK_BYTES:
-            blobs[revision] = object_id
-    found: dict[str, dict[str, str]] = {}
-    wanted = sorted(set(blobs.values()))
-    for at in range(0, len(wanted), LOCKS_AT_ONCE):
-        some = wanted[at : at + LOCKS_AT_ONCE]
-        rest = git(repo, "cat-file", "--batch", text="".join(f"{blob}\n" for blob in some)).encode("utf-8", "surrogateescape")
-        for blob in some:
-            header, _, rest = rest.partition(b"\n")
-            size = int(header.split()[2])
-            with contextlib.suppress(LockTrouble):
-                found[blob] = locked_inputs(parse_lock(rest[:size].decode("utf-8", "replace")))
-            rest = rest[size + 1 :]
-    return {revision: found.get(blobs.get(revision, ""), {}) for revision in revisions}
-
-
-def bumped_inputs(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
-    """The inputs that `after` locks to another commit than `before`, each with that commit; both as `locked_inputs` has them."""
-    return {name: commit for name, commit in sorted(after.items()) if before.get(name) != commit}
-
-
-def graft_inputs(base: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """`base` with some of its flake's inputs, and all that these reach, taken from `other`.
-
-    Nodes are named as Nix names them when it writes a lock, those that nothing reaches are left out. Raises LockTrouble.
-    """
-    taken = {name: other["nodes"][other["root"]]["inputs"][name] for name in names}
-    sides = (base["nodes"], other["nodes"])
-    nodes: dict[str, Any] = {}
-    known: dict[tuple[int, str], str] = {}
-    used = Counter[str]()  # how often a name was wanted
-
-    def put(side: int, key: str, wanted: str) -> str:
-        """Copy a node and what it reaches, and return its name."""
-        if (side, key) not in known:
-            used[wanted] += 1
-            spelled = (wanted if n == 1 else f"{wanted}_{n}" for n in itertools.count(used[wanted]))
-            name = known[side, key] = next(spelling for spelling in spelled if spelling not in nodes)
-            node = nodes[name] = dict(sides[side][key])
-            inputs = sorted(node.get("inputs", {}).items())
-            ours = taken if (side, key) == (0, base["root"]) else {}
-            if inputs:
-                node["inputs"] = {
-                    child: put(1, ours[child], child)
-                    if child in ours
-                    else put(side, given, child)
-                    if type(given) is str
-                    else given
-                    for child, given in inputs
-                }
-        return known[side, key]
-
-    try:
-        return {**base, "nodes": nodes, "root": put(0, base["root"], "root")}
-    except RecursionError:
-        raise LockTrouble(f"the inputs in {LOCK} are nested too deep") from None
-
-
-def renewed_lock(
-    before: Mapping[str, Any],
-    base: Mapping[str, Any],
-    bump: Mapping[str, Any],
-    overtakes: Callable[[Mapping[str, Any], Mapping[str, Any]], bool],
-) -> dict[str, Any] | None:
-    """The lock of base with what a bump has changed since `before`; None when base has all of that, or newer.
-
-    `overtakes` says of two sources, that of base and that of the bump, whether the first is newer. Raises LockTrouble.
-    """
-    bumped = bumped_inputs(locked_inputs(before), locked_inputs(bump))
-    if not bumped:
-        raise LockTrouble("it locks no input to another commit")
-    names = []
-    for name, commit in bumped.items():
-        ours, theirs, present = lock_node(base, name), lock_node(bump, name), locked_commit(base, name)
-        if not isinstance(ours, dict):
-            raise LockTrouble(f"base has no input {name} of its own any more")
-        if ours.get("original") != theirs.get("original"):
-            raise LockTrouble(f"base takes the input {name} from elsewhere by now")
-        if present != commit and not (present and overtakes(ours["locked"], theirs["locked"])):
-            names.append(name)
-    return graft_inputs(base, bump, names) if names else None
-
-
-def flake_url(source: Mapping[str, Any], commit: str) -> str:
-    """The flake reference by which Nix takes exactly `commit` of an input's source. Raises LockTrouble."""
-    kind, about = source.get("type"), {"rev": commit}
-    about |= {key: "1" if value is True else str(value) for key, value in source.items() if key not in ("type", "url", "rev")}
-    if kind in ("git", "hg"):
-        return f"{kind}+{source['url']}?{urlencode(about, safe='/')}"
-    if kind in ("github", "gitlab", "sourcehut"):
-        more = {str(key): about[key] for key in ("host", "dir") if key in about}
-        return f"{kind}:{source['owner']}/{source['repo']}/{commit}" + (f"?{urlencode(more, safe='/')}" if more else "")
-    raise LockTrouble(f"its source is of the type {shorten(kind)}, which names no commit; take it with git+ in flake.nix")
 
 
 UNIT_FILES = ("forge.service", "forge.socket")
@@ -7117,508 +7663,10 @@ def unit_addresses(config: Config) -> list[str]:
     return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts]
 
 
-# -- upkeep: room on the disk ----------------------------------------------------
-
-UPKEEP_LOOK = 60.0  # seconds between two looks of the keeper
-UPKEEP_SECONDS = 3600.0  # between two times that it looks for logs and checkouts which can go
-STALE_SECONDS = 7 * 86400  # a checkout that was not used for so long goes by itself
-GROWN_LOOSE, GROWN_PACKS = 2000, 20  # objects and packs of which git maintenance makes one pack
-TENDED_SECONDS = 6 * 3600  # between two git maintenances of a repo by itself
-UNREACHABLE_KEPT = "2.weeks.ago"  # of objects that no ref reaches: a job may still work with them
-SERVING_REFS = "refs/forge/upkeep/"  # what jobs and base are at while git maintenance runs
-LOW_INODES = 10_000
-
-
-class Room(NamedTuple):
-    """How much room a disk has, in bytes and files; 0 of 0 files where the file system does not count them."""
-
-    free: int
-    total: int
-    free_files: int
-    files: int
-
-    @property
-    def low(self) -> bool:
-        """Whether it is time to make room: less than 1 GiB, or 5 % of a small disk (up to 5 GiB), or few files are left."""
-        few = self.files > 0 and self.free_files < min(LOW_INODES, self.files // 20)
-        return few or self.free < max(1 << 30, min(self.total // 20, 5 << 30))
-
-    @property
-    def words(self) -> str:
-        files = f", {100 * self.free_files // self.files} % of the inodes" if self.files else ""
-        return f"{spell_bytes(self.free)} free ({100 * self.free // max(1, self.total)} %{files})"
-
-
-def room_at(path: Path) -> Room:
-    """The room where a path lies. Raises OSError."""
-    facts = os.statvfs(path)
-    return Room(facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize, facts.f_favail, facts.f_files)
-
-
-def scarce_room(config: Config) -> Room:
-    """The room of the data directory, or where the repos lie, if that is low. Raises OSError."""
-    here, there = room_at(config.data_dir), room_at(config.repos)
-    return there if there.low and not here.low else here
-
-
-def taken_by(path: Path, until: float = math.inf) -> tuple[int, bool]:
-    """The bytes that a file or a directory takes on the disk; whether all was counted before `until` (monotonic seconds)."""
-    taken, todo = 0, [str(path)]
-    while todo:
-        if time.monotonic() > until:
-            return taken, False
-        here = todo.pop()
-        with contextlib.suppress(OSError):  # it is gone by now
-            facts = os.lstat(here)
-            taken += 512 * facts.st_blocks
-            if stat.S_ISDIR(facts.st_mode):
-                with os.scandir(here) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            todo.append(entry.path)
-                        else:
-                            taken += 512 * entry.stat(follow_symlinks=False).st_blocks
-    return taken, True
-
-
-@dataclass
-class Pruned:
-    """What was removed, or would be: how many of each kind, their bytes, and what was left alone for now and why."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    sizes: Counter[str] = field(default_factory=Counter)
-    left: list[str] = field(default_factory=list)
-
-    def add(self, kind: str, size: int = 0, count: int = 1) -> None:
-        self.counts[kind] += count
-        self.sizes[kind] += size
-
-    def view(self, dry: bool) -> dict[str, Any]:
-        """As programs see it."""
-        kinds = ("logs", "checkouts", "refs", "repos")
-        removed = {kind: {"count": self.counts[kind], "bytes": self.sizes[kind]} for kind in kinds}
-        return {"dry_run": dry, "freed_bytes": sum(self.sizes.values()), "removed": removed, "left": self.left}
-
-
-def spell_pruned(view: Mapping[str, Any]) -> str:
-    """What was pruned, or would be, in a few words."""
-    verbs = {"logs": "removed", "checkouts": "removed", "refs": "removed", "repos": "packed"}
-    parts = [
-        f"{plural(found['count'], kind[:-1])} {'would be ' if view['dry_run'] else ''}{verbs[kind]}"
-        + (f" ({spell_bytes(found['bytes'])})" if found["bytes"] else "")
-        for kind, found in view["removed"].items()
-        if found["count"]
-    ]
-    would = "would be freed, without what git saves" if view["dry_run"] else "freed"
-    return f"{', '.join(parts)}; {spell_bytes(view['freed_bytes'])} {would}" if parts else "nothing to prune"
-
-
-@contextlib.contextmanager
-def upkeep_turn(directory: Path) -> Iterator[None]:
-    """Have upkeep for oneself: one at a time, and none while a backup is made (README.md). Raises Refused(409), OSError."""
-    with open(os.open(directory / "upkeep", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "rb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(409, "a backup is made, or somebody else prunes just now; do it again when that is done") from None
-        yield
-
-
-def prune(engine: Engine, days: int, dry: bool = False, by_itself: bool = False) -> Pruned:
-    """Remove logs of jobs that finished so many days ago (0: none), checkouts and refs of no more use; then git maintenance.
-
-    By itself it leaves checkouts that were used lately. A `dry` run removes nothing. Raises Refused(409), OSError.
-    """
-    done, moment = Pruned(), at_time(time.time() - days * 86400) if days else ""
-
-    def is_old(job_id: int) -> bool:
-        """Whether a job finished so many days ago."""
-        with engine.lock:
-            job = engine.ledger.job(job_id)
-        return bool(job and job.finished_at and job.finished_at < moment)
-
-    with upkeep_turn(engine.config.data_dir):
-        for job_id, folder in list_logs(engine.config.data_dir / "logs", None, None) if days else ():
-            if is_old(job_id):
-                prune_log(folder / f"{job_id}.log", done, dry)
-        prune_checkouts(engine, STALE_SECONDS if by_itself else 0, done, dry)
-        for name in engine.repo_names():
-            try:
-                with engine.lock:
-                    in_use = {job.id for job in engine.state.jobs.values()}
-                done.add("refs", count=drop_tested(engine.usable(name), in_use, is_old, dry))
-                if not by_itself:
-                    tend_repo(engine, name, done, dry)
-            except (Refused, GitError, OSError) as error:
-                done.left.append(f"{name}: {error}")
-    return done
-
-
-def prune_log(path: Path, done: Pruned, dry: bool) -> None:
-    """Remove a log. Who reads it just now reads on."""
-    with contextlib.suppress(FileNotFoundError):
-        taken = 512 * path.stat().st_blocks
-        if not dry:
-            path.unlink()
-        done.add("logs", taken)
-
-
-def prune_checkouts(engine: Engine, unused: float, done: Pruned, dry: bool) -> None:
-    """Remove the checkouts that no job has used for so many seconds; never one that a job has."""
-    for slot in sorted((engine.config.data_dir / "work").glob("*/[0-9]*")):
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            key = slot.parent.name, int(slot.name)
-            age = time.time() - slot.stat().st_mtime  # each use makes its tmp anew
-            if age < unused or key in checkouts_in_use(engine):
-                continue
-            taken, _ = taken_by(slot)
-            with engine.lock:  # a job that starts now takes another
-                busy = key in checkouts_in_use(engine)
-                if not busy:
-                    engine.slots[key] = 0
-            if not busy:
-                try:
-                    if not dry:
-                        discard(slot, engine.trash)
-                    done.add("checkouts", taken)
-                finally:
-                    with engine.lock:
-                        engine.slots.pop(key, None)
-    engine.littered.set()
-
-
-def checkouts_in_use(engine: Engine) -> set[tuple[str, int]]:
-    """The (repo, number) of the checkouts that jobs have, or had when the server ended."""
-    with engine.lock:
-        running = [job for job in engine.state.live_jobs() if job.status == "running"]
-        return {*engine.slots, *((job.repo, job.checkout) for job in running if job.checkout is not None)}
-
-
-def has_grown(repo: Path) -> bool:
-    """Whether a repo has so many loose objects or packs that git gets slow; the first are estimated as git does it."""
-    with contextlib.suppress(FileNotFoundError):
-        if 256 * len(os.listdir(repo / "objects/17")) > GROWN_LOOSE:
-            return True
-    return len(list((repo / "objects/pack").glob("*.pack"))) > GROWN_PACKS
-
-
-def tend_repo(engine: Engine, name: str, done: Pruned, dry: bool = False) -> None:
-    """Git maintenance of a repo in which no job runs: one pack of what its refs reach, packed refs. Raises Refused, GitError.
-
-    What no ref reaches is kept for two weeks. A job may work longer than that with a commit that was base once, and begin
-    while this goes on: refs name what jobs and base are at meanwhile.
-    """
-    path = engine.usable(name)
-    with engine.lock:
-        jobs = engine.state.live_jobs(name)
-        known = engine.state.repos.get(name, Repo())
-        named = {known.tip, *(commit for job in jobs for commit in (job.commit, job.base, job.tested))} - {None}
-    if any(job.status == "running" for job in jobs):
-        done.left.append(f"{name}: a job runs in it; git maintenance waits until it has ended")
-        return
-    if git(path, "config", "--get-all", "gc.recentObjectsHook", ok=(0, 1)):
-        why = f"gc.recentObjectsHook is set, a program of the repo that is not run here: git -C {path} config --unset-all"
-        done.left.append(f"{name}: {why} gc.recentObjectsHook; git maintenance waits until then")
-        return
-    if dry:
-        done.add("repos")
-        return
-    before = taken_by(path / "objects")[0]
-    listed = git(path, "for-each-ref", "--format=%(objectname) %(refname)", SERVING_REFS).split("\n")[:-1]
-    left = [(ref, commit, None) for commit, _, ref in (line.partition(" ") for line in listed)]
-    asked = "".join(f"{commit}\n" for commit in sorted(named, key=str))
-    there = [line for line in git(path, "cat-file", "--batch-check=%(objectname)", text=asked).split() if line in named]
-    if left:  # an earlier maintenance was killed
-        move_refs(path, left)
-    move_refs(path, [(f"{SERVING_REFS}{commit}", "0" * len(commit), commit) for commit in there])
-    try:
-        with engine.turn(name):
-            refs = git(path, "for-each-ref", "--format=%(refname).lock").split("\n")[:-1]
-            git_locking(path, ["packed-refs.lock", "packed-refs.new", *refs], "pack-refs", "--all", "--prune")
-        collect_garbage(engine, path)
-    finally:
-        move_refs(path, [(f"{SERVING_REFS}{commit}", commit, None) for commit in there])
-    done.add("repos", max(0, before - taken_by(path / "objects")[0]))
-
-
-def collect_garbage(engine: Engine, repo: Path) -> None:
-    """Run git gc, behind all others; it ends early when the server does. Raises GitError."""
-    settings = {"gc.packRefs": "false", "gc.writeCommitGraph": "false", "pack.threads": "1", "pack.windowMemory": "128m"}
-    chosen = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
-    args = (*chosen, "gc", "--quiet", "--cruft", f"--prune={UNREACHABLE_KEPT}")
-    with git_process(repo, args, None, True) as process:
-        try:
-            os.setpriority(os.PRIO_PROCESS, process.pid, 10)
-            while process.returncode is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    _, said = process.communicate(timeout=0.5)
-                if engine.closing:
-                    end_git(process, signal.SIGTERM)  # it removes its half-made pack
-        finally:
-            end_git(process)
-    if process.returncode:
-        raise GitError(("gc",), process.returncode, said.decode("utf-8", "replace"))
-
-
-LINE_MOST = 1000  # commits of base's own line among which somebody may roll back, or put one on hold
-UNDONE_NAMED = 20  # commits that the message of a rollback names
-DEPLOYMENTS_BEFORE = 50  # among which those are that a deployment took the place of
-BROUGHT_WALK, BROUGHT_NAMED, AUTHORS_NAMED = 1000, 20, 10  # commits of a deployment that are looked at, shown; their authors
-
-
-def as_pairs(inputs: Mapping[str, str]) -> list[dict[str, str]]:
-    """Inputs and their commits, as a hold and its record have them."""
-    return [{"input": name, "commit": commit} for name, commit in inputs.items()]
-
-
-def built_on(line: Mapping[str, Landed], commit: str) -> dict[str, Landed]:
-    """What a commit of base has of base's own line, newest first: what a rollback took back is left out."""
-    found = {}
-    while landed := line.get(commit):
-        found[commit] = landed
-        commit = landed.rollback_to if landed.is_rollback else landed.parents.split(" ")[0]
-    return found
-
-
-def taken_back(line: Mapping[str, Landed], tip: str, target: str) -> list[Landed]:
-    """The commits of base that a rollback from `tip` to `target` takes back, oldest first.
-
-    Not what an earlier one took back already (its hold may have been lifted since), but what one brought again.
-    """
-    kept = built_on(line, target)
-    return [landed for commit, landed in built_on(line, tip).items() if commit not in kept][::-1]
-
-
-def holds_of(
-    undone: Iterable[Landed], tree: str, locks: Mapping[str, Mapping[str, str]], kept: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """The holds on commits of base (oldest first) that a rollback to `tree` takes back, for their records.
-
-    `locks` has the locked inputs of the commits and their first parents, `kept` those of the commit gone back to. A rollback
-    brought nothing, and what base has again is not held.
-    """
-    placed = []
-    for landed in undone:
-        if landed.tree == tree or landed.is_rollback:
-            continue
-        before = locks.get(landed.parents.split(" ")[0], {})
-        brought = bumped_inputs(kept, bumped_inputs(before, locks[landed.commit]))
-        placed.append({"commit": landed.commit, "tree": landed.tree, "inputs": as_pairs(brought)})
-    return placed
-
-
-def lifted_by(holds: Sequence[Hold], target: str, tree: str) -> list[str]:
-    """The commits whose holds end when base goes to a commit (and its tree) on purpose: its own, and what it was built on.
-
-    That is what the same rollback took back before it.
-    """
-    lifted = []
-    for number, hold in enumerate(holds):
-        if hold.commit == target or hold.tree == tree:
-            lifted += [one.commit for one in holds[:number] if one.rollback and one.rollback == hold.rollback]
-            lifted.append(hold.commit)
-    return list(dict.fromkeys(lifted))
-
-
-def held_by(repo: str, holds: Iterable[Hold], tree: str, before: Mapping[str, str], after: Mapping[str, str]) -> Held | None:
-    """The first hold on what a merge would bring: its tree, or an input locked as on hold. `before` and `after` are the locks."""
-    brought = bumped_inputs(before, after)
-    for hold in holds:
-        found = [(pair["input"], pair["commit"]) for pair in hold.inputs if brought.get(pair["input"]) == pair["commit"]]
-        back = [f"the input {name} at {commit[:12]}" for name, commit in found]
-        back += [f"the tree of {hold.commit[:12]}"] if hold.tree == tree else []
-        if back:
-            since = f"on hold since {hold.since[:16].replace('T', ' ')} UTC ({hold.reason})"
-            lift = f"forge hold {repo} {hold.commit[:12]} --lift"
-            return Held(hold.commit, f"it would bring back {' and '.join(back[:3])}, {since}; to let it through: {lift}")
-    return None
-
-
-def hold_view(repo: str, hold: Hold) -> dict[str, Any]:
-    """A hold as programs see it."""
-    return {"repo": repo, **vars(hold)}
-
-
-class Brought(NamedTuple):
-    """What a deployment brings: base's own line, newest first, and the commits that people wrote."""
-
-    line: tuple[Landed, ...] = ()
-    commits: tuple[Commit, ...] = ()  # the newest of them
-    written: int = 0  # how many of them there are
-    authors: tuple[tuple[str, int], ...] = ()  # those who wrote most, and how many
-    whole: bool = True  # whether all were looked at
-
-
-def brought_of(walk: Sequence[tuple[Landed, str]], tip: str, whole: bool) -> Brought:
-    """What a deployment of `tip` brings, from the commits with their authors (pure)."""
-    commits = {landed.commit: landed for landed, _ in walk}
-    line, at = [], tip
-    while at in commits:
-        line.append(commits[at])
-        at = commits[at].parents.split(" ")[0]
-    ours = {landed.commit for landed in line if landed.claims}
-    written = [(landed, author) for landed, author in walk if landed.commit not in ours]
-    shown = [Commit(landed.commit, author[:100], landed.authored_at, landed.subject) for landed, author in written]
-    authors = Counter(author[:100] for _, author in written).most_common(AUTHORS_NAMED)
-    return Brought(tuple(line), tuple(shown[:BROUGHT_NAMED]), len(written), tuple(authors), whole)
-
-
-def read_brought(repo: Path, base: str, tip: str) -> Brought:
-    """What base gained from `base` ("": from nothing) to `tip`. Raises GitError."""
-    how = (f"--max-count={BROUGHT_WALK + 1}", "--topo-order", *([f"^{base}"] if base else []))
-    landed = [Landed(*(word[:200] for word in one)) for one in read_landed(repo, tip, *how).values()]  # it is kept
-    text = "".join(f"{one.commit}\n" for one in landed)
-    names = git(repo, "log", "--no-walk=unsorted", "--stdin", "-z", "--format=%an", text=text).split("\0") if text else []
-    walk = list(zip(landed, names, strict=False))
-    return brought_of(walk[:BROUGHT_WALK], tip, len(walk) <= BROUGHT_WALK)
-
-
-def deployment_view(engine: Engine, job: Job, before: Iterable[Job]) -> dict[str, Any]:
-    """A deployment as programs see it, with what it brought and which deployments it took the place of; git is asked once.
-
-    `before` are the deployments before it, newest first.
-    """
-    brought, trouble = Brought(), None
-    try:
-        brought = engine.brought(job.repo, job.base or "", job.commit)
-    except GitError as error:
-        trouble = f"git cannot tell what it brought: {error}"
-    with engine.lock:
-        found = {one.commit: engine.ledger.merge_by(job.repo, one.commit) for one in brought.line if one.claims}
-        view = {**job_view(engine, job), **trail(engine.ledger, job=job)}
-    merges = [merge_view(merge) for merge in found.values() if merge]
-    direct = [one for one in brought.line if not found.get(one.commit)]
-    pushed = [{"commit": one.commit, "subject": one.subject, "authored_at": one.authored_at} for one in direct]
-    never_ran = itertools.takewhile(lambda other: other.base == job.base and not (other.started_at or other.live), before)
-    instead = [other for other in never_ran if other.commit != job.commit]
-    rest = itertools.dropwhile(lambda merge: not instead or merge["merge_commit"] != instead[0].commit, merges)
-    about: dict[str, Any] = {"merges": merges, "pushed": pushed, "commits": [commit._asdict() for commit in brought.commits]}
-    about |= {"commit_count": brought.written, "authors": [{"name": name, "commits": n} for name, n in brought.authors]}
-    about |= {"whole": brought.whole, "trouble": trouble, "includes": [other.id for other in instead]}
-    about["included"] = [merge["branch"] for merge in rest]
-    return {**view, **about, "diff_url": f"{engine.url}/r/{job.repo}/deployments/{job.id}" if job.base else None}
-
-
-RAW_LOG = "log"  # in running/<id>: what a deployment prints, which nobody is shown
-MASK_SECONDS = 0.1
-SECRET_LEAST, SECRET_MOST = 8, 256  # bytes of a text that is masked; a longer one is masked in parts
-SECRET_FILES, SECRET_BYTES = 1000, 1 << 16  # that are looked at, and of each
-SECRET_TEXTS = 2000
-NO_SECRETS = frozenset(b"password username postgres localhost disabled required undefined production 127.0.0.1".split())
-
-
-def has_secrets(config: Config) -> bool:
-    """Whether a deployment may know something that is to be masked."""
-    return bool(config.secrets_dir or config.password_file or config.password)
-
-
-def secret_files(secrets_dir: Path) -> Iterator[Path]:
-    """The files that hold secrets, links followed; what is public of ssh is left out."""
-    for folder, _, names in os.walk(secrets_dir, followlinks=True):
-        public = {"config", "known_hosts"} if Path(folder) == secrets_dir / "ssh" else set()
-        yield from (Path(folder) / name for name in names if name not in public and not name.endswith(".pub"))
-
-
-def secret_texts(content: bytes) -> Iterator[bytes]:
-    """What of a secret is masked in logs: each line, and the value in `NAME=value`; long ones in parts."""
-    for line in map(bytes.strip, content.split(b"\n")):
-        named = re.match(rb"(?:export\s+)?[A-Za-z_]\w*=(.*)", line)
-        for text in (line, named[1].strip(b" \t\r\"'")) if named else (line,):
-            ends = [*range(SECRET_MOST, len(text) - SECRET_LEAST, SECRET_MOST), len(text)]
-            yield from filter(is_telling, (text[start:end] for start, end in zip([0, *ends], ends, strict=False)))
-
-
-def is_telling(text: bytes) -> bool:
-    """Whether to mask a text hides something, and leaves logs legible: it is not short, common, or the address of a file."""
-    common = text.lower() in NO_SECRETS or re.fullmatch(rb"-----(BEGIN|END) [A-Z0-9 ]+-----", text)
-    known = common or (text.startswith(b"/") and b"\0" not in text and os.path.lexists(text))
-    return len(text) >= SECRET_LEAST and len(set(text)) > 4 and not known
-
-
-def masked(block: bytes, texts: Iterable[bytes]) -> bytes:
-    """A block in which each byte that belongs to one of the texts is a star (pure)."""
-    clean = bytearray(block)
-    for text in texts:
-        place = block.find(text)
-        while place >= 0:
-            clean[place : place + len(text)] = b"*" * len(text)
-            place = block.find(text, place + 1)
-    return bytes(clean)
-
-
-def secret_begins(block: bytes, texts: Sequence[bytes]) -> int:
-    """From where on the end of a block may be the beginning of one of the texts, which are sorted (pure)."""
-    for place in range(max(0, len(block) - max(map(len, texts), default=0)), len(block)):
-        rest = block[place:]
-        nearest = bisect_left(texts, rest)
-        if nearest < len(texts) and texts[nearest].startswith(rest) and texts[nearest] != rest:
-            return place
-    return len(block)
-
-
-class Mask:
-    """Copies what a deployment prints (`raw`) into its log (`served`), byte for byte but for secrets, which become stars.
-
-    So nothing that reads logs needs to know of it. The log is always as long as what has been looked at: who goes on
-    with it, after a crash too, looks back for what began before, and knows all there is to know.
-    """
-
-    def __init__(self, config: Config, raw: Path, served: Path):
-        self.config, self.raw, self.served = config, raw, served
-        self.lock = threading.Lock()  # guards the log and all below
-        self.texts: list[bytes] = []  # sorted; what has been a secret while the job ran stays one
-        self.seen: object = None  # by what the files are known again
-
-    def copy(self, ended: bool = False) -> None:
-        """Bring the log up to date, but for what may be the beginning of a secret as long as the job goes on. Raises OSError."""
-        with self.lock, contextlib.ExitStack() as files:
-            try:
-                raw = files.enter_context(open(self.raw, "rb", buffering=0, opener=open_log))
-            except FileNotFoundError:  # the job has ended, and its log is whole
-                return
-            self.served.parent.mkdir(parents=True, exist_ok=True)
-            served = files.enter_context(open(self.served, "ab", buffering=0))
-            done, size = served.tell(), min(os.fstat(raw.fileno()).st_size, LOG_OVER * self.config.log_limit)
-            if size < done:  # the job has cut it, as a shell does with `>/dev/stdout`
-                served.truncate(0)
-                done = 0
-            if done < size or self.seen is None:
-                self._look()
-            reach = max(map(len, self.texts), default=1) - 1
-            while done < size:
-                start = max(0, done - reach)
-                raw.seek(start)
-                block = raw.read(min(size - start, reach + FIND_BLOCK))
-                whole = ended and start + len(block) >= size
-                clean = masked(block, self.texts)[done - start : None if whole else secret_begins(block, self.texts)]
-                if not clean:
-                    break
-                done += served.write(clean)
-
-    def _look(self) -> None:
-        """Read the secrets again if their files are others by now."""
-        files = secret_files(self.config.secrets_dir) if self.config.secrets_dir else ()
-        marks: dict[Path, tuple[int, ...]] = {}
-        for path in [*filter(None, [self.config.password_file]), *itertools.islice(files, SECRET_FILES)]:
-            with contextlib.suppress(OSError):  # what we cannot read the job cannot either
-                facts = path.stat()
-                if stat.S_ISREG(facts.st_mode):
-                    marks[path] = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
-        if marks == self.seen:
-            return
-        contents = [] if self.config.password_file else [(self.config.password or "").encode("utf-8", "surrogateescape")]
-        for path in marks:
-            with contextlib.suppress(OSError), open(path, "rb") as file:
-                contents.append(file.read(SECRET_BYTES))
-        texts = set(self.texts).union(*map(secret_texts, contents))
-        if len(texts) > SECRET_TEXTS or len(marks) >= SECRET_FILES:
-            log(f"there are more secrets than are masked in logs, at most {SECRET_FILES} files and {SECRET_TEXTS} lines")
-        self.texts, self.seen = sorted(itertools.islice(texts, SECRET_TEXTS)), marks
-
-
 ###############################################################################
 # web: who may come in
 ###############################################################################
+
 
 SESSION_SECONDS = 7 * 86400
 WRONG_PASSWORDS, WRONG_SECONDS = 10, 60.0
@@ -7722,6 +7770,7 @@ def same(given: str, right: str) -> bool:
 ###############################################################################
 # web: the app
 ###############################################################################
+
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -8933,23 +8982,9 @@ def create_app(environ: Mapping[str, str] | None = None) -> Web:
     return app
 
 
-def write_address(engine: Engine) -> None:
-    """Tell hooks and the command line on this machine where the server listens."""
-    current = refresh(engine.config.data_dir / "address", f"{engine.config.listen_url(engine.port)}\n")
-    engine.starved = engine.starved or not current  # it is written when there is room
-
-
 ###############################################################################
 # command line: one small function a verb, over HTTP; only the server writes the journal
 ###############################################################################
-
-
-class Fault(Exception):
-    """Ends a command with an exit code and one line on standard error."""
-
-    def __init__(self, code: int, text: str, answer: bytes = b""):
-        super().__init__(text)
-        self.code, self.answer = code, answer  # what the server said, if it did
 
 
 class Client:
