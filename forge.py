@@ -5099,6 +5099,7 @@ class Engine:
             while what in taken:
                 left = taken[what] + BUSY_SECONDS - time.monotonic() if getattr(self.hasty, "on", False) else None
                 if left is not None and left <= 0:
+                    self.hurry = True  # a push that is told to wait is kept for the next scan
                     raise Refused(
                         503,
                         f"git has been at work in {name} for {BUSY_SECONDS:.0f} seconds and more; do it again in a moment",
