@@ -18,7 +18,7 @@ import threading
 import time
 import tracemalloc
 import wsgiref.util
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -396,6 +396,25 @@ def door(tmp_path: Path) -> forge.Door:
     for name in ("token", "hook-token", "session-key"):
         (tmp_path / name).write_text(name)
     return forge.Door(forge.load_config({"FORGE_DATA_DIR": str(tmp_path), "FORGE_MERGE_PASSWORD": PASSWORD}))
+
+
+def test_no_guess_slips_through_while_others_are_counted(door: forge.Door) -> None:
+    class Slow(deque[float]):
+        """Takes a moment to be counted, in which others could come by."""
+
+        def __len__(self) -> int:
+            time.sleep(0.02)
+            return super().__len__()
+
+    door.wrong = Slow()
+
+    def guess(number: int) -> int:
+        with pytest.raises(forge.Refused) as refused:
+            door.check_password(f"guess {number}")
+        return refused.value.status
+
+    with ThreadPoolExecutor(30) as pool:
+        assert Counter(pool.map(guess, range(30))) == {401: forge.WRONG_PASSWORDS, 429: 30 - forge.WRONG_PASSWORDS}
 
 
 def test_the_wait_is_a_minute_at_the_most(door: forge.Door, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -12,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import clean_environ
+from conftest import ROOT, clean_environ
 from floods import Source, bomb
 
 import forge
@@ -169,3 +172,64 @@ def test_trash_of_any_size_is_removed_a_part_at_a_time(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert not list(trash.iterdir()) and peak < 1_000_000, peak
+
+
+def test_a_checkout_in_which_very_much_was_left_is_thrown_away_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, trash = tmp_path / "slot/tree", tmp_path / "trash"
+    for folder in (tree, trash):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(forge, "MOST_LEFT", 5)
+    for count, well in ((5, True), (6, False)):
+        for number in range(count):
+            (tree / f"left-{number}").touch()
+        with contextlib.nullcontext() if well else pytest.raises(forge.Surprise):
+            forge.sweep_tree(tree, set(), trash)
+
+
+def test_a_checkout_of_very_many_files_is_made_anew_each_time(
+    bare: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot, trash = tmp_path / "slot", tmp_path / "trash"
+    trash.mkdir()
+    tree = forge.fill_checkout(slot, trash, bare.path, bare.git("rev-parse", "main"))
+    forge.tidy_checkout(slot, trash, bare.path)
+    assert (tree / "one").exists()
+    monkeypatch.setattr(forge, "INDEX_BYTES", 10)  # its paths would have to be in memory
+    forge.tidy_checkout(slot, trash, bare.path)
+    assert not slot.exists()
+
+
+LITTER = """
+import sys, threading, psutil
+sys.path.insert(0, sys.argv[1])
+import forge
+if sys.argv[2] == "give":
+    forge.give_memory_back()
+def work():
+    small = []
+    for _ in range(3):
+        large = []
+        for _ in range(50):
+            large.append(bytes(200_000))
+            small.append(bytes(2000))  # what stays lies between what goes
+        del large
+    kept.append(small)
+kept = []
+threads = [threading.Thread(target=work) for _ in range(8)]
+before = psutil.Process().memory_info().rss
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other settings")
+def test_what_was_large_goes_back_to_the_system() -> None:
+    def left(how: str) -> int:
+        words = [sys.executable, "-c", LITTER, str(ROOT), how]
+        return int(subprocess.run(words, env=clean_environ(), capture_output=True, text=True, check=True).stdout)
+
+    given, kept = left("give"), left("keep")
+    assert 3 * given < kept, (given, kept)
