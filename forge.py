@@ -1069,8 +1069,7 @@ class Tally:
         if record.get("started_at"):
             if record.get("duration") is not None:
                 self.durations.setdefault(record["kind"], Histogram()).add(record["duration"])
-            with contextlib.suppress(ValueError):  # a time as another version wrote it
-                self.waits.add(max(0.0, seconds_of(record["started_at"]) - seconds_of(record["created_at"])))
+            self.waits.add(max(0.0, seconds_of(record["started_at"]) - seconds_of(record["created_at"])))
 
     def add_merge(self, record: Mapping[str, Any]) -> None:
         key = (record["repo"], record.get("how", ""))
@@ -1346,11 +1345,12 @@ PART_CHECKS: dict[str, Callable[[Any], bool]] = {  # of what is in a list
     "stopping": lambda part: type(part) is str,
     "jobs": lambda part: type(part) is int,
 }
+TIME_FIELDS = ("at", "created_at", "started_at", "finished_at", "merged_at")
 MOST_LOST_JOBS = 1_000_000  # whose records may be missing between two others
 
 
 def check_record(state: State, record: Mapping[str, Any]) -> None:
-    """Let pass what the folds and the indexes can work with. Raises LookupError, TypeError, AttributeError."""
+    """Let pass what the folds and the indexes can work with. Raises LookupError, TypeError, ValueError, AttributeError."""
     event = record["event"]
     if event not in FOLDS:
         return
@@ -1364,6 +1364,9 @@ def check_record(state: State, record: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} is {shorten(value)}")
         if kind is list and name in PART_CHECKS and not all(map(PART_CHECKS[name], value)):
             raise TypeError(f"{name} has a part that is odd: {shorten(value)}")
+    for name in TIME_FIELDS:
+        if record.get(name) is not None:
+            seconds_of(record[name])
     if "repo" in record and record["repo"] not in state.repos and not is_repo_name(record["repo"]):
         raise TypeError(f"repo is {shorten(record['repo'])}")
     if not 0 < record.get("id", 1) <= state.last_job + MOST_LOST_JOBS:

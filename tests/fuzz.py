@@ -498,8 +498,8 @@ class Fuzz:
 
     # -- a run -------------------------------------------------------------------------------------------------
 
-    def round(self, number: int, requests: int = 1500, names: int = 5) -> None:
-        """So many requests, some names and a journal."""
+    def round(self, number: int, requests: int = 1500, names: int = 5, journals: int = 20) -> None:
+        """So many requests, names and damaged journals."""
         quick = settings(
             database=None,
             deadline=None,
@@ -512,7 +512,8 @@ class Fuzz:
         name = st.text(st.characters(codec="utf-8", exclude_characters="\n"), min_size=1, max_size=20) | ODD
         test = given(name=name)(lambda name: self.try_name(name))  # noqa: PLW0108 (hypothesis takes no methods)
         self._note(seed(number)(settings(quick, max_examples=names, phases=[Phase.generate])(test)))
-        self._note(self.try_journal)
+        for _ in range(journals):
+            self._note(self.try_journal)
         self._note(self.restore)
         self._note(self._look)
 

@@ -525,7 +525,25 @@ def test_a_log_that_vanished_is_gone_and_says_so(shared: Server, work: Work) -> 
     assert shared.ended(again)["status"] == "passed" and shared.job_log(again) == b"again\n"
 
 
-ODD_VALUES = [None, True, -1, 2**70, 1.5, "", "x", "\u2028", "\ud800", [], [1], {}, {"x": 1}, [{}], [{"branch": 1}], "9" * 5000]
+ODD_VALUES = [
+    None,
+    True,
+    -1,
+    2**70,
+    1.5,
+    "",
+    "x",
+    "\u2028",
+    "\ud800",
+    "2026-13-45T99:99:99Z",
+    [],
+    [1],
+    {},
+    {"x": 1},
+    [{}],
+    [{"branch": 1}],
+    "9" * 5000,
+]
 EVENTS = [*forge.FOLDS, "of.tomorrow"]
 ODD_FIELDS = [
     *vars(forge.Job(0, "", "", "", "", [], "")),
