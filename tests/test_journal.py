@@ -162,7 +162,7 @@ def test_what_could_not_be_taken_back_is_taken_back_later(tmp_path: Path, monkey
 def test_a_record_with_a_line_separator_is_one_line_also_when_its_writer_did_not_escape_it(tmp_path: Path) -> None:
     event, job = queue_job(1, "app", "pre-merge", (("caf\u2028\x85", "a" * 40),), "push")
     Ledger(tmp_path).record((event, job))
-    record = {"seq": 2, "at": "", "event": event, **job, "id": 2, "branch": "a\u2028b\u0085c"}
+    record = {"seq": 2, "at": job["created_at"], "event": event, **job, "id": 2, "branch": "a\u2028b\u0085c"}
     with open(tmp_path / "jobs.jsonl", "a") as stream:
         stream.write(f" {json.dumps(record, ensure_ascii=False)} \n")
     ledger = Ledger(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import re
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
@@ -490,7 +491,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     app.engine.stop()
 
 
-def call(app: Any, path: str, method: str = "GET", **more: str) -> tuple[int, dict[str, str], bytes]:
+def call(app: Any, path: str, method: str = "GET", **more: Any) -> tuple[int, dict[str, str], bytes]:
     environ = {"PATH_INFO": path, "REQUEST_METHOD": method, "QUERY_STRING": "", "SCRIPT_NAME": "", **more}
     setup_testing_defaults(environ)
     told: list[Any] = []
@@ -616,6 +617,22 @@ def test_logging_in_leads_back_to_any_page(work: Work) -> None:
     form = f"password={quote(PASSWORD)}&to={quote(back[1], safe='')}"
     assert raw(work.server, "POST", "/login", form, Accept="text/html").headers["Location"].endswith(page)
     work.server.idle()
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["//evil.example", "/\\evil.example", "https://evil.example/", "javascript:alert(1)", "/x\r\nX-Odd: 1", "evil", "/é"],
+)
+def test_logging_in_leads_to_no_other_site(shared: Server, target: str) -> None:
+    form = f"password={quote(PASSWORD)}&to={quote(target, safe='')}"
+    answer = raw(shared, "POST", "/login", form, Accept="text/html")
+    assert answer.status == 303 and urlsplit(answer.headers["Location"]).path == "/" and answer.headers["X-Odd"] is None
+    assert urlsplit(answer.headers["Location"]).netloc in ("", shared.url[7:])
+
+
+def test_a_large_body_is_refused_whatever_serves_the_app(app: Any) -> None:
+    said = {"CONTENT_LENGTH": str((1 << 20) + 1), "CONTENT_TYPE": "application/x-www-form-urlencoded", "wsgi.input": io.BytesIO()}
+    assert call(app, "/logout", "POST", **said)[0] == 413
 
 
 def test_pages_run_nothing_but_their_own_files(shared: Server) -> None:
