@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --require-hashes -r
 
+WORKERS ?= $(shell echo $$(($$(nproc) * 2))) # of the tests, most of which wait for git and for jobs
 SOAK_SECONDS ?= 900
 FUZZ_SECONDS ?= 900
 
@@ -15,7 +16,7 @@ test: .venv/test ## everything that must hold before a merge
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/python -m pytest -n auto $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 bench: .venv/run ## figures beside those of the bare commands, in one run
 	@$(BIN)/python tests/bench.py $(ARGS)
