@@ -29,7 +29,7 @@ from urllib.parse import quote
 import bottle
 import psutil
 import pytest
-from conftest import AUTO, PASSWORD, ROOT, Server, Work, needs_browser, wait_for
+from conftest import AUTO, PASSWORD, ROOT, Server, Work, git_after, needs_browser, wait_for
 from test_web import raw
 
 import forge
@@ -284,6 +284,30 @@ def test_repos_in_which_git_needs_long_hold_up_no_merge_elsewhere(make_server: C
     for pipe in pipes:
         let_go(pipe)
     server.idle()
+
+
+def test_a_push_to_a_repo_in_which_git_needs_long_is_kept(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    server = make_server(**git_after(tmp_path / "bin", f"while [ -e {slow} ]; do sleep 0.05; done"))
+    work = server.repo()
+    slow.touch()
+    body = b'{"repo": "app", "updates": []}'
+    first = threading.Thread(target=server.hook, args=(body,), kwargs={"Content_Type": "application/json"})
+    first.start()
+    wait_for(lambda: children_of(server, "git"), "a git that needs long")
+    work.branch("topic", AUTO)
+    said = work.push("topic")
+    assert "the push is accepted; the server is busy with app, and picks it up when it is done with that" in said
+    slow.unlink()
+    first.join()
+    work.landed("topic")
+
+
+def children_of(server: Server, name: str) -> list[psutil.Process]:
+    """The processes of this name that a server has started."""
+    assert server.process
+    found = psutil.Process(server.process.pid).children()
+    return [child for child in found if any(word.endswith(f"/{name}") for word in child.cmdline()[:2])]
 
 
 def test_a_form_of_very_many_fields_is_refused(shared: Server) -> None:
