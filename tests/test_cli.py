@@ -264,7 +264,9 @@ def test_the_demo_twice_without_nix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_demo_serves_until_it_is_told_to_stop(tmp_path: Path, number: int) -> None:
     environ = clean_environ() | {"TMPDIR": str(tmp_path)}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # sh ignores it for what it starts in the background
     process = subprocess.Popen([*FORGE, "demo"], env=environ, stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     assert process.stdout
     said = ""
     while "serving until" not in said:
