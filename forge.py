@@ -1371,7 +1371,7 @@ def check_record(state: State, record: Mapping[str, Any]) -> None:
         raise TypeError(f"repo is {shorten(record['repo'])}")
     if not 0 < record.get("id", 1) <= state.last_job + MOST_LOST_JOBS:
         raise LookupError(f"id is {record['id']}")
-    if len(record.get("jobs", "12")) != 2 or record.get("merges") == []:
+    if len(record.get("jobs", "12")) != 2 or [] in (record.get("merges"), record.get("heads")):
         raise TypeError(f"{event} lacks a part")
 
 

@@ -376,6 +376,19 @@ def test_what_a_job_can_do(boxed: Server) -> None:
 
 
 @needs_bwrap
+@pytest.mark.skipif(not shutil.which("ipcmk"), reason="no ipcmk to make shared memory with")
+def test_what_processes_share_outside_is_not_shared_with_a_job(boxed: Server) -> None:
+    made = subprocess.run(["ipcmk", "--shmem", "4096"], capture_output=True, text=True, check=True).stdout.split()[-1]
+    try:
+        assert made in subprocess.run(["ipcs", "-m"], capture_output=True, text=True, check=True).stdout.split()
+        work = boxed.repo("apart")
+        work.branch("topic", run=f"! ipcs -m | grep -qw {made}\n")
+        assert boxed.ended(work.push_job("topic"))["status"] == "passed"
+    finally:
+        subprocess.run(["ipcrm", "--shmem-id", made], check=True)
+
+
+@needs_bwrap
 def test_a_job_that_fills_tmp_fills_its_own(boxed: Server) -> None:
     work = boxed.repo("fills")
     fill = "for d in /tmp /var/tmp; do head -c 50000000 /dev/zero >$d/fill-$$; (cd $d && seq 70001 75000 | xargs touch); done\n"
