@@ -590,7 +590,8 @@ def test_a_journal_with_lines_of_another_version_is_served(make_server: Callable
     (server.data / "snapshot").unlink()
     write_odd_journal(server.data, list(odd_lines())[part::4])
     server.start()
-    for path in ("/", "/jobs", "/r/app", "/r/app/mr/topic", "/r/app/history", "/r/app/mr/merged"):
+    more = ("/r/app/history", "/r/app/mr/merged", "/r/app/feed.atom", "/r/app/deployments", "/metrics")
+    for path in ("/", "/jobs", "/r/app", "/r/app/mr/topic", *more):
         for kind in ("application/json", "text/html"):
             answer = server.ask(path, Accept=kind)
             assert answer.status in (200, 404), (path, answer.status, answer.body)
