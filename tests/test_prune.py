@@ -229,7 +229,15 @@ def test_the_server_does_it_by_itself(tmp_path: Path, monkeypatch: pytest.Monkey
     for number in ("1", "2"):
         (data / "work/app" / number).mkdir(parents=True)
     os.utime(data / "work/app/2", (0, 0))
-    job = {"id": 1, "repo": "app", "branch": "x", "kind": "pre-merge", "commit": commit, "heads": [], "created_at": old}
+    job = {
+        "id": 1,
+        "repo": "app",
+        "branch": "x",
+        "kind": "pre-merge",
+        "commit": commit,
+        "heads": [{"branch": "x", "commit": commit}],
+        "created_at": old,
+    }
     record = {"seq": 1, "at": old, "event": "job.finished", "status": "failed", "started_at": old, "finished_at": old, **job}
     (data / "jobs.jsonl").write_text(json.dumps(record) + "\n")
     app = forge.create_app(environ)
