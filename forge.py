@@ -1678,7 +1678,8 @@ GIT_ENVIRONMENT["GIT_CONFIG_COUNT"] = str(len(GIT_SETTINGS))
 # These need objects alone, named by ids, and get a git directory of ours instead of the repo's: its config and attributes, which
 # a copied repo brings and a deployment may write, name programs (filters, merge drivers) and change what is printed.
 OBJECT_VERBS = frozenset(
-    "cat-file commit-tree diff-tree hash-object log ls-files ls-tree merge-base merge-tree mktree read-tree rev-list".split()
+    "cat-file checkout commit-tree diff-tree hash-object log ls-files ls-tree merge-base merge-tree mktree read-tree"
+    " rev-list".split()
 )
 PLAIN_CONFIG = {
     "sha1": "repositoryformatversion = 0\n",
@@ -1688,8 +1689,15 @@ PLAIN_CONFIG = {
 }
 
 
+def plain_dirs(repo: Path) -> Path:
+    """Where the git directories without configuration lie for a repo of a data directory."""
+    return repo.parent.parent / "git"
+
+
 def make_plain_dirs(root: Path) -> None:
     """Make the git directories of a data directory that hold nothing but their format. Raises OSError."""
+    for left in root.glob(f"{ATTRIBUTES}*"):  # by a server that was killed
+        shutil.rmtree(left)
     for name, config in PLAIN_CONFIG.items():
         (root / name / "refs").mkdir(parents=True, exist_ok=True)
         write_whole(root / name / "config", f"[core]\n\tbare = true\n\t{config}".encode(), 0o644)
@@ -1704,7 +1712,7 @@ def without_config(repo: Path) -> dict[str, str]:
         shared = os.stat(repo / "objects").st_mode & stat.S_IWGRP  # several users of a group may push
     except OSError as error:
         raise GitError(("config",), 128, f"fatal: {error.filename} cannot be read: {error.strerror}") from None
-    plain = repo.parent.parent / "git" / f"{'sha256' if sha256 else 'sha1'}{'-shared' if shared else ''}"
+    plain = plain_dirs(repo) / f"{'sha256' if sha256 else 'sha1'}{'-shared' if shared else ''}"
     place = str(plain if (plain / "HEAD").exists() else repo)  # there was no room, or no server has made it yet: an audit runs
     return {"GIT_DIR": place, "GIT_OBJECT_DIRECTORY": f"{repo}/objects", "GIT_SHALLOW_FILE": f"{repo}/shallow"}
 
@@ -1721,8 +1729,9 @@ def git_process(
     pipe = subprocess.PIPE
     try:
         held, command = () if keep is None else (keep,), ["git", *args]
+        where = environ.get("GIT_WORK_TREE", repo)
         process = subprocess.Popen(
-            command, cwd=repo, env=env, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=held, start_new_session=group
+            command, cwd=where, env=env, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=held, start_new_session=group
         )
     except FileNotFoundError as error:
         raise GitError(args, 127, f"fatal: {error.filename} is not there") from None
@@ -1950,25 +1959,54 @@ def merge_tree(repo: Path, base: str, head: str) -> Merged:
         return Merged(None, trouble=f"git cannot merge it: {error}")
 
 
-def merge_trees(repo: Path, base: str, heads: Sequence[str]) -> Iterator[tuple[str, Merged]]:
-    """Yield each head with what git makes of it and `base`. Raises GitError at one that git cannot merge with it."""
-    args = ("merge-tree", "--write-tree", "--stdin", "-z", "--name-only")
-    while heads:
-        failure = None
+ATTRIBUTES = "attributes-"  # how directories for them are called, beside the git directories without configuration
+
+
+@contextlib.contextmanager
+def attributes_worktree(repo: Path, commit: str) -> Iterator[Path]:
+    """A directory for a while that has of a commit's worktree only its attribute files. Raises GitError."""
+    place = plain_dirs(repo)
+    try:
+        made = tempfile.TemporaryDirectory(prefix=ATTRIBUTES, dir=place if place.is_dir() else None)
+    except OSError as error:
+        raise GitError(("checkout",), 128, f"fatal: no directory can be made in {place}: {error.strerror}") from None
+    with made as folder:
+        worktree = Path(folder, "worktree")
+        worktree.mkdir()
+        args = ("checkout", "--quiet", commit, "--", ":(glob)**/.gitattributes")
         try:
-            out = git_output(git_process(repo, args), args, "".join(f"{base} {head}\n" for head in heads))
+            git(repo, *args, GIT_WORK_TREE=str(worktree), GIT_INDEX_FILE=f"{folder}/index")
         except GitError as error:
-            if error.code < 0:
+            if "did not match any file" not in error.stderr:  # most commits have none
                 raise
-            failure, out = error, error.out
-        found = list(_parse_merges(out))
-        yield from zip(heads, found, strict=False)
-        heads = heads[len(found) :]
-        if failure and not (heads and "unrelated histories" in failure.stderr):
-            raise failure
-        if heads:  # git gives up at the first without common history; the others come after it
-            yield heads[0], Merged(None, unrelated=True)
-            heads = heads[1:]
+        yield worktree
+
+
+def merge_trees(repo: Path, base: str, heads: Sequence[str]) -> Iterator[tuple[str, Merged]]:
+    """Yield each head with what git makes of it and `base`. Raises GitError at one that git cannot merge with it.
+
+    The attributes of `base` count, as they do for git-merge(1) in a worktree of it. Those that name a program fall back to
+    the three-way merge, since no configuration defines it.
+    """
+    with attributes_worktree(repo, base) as worktree:
+        args = ("merge-tree", "--write-tree", "--stdin", "-z", "--name-only")
+        while heads:
+            failure = None
+            try:
+                process = git_process(repo, args, None, GIT_WORK_TREE=str(worktree))
+                out = git_output(process, args, "".join(f"{base} {head}\n" for head in heads))
+            except GitError as error:
+                if error.code < 0:
+                    raise
+                failure, out = error, error.out
+            found = list(_parse_merges(out))
+            yield from zip(heads, found, strict=False)
+            heads = heads[len(found) :]
+            if failure and not (heads and "unrelated histories" in failure.stderr):
+                raise failure
+            if heads:  # git gives up at the first without common history; the others come after it
+                yield heads[0], Merged(None, unrelated=True)
+                heads = heads[1:]
 
 
 def _parse_merges(text: str) -> Iterator[Merged]:
