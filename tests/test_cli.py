@@ -79,9 +79,11 @@ def test_every_verb_answers_help() -> None:
 
 def test_the_verbs_tell_the_story_of_a_branch(work: Work) -> None:
     cli = work.server.cli
-    work.branch("topic", AUTO, run="echo one; sleep 1; echo two\n")
+    gate = work.gate("go")
+    work.branch("topic", AUTO, run=f"echo one; until [ -e {gate} ]; do sleep 0.05; done; echo two\n")
     job_id = work.push_job("topic")
     assert "is running" in cli("why", work.name, "topic").stdout or "waits" in cli("why", work.name, "topic").stdout
+    gate.touch()
     assert cli("log", str(job_id), "-f").stdout == "one\ntwo\n"
     assert cli("wait", work.name, "topic").returncode == 0
     assert "merged into main" in cli("status", work.name, "topic").stdout
