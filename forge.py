@@ -3039,11 +3039,11 @@ def secrets_folder(config: Config, repo: str, settings: Mapping[str, str]) -> st
     drop = f"or run: {setting} --unset-all forge.secrets"
     if named is not None and root is None:
         raise Refused(409, f"forge.secrets is {named!r}, but FORGE_SECRETS_DIR is not set; set it, {drop}")
-    if root is None or not (named or is_folder(root / "repos")):
+    if root is None or not (named or is_secrets_folder(root / "repos")):
         return None
     name = named or repo
     folder = root / "repos" / name
-    if is_folder(root / "repos") and is_folder(folder):
+    if is_secrets_folder(root / "repos") and is_secrets_folder(folder):
         check_secrets_folder(root, folder)
         return name
     if named:
@@ -3051,7 +3051,7 @@ def secrets_folder(config: Config, repo: str, settings: Mapping[str, str]) -> st
     return ""
 
 
-def is_folder(place: Path) -> bool:
+def is_secrets_folder(place: Path) -> bool:
     """Whether there is a folder with secrets. Raises Refused when something else is there, or it cannot be told."""
     try:
         if stat.S_ISDIR(place.stat().st_mode):

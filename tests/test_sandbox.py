@@ -489,7 +489,14 @@ def parted(lair: Lair) -> Path:
     for folder in (kept / "two", keys / "repos/one", keys / "repos/team", keys / "repos/stray"):
         folder.mkdir(parents=True)
     (lair.root / "now").symlink_to(kept)
-    for file in (kept / "one", kept / "two/token", keys / "repos/team/token", keys / "repos/stray/token", keys / "token"):
+    for file in (
+        kept / "one",
+        kept / "two/token",
+        kept / "two/more",
+        keys / "repos/team/token",
+        keys / "repos/stray/token",
+        keys / "token",
+    ):
         file.write_text(f"secret of {file.relative_to(lair.root)}\n")
         file.chmod(0o600)
     (keys / "repos/one/token").symlink_to(lair.root / "now/one")
@@ -515,6 +522,7 @@ def ways_to_secrets(keys: Path, data: Path) -> dict[str, str]:
         "where that is": f"{kept}/one",
         "two": f"{keys}/repos/two/token",
         "what two leads to": f"{now}/two/token",
+        "more of that": f"{kept}/two/more",
         "team": f"{keys}/repos/team/token",
         "stray": f"{keys}/repos/stray/token",
         "by proc": f"/proc/1/root{keys}/token",
@@ -538,7 +546,13 @@ echo "names: $(cd %s 2>/dev/null && find . ! -type d | sort | xargs)"
     ("repo", "setting", "seen", "own", "names"),
     [
         ("one", None, {"one", "what one leads to"}, "secret_of_kept.d/4/one", "./repos/one/token"),
-        ("two", None, {"two", "what two leads to"}, "secret_of_kept.d/4/two/token", "./repos/two/token"),
+        (
+            "two",
+            None,
+            {"two", "what two leads to", "more of that"},
+            "secret_of_kept.d/4/two/token",
+            "./repos/two/more ./repos/two/token",
+        ),
         ("three", None, set(), "none", ""),
         (
             "four",
@@ -547,7 +561,13 @@ echo "names: $(cd %s 2>/dev/null && find . ! -type d | sort | xargs)"
             "secret_of_parted/repos/team/token",
             "./repos/team/linked ./repos/team/token",
         ),
-        ("five", "two", {"two", "what two leads to"}, "secret_of_kept.d/4/two/token", "./repos/two/token"),
+        (
+            "five",
+            "two",
+            {"two", "what two leads to", "more of that"},
+            "secret_of_kept.d/4/two/token",
+            "./repos/two/more ./repos/two/token",
+        ),
     ],
 )
 def test_a_deployment_sees_the_secrets_of_its_own_repo_alone(
