@@ -317,6 +317,7 @@ class Job:
     checkout: int | None = None
     timeout: int | None = None
     sandboxed: bool = False
+    secrets: str | None = None  # the folder with its secrets, see `secrets_folder`
     stopping: list[str] | None = None  # [status, reason] once it has been told to stop
 
     @property
@@ -3059,15 +3060,90 @@ SECRET_TEXTS = 2000
 NO_SECRETS = frozenset(b"password username postgres localhost disabled required undefined production 127.0.0.1".split())
 
 
-def has_secrets(config: Config) -> bool:
-    """Whether a deployment may know something that is to be masked."""
-    return bool(config.secrets_dir or config.password_file or config.password)
+def secrets_folder(config: Config, repo: str, settings: Mapping[str, str]) -> str | None:
+    """Which folder of FORGE_SECRETS_DIR/repos holds the secrets of a repo's deployments, by name.
+
+    None: there is no such division, all see the whole directory. "": the repo has none. `settings` are those of its
+    config. Raises Refused with what to mend: a deployment does not start with other secrets than it is meant to have.
+    """
+    named, root = settings.get("forge.secrets"), config.secrets_dir
+    setting = f"git -C {config.repo(repo)} config"
+    if named is not None and not is_repo_name(named):
+        raise Refused(
+            409,
+            f"forge.secrets is {shorten(named)}, but must be the name of a folder in FORGE_SECRETS_DIR/repos; "
+            f"run: {setting} forge.secrets NAME",
+        )
+    drop = f"or run: {setting} --unset-all forge.secrets"
+    if named is not None and root is None:
+        raise Refused(409, f"forge.secrets is {named!r}, but FORGE_SECRETS_DIR is not set; set it, {drop}")
+    if root is None or not (named or is_secrets_folder(root / "repos")):
+        return None
+    name = named or repo
+    folder = root / "repos" / name
+    if is_secrets_folder(root / "repos") and is_secrets_folder(folder):
+        check_secrets_folder(root, folder)
+        return name
+    if named:
+        raise Refused(409, f"forge.secrets is {named!r}, but there is no folder {folder}; make it, {drop}")
+    return ""
+
+
+def is_secrets_folder(place: Path) -> bool:
+    """Whether there is a folder with secrets. Raises Refused when something else is there, or it cannot be told."""
+    try:
+        if stat.S_ISDIR(place.stat().st_mode):
+            return True
+        what = "is no folder; remove it"
+    except FileNotFoundError:
+        if not place.is_symlink():
+            return False
+        what = "is a link to nothing; see whether what makes the secrets has run"
+    except OSError as error:
+        what = f"cannot be looked at ({error.strerror}); give it to the user of the server, uid {os.geteuid()}"
+    raise Refused(409, f"{place} {what}")
+
+
+def check_secrets_folder(root: Path, folder: Path) -> None:
+    """Refuse a folder that a deployment cannot read, or that would show it the secrets of all (a link to ``..``, say)."""
+    if Path(os.path.realpath(root / "repos")).is_relative_to(os.path.realpath(folder)):
+        raise Refused(
+            409, f"{folder} leads to {os.path.realpath(folder)}, which holds the secrets of all repos; link to one folder"
+        )
+    if not os.access(folder, os.R_OK | os.X_OK):
+        me = os.geteuid()
+        raise Refused(
+            409, f"{folder} cannot be read by uid {me}; run: chown {me} {folder} (in agenix and sops-nix: set its owner)"
+        )
+
+
+def secrets_seen(config: Config, folder: str | None) -> Path | None:
+    """What a deployment has as its FORGE_SECRETS_DIR, by what `secrets_folder` has found."""
+    if config.secrets_dir is None or folder is None:
+        return config.secrets_dir
+    return config.secrets_dir / "repos" / folder if folder else None
+
+
+def secrets_masked(config: Config, job: Job) -> list[Path]:
+    """The folders whose secrets are masked in the log of a deployment: those that it can read, its own first.
+
+    Not those of other repos in the sandbox: from what becomes a star, and what is held back because it may begin a
+    secret, a deployment could find out letter by letter what it does not see.
+    """
+    seen = [secrets_seen(config, job.secrets), None if job.sandboxed else config.secrets_dir]
+    return [*dict.fromkeys(place for place in seen if place)]
+
+
+def ssh_folders(secrets_dir: Path) -> list[Path]:
+    """Where keys for ssh may lie in FORGE_SECRETS_DIR, or in what one repo sees of it."""
+    return [secrets_dir / "ssh", *sorted((secrets_dir / "repos").glob("*/ssh"))]
 
 
 def secret_files(secrets_dir: Path) -> Iterator[Path]:
     """The files that hold secrets, links followed; what is public of ssh is left out."""
+    keys = ssh_folders(secrets_dir)
     for folder, _, names in os.walk(secrets_dir, followlinks=True):
-        public = {"config", "known_hosts"} if Path(folder) == secrets_dir / "ssh" else set()
+        public = {"config", "known_hosts"} if Path(folder) in keys else set()
         yield from (Path(folder) / name for name in names if name not in public and not name.endswith(".pub"))
 
 
@@ -3115,8 +3191,9 @@ class Mask:
     with it, after a crash too, looks back for what began before, and knows all there is to know.
     """
 
-    def __init__(self, config: Config, raw: Path, served: Path):
-        self.config, self.raw, self.served = config, raw, served
+    def __init__(self, config: Config, raw: Path, served: Path, folders: Sequence[Path]):
+        """`folders` hold the secrets, the more important first; see `secrets_masked`."""
+        self.config, self.raw, self.served, self.folders = config, raw, served, folders
         self.lock = threading.Lock()  # guards the log and all below
         self.texts: list[bytes] = []  # sorted; what has been a secret while the job ran stays one
         self.seen: object = None  # by what the files are known again
@@ -3149,7 +3226,7 @@ class Mask:
 
     def _look(self) -> None:
         """Read the secrets again if their files are others by now."""
-        files = secret_files(self.config.secrets_dir) if self.config.secrets_dir else ()
+        files = itertools.chain.from_iterable(map(secret_files, self.folders))
         marks: dict[Path, tuple[int, ...]] = {}
         for path in [*filter(None, [self.config.password_file]), *itertools.islice(files, SECRET_FILES)]:
             with contextlib.suppress(OSError):  # what we cannot read the job cannot either
@@ -3162,7 +3239,7 @@ class Mask:
         for path in marks:
             with contextlib.suppress(OSError), open(path, "rb") as file:
                 contents.append(file.read(SECRET_BYTES))
-        texts = set(self.texts).union(*map(secret_texts, contents))
+        texts = dict.fromkeys([*self.texts, *itertools.chain.from_iterable(map(secret_texts, contents))])
         if len(texts) > SECRET_TEXTS or len(marks) >= SECRET_FILES:
             log(f"there are more secrets than are masked in logs, at most {SECRET_FILES} files and {SECRET_TEXTS} lines")
         self.texts, self.seen = sorted(itertools.islice(texts, SECRET_TEXTS)), marks
@@ -3292,6 +3369,7 @@ class Launch:
     home: Path
     command: str = ""  # from the repo's config; empty: the finder looks
     ssh_config: bytes | None = None  # for SSH_CONFIG in `run`
+    secrets_dir: Path | None = None  # what it sees as FORGE_SECRETS_DIR
 
 
 @dataclass
@@ -3710,8 +3788,8 @@ def sandbox_mounts(config: Config, launch: Launch, around: Surroundings) -> dict
     return mounts | {place: Mount((option, str(what))) for what, place in around.nix}
 
 
-def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surroundings:
-    """What of this machine matters to a sandbox. `environ` is the server's."""
+def look_around(config: Config, bwrap: str, environ: Mapping[str, str], secrets_dir: Path | None) -> Surroundings:
+    """What of this machine matters to a sandbox. `environ` is the server's, `secrets_dir` what the job sees of the secrets."""
     private = [config.data_dir, config.secrets_dir, config.password_file, environ.get("CREDENTIALS_DIRECTORY"), *SECRET_PLACES]
     private += [
         home for home in (environ.get("HOME"), user_of(os.geteuid())[1]) if home and is_private_home(os.path.realpath(home))
@@ -3734,7 +3812,7 @@ def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surro
         files=tuple(filter(os.path.isfile, hidden)),
         tmp=tuple(filter(os.path.isdir, tmp)),
         programs=shown(forge_places() + [Path(place) for place in environ.get("PATH", "").split(":") if place.startswith("/")]),
-        secrets=shown(known_secrets),
+        secrets=shown(secret_places(secrets_dir)),
         nix=shown(nix),
         nix_writable=nix_writable,
     )
@@ -3775,11 +3853,32 @@ def forge_places() -> list[Path]:
 
 
 def secret_places(secrets_dir: Path | None) -> list[Path]:
-    """FORGE_SECRETS_DIR, and what links in it lead to: agenix and sops-nix keep the secrets themselves below /run."""
+    """A folder with secrets, and what links in it lead to: agenix and sops-nix keep the secrets themselves below /run.
+
+    Of a folder that a link leads to also what is in it: further links, and what is kept from others.
+    """
     if secrets_dir is None:
         return []
-    inside = (Path(folder) / name for folder, folders, files in os.walk(secrets_dir) for name in folders + files)
-    return [secrets_dir, *(Path(os.path.realpath(link.parent)) / os.readlink(link) for link in inside if link.is_symlink())]
+    found, folders, looked, left = {secrets_dir: None}, deque([secrets_dir]), set(), SECRET_FILES
+    while folders:
+        folder = folders.popleft()
+        real = Path(os.path.realpath(folder))
+        if real in looked or real == Path("/"):
+            continue
+        looked.add(real)
+        found[real] = None
+        linked = real != secrets_dir
+        inside = (Path(place) / name for place, names, files in os.walk(real) for name in names + files)
+        for entry in itertools.islice(inside, left if linked else None):
+            left -= linked  # what is linked may be large, and no folder of secrets
+            with contextlib.suppress(OSError):  # it has just gone, or is not for us
+                if entry.is_symlink():
+                    target = entry.parent / os.readlink(entry)
+                    found[target] = None
+                    folders.extend([target] if target.is_dir() else [])
+                elif linked and is_kept_from_others(entry):
+                    found[entry] = None
+    return list(found)
 
 
 def find_nix(environ: Mapping[str, str]) -> tuple[list[Path], bool]:
@@ -3811,7 +3910,8 @@ def why_no_sandbox(config: Config) -> str | None:
             (probe / folder).mkdir(parents=True, exist_ok=True)
         for kind in (PRE, POST):
             launch = Launch(kind, probe / "tree", probe, probe / "log", {}, config.data_dir, probe / "home")
-            command = [*sandbox_args(config, launch, look_around(config, bwrap, os.environ)), "true"]
+            around = look_around(config, bwrap, os.environ, config.secrets_dir if kind == POST else None)
+            command = [*sandbox_args(config, launch, around), "true"]
             tried = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20)
             if tried.returncode:
                 return f"{(tried.stderr.strip() or 'bwrap failed').splitlines()[-1]} ({SANDBOX_HELP})"
@@ -5521,7 +5621,9 @@ class Engine:
                     return None
                 tidy.result()
                 kept = beside.submit(keep_tested, path, job.id, facts["tested"]) if job.kind == PRE else None
-                ssh_config = read_ssh_config(self.config.secrets_dir) if job.kind == POST else None
+                whose = secrets_folder(self.config, job.repo, settings) if job.kind == POST else None
+                secrets_dir = secrets_seen(self.config, whose) if job.kind == POST else None
+                ssh_config = read_ssh_config(secrets_dir)
                 most = setting_number(path, settings, "forge.checkoutLimit", CHECKOUT_BYTES, "bytes")
                 tree = fill_checkout(slot, self.trash, path, facts["tested"], most)
                 if kept and (self.tries.get(job.id, 0) < 3 or not kept.exception()):
@@ -5547,16 +5649,18 @@ class Engine:
         configured = settings.get(COMMAND_SETTING[job.kind].lower(), "")
         about = {"checkout": number, "timeout": timeout, "configured": configured, "sandboxed": self.bwrap is not None}
         about |= {"caused_by": said} if (said := cause.result()) else {}
+        about |= {"secrets": whose} if whose is not None else {}
         with self.lock:
             if job.status != "pending" or self.closing:
                 return None
             self.record(("job.started", {"id": job.id, "started_at": now(), **about, **facts}))
         run, log_file = self.config.data_dir / "running" / str(job.id), self.config.log(job.repo, job.id)
-        if job.kind == POST and has_secrets(self.config):
+        if job.kind == POST and (secrets_masked(self.config, job) or self.config.password_file or self.config.password):
             log_file.unlink(missing_ok=True)  # that of another job in a restored copy: a mask would go on with it
             log_file = run / RAW_LOG
         environ = job_environ(self.config, self.url, job, home) | (ssh_environ(run) if ssh_config is not None else {})
-        return Launch(job.kind, tree, run, log_file, environ, path, home, configured, ssh_config)
+        environ |= {"FORGE_SECRETS_DIR": str(secrets_dir)} if secrets_dir else {}
+        return Launch(job.kind, tree, run, log_file, environ, path, home, configured, ssh_config, secrets_dir)
 
     def _cause(self, job: Job) -> str:
         """What brought the head that a job tests about, "" when it does not say. What the commit says the gate will ask, too."""
@@ -5568,7 +5672,7 @@ class Engine:
         """What puts a job into its sandbox. The machine is looked at for each job: a folder with secrets may be new."""
         if self.bwrap is None:
             return []
-        return sandbox_args(self.config, launch, look_around(self.config, self.bwrap, os.environ))
+        return sandbox_args(self.config, launch, look_around(self.config, self.bwrap, os.environ, launch.secrets_dir))
 
     def _candidate(self, path: Path, job: Job, tip: str | None) -> dict[str, Any]:
         """What a job tests: the merges that would become base; the head itself with conflicts or after a merge."""
@@ -5709,7 +5813,8 @@ class Engine:
     def _mask_of(self, job: Job) -> Mask | None:
         """What stands between a deployment and its log, when it was started with a log of its own."""
         raw = self.config.data_dir / "running" / str(job.id) / RAW_LOG
-        return Mask(self.config, raw, self.config.log(job.repo, job.id)) if raw.exists() else None
+        log_file, folders = self.config.log(job.repo, job.id), secrets_masked(self.config, job)
+        return Mask(self.config, raw, log_file, folders) if raw.exists() else None
 
     def _begin_mask(self, run: Running) -> None:
         """Let a masker thread serve the log of a job that has just been started or taken over."""
@@ -6599,9 +6704,9 @@ def is_ancestor(repo: Path, commit: str, of: str) -> bool:
 
 
 def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str]:
-    """The whole environment of a job: nothing else of the server's reaches it."""
+    """The environment of a job but for its secrets: nothing else of the server's reaches it."""
     inherited = {name: value for name, value in os.environ.items() if name.startswith("NIX_")}
-    environ = {
+    return {
         **inherited,
         **bare_environ(config, str(home)),
         "CI": "true",
@@ -6616,13 +6721,10 @@ def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str
         "FORGE_BASE": job.base or "",
         "FORGE_TESTED": job.tested or "",
     }
-    if job.kind == POST and config.secrets_dir:
-        environ["FORGE_SECRETS_DIR"] = str(config.secrets_dir)
-    return environ
 
 
 def read_ssh_config(secrets_dir: Path | None) -> bytes | None:
-    """What `ssh -F` is to read for FORGE_SECRETS_DIR/ssh, or None when that is not there. Raises OSError.
+    """What `ssh -F` is to read for the ssh/ in what a job sees of the secrets, or None when that is not there. Raises OSError.
 
     The first value of an option is the one that counts, so the config that lies there comes last. It is copied, since
     what is included must belong to the user, which looks otherwise in the sandbox, and is a pattern of names.
@@ -6796,7 +6898,7 @@ def own_command(config: Config) -> str:
 
 def job_view(engine: Engine, job: Job) -> dict[str, Any]:
     """A job as programs see it."""
-    hidden = ("cause", "caused_by", "checkout", "timeout", "sandboxed", "stopping", "configured", "chain")
+    hidden = ("cause", "caused_by", "checkout", "timeout", "sandboxed", "secrets", "stopping", "configured", "chain")
     view = {name: getattr(job, name) for name in JOB_FIELDS if name not in hidden}
     flake = engine.state.flakes.get(job.reused_from or job.id)
     if flake:
@@ -9797,9 +9899,7 @@ def examine(config: Config) -> Iterator[Check]:
     if nix is not None:
         yield examine_nix(os.environ)
     yield from examine_data_dir(config)
-    if config.secrets_dir and (config.secrets_dir / "ssh").is_dir():
-        what, well, said = examine_key(config.secrets_dir / "ssh" / "id_ed25519")
-        yield f"ssh {what}", well, said
+    yield from examine_secrets(config)
     try:
         Client(config).ask("/healthz")
         yield "server", True, "answers"
@@ -9861,6 +9961,62 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
     except (OSError, ValueError):
         well = False
     yield "password", well, "set" if well else f"{config.password_file} cannot be read, is empty or no UTF-8"
+
+
+def examine_secrets(config: Config) -> Iterator[Check]:
+    """Check which repo's deployments see which secrets, whether others can read them, and the deploy keys."""
+    root = config.secrets_dir
+    repos_by: dict[str | None, list[str]] = {}  # by what `secrets_folder` says
+    for name in repos_here(config):
+        try:
+            with contextlib.suppress(GitError, OSError):  # what is wrong with the repo is told of the repo
+                repos_by.setdefault(secrets_folder(config, name, repo_settings(config.repo(name))), []).append(name)
+        except Refused as error:
+            yield f"secrets {name}", False, error.text
+    if root is None:
+        return
+    if os.path.lexists(root / "repos"):
+        yield from examine_folders(root, repos_by)
+    else:
+        yield "secrets", True, f"{root}: deployments of all repos see all of it; a folder repos/ in it gives each its own"
+    files = dict.fromkeys(Path(os.path.realpath(path)) for path in itertools.islice(secret_files(root), SECRET_FILES))
+    if bare := [*filter(is_open_to_all, files)]:
+        more = f", and so can {plural(len(bare) - 1, 'other file')}" if bare[1:] else ""
+        yield "secrets", False, f"{bare[0]} can be read by everybody on this machine{more}; run: chmod o= {bare[0]}"
+    for name, place in ssh_ways(root).items():
+        if not name or os.path.lexists(place / "ssh" / "id_ed25519"):
+            what, well, said = examine_key(place / "ssh" / "id_ed25519")
+            yield f"ssh {what}{name and f' of {name}'}", well, said
+
+
+def examine_folders(root: Path, repos_by: Mapping[str | None, Sequence[str]]) -> Iterator[Check]:
+    """Check that each folder of `root`/repos belongs to a repo, and that nothing else is taken for what jobs see."""
+    for folder in sorted(path for path in (root / "repos").glob("*") if path.is_dir()):
+        names = ", ".join(repos_by.get(folder.name, ()))
+        nobody = f"belongs to no repo; run: forge create {folder.name}, name it in a repo's forge.secrets, or remove it"
+        yield f"secrets {folder.name}", bool(names), f"{folder} {f'is for {names}' if names else nobody}"
+    if without := repos_by.get(""):
+        yield "secrets", True, f"{', '.join(without)}: no secrets, as {root / 'repos'} has no folder of that name"
+    used = {os.path.realpath(place / "ssh") for place in ssh_ways(root).values()}
+    if os.path.lexists(root / "ssh" / "id_ed25519") and os.path.realpath(root / "ssh") not in used:
+        share = f"ln -s ../../ssh {root / 'repos'}/REPO/ssh"
+        yield "secrets", False, f"{root / 'ssh'} is seen by no job, as {root / 'repos'} is there; move it, or share it: {share}"
+
+
+def is_open_to_all(path: Path) -> bool:
+    """Whether everybody on the machine can read a file (real path); one in the Nix store is meant for all."""
+    if path.is_relative_to(os.environ.get("NIX_STORE_DIR") or "/nix/store") or is_kept_from_others(path):
+        return False
+    with contextlib.suppress(OSError):
+        return path.is_file() and all(parent.stat().st_mode & stat.S_IXOTH for parent in path.parents)
+    return False
+
+
+def ssh_ways(root: Path) -> dict[str, Path]:
+    """What of FORGE_SECRETS_DIR jobs see with keys for ssh: by name of its folder, "" for all of it."""
+    if os.path.lexists(root / "repos"):
+        return {keys.parent.name: keys.parent for keys in ssh_folders(root)[1:] if keys.is_dir()}
+    return {"": root} if (root / "ssh").is_dir() else {}
 
 
 # What ssh says when it does not get in, what that is about, and what to do.
@@ -9952,21 +10108,30 @@ def examine_key(key: Path) -> Check:
     return "key", True, done.stdout.strip()
 
 
-def examine_ssh(config: Config, host: str) -> Iterator[Check]:
-    """Check the way of a deployment to a host. Makes a missing key; nothing is run there, and no host key is trusted."""
+def examine_ssh(config: Config, host: str) -> Iterator[list[Check]]:
+    """Check the ways of deployments to a host: one, or one for each repo whose secrets have keys for ssh."""
     ssh_words(host)
+    root = config.secrets_dir
     if not shutil.which("ssh"):
-        yield "ssh", False, "ssh is not on the PATH; install OpenSSH's client"
-        return
-    if config.secrets_dir is None:
-        yield (
-            "secrets",
-            False,
-            "FORGE_SECRETS_DIR is not set; set it, here as for the server, to a directory for what deployments need",
-        )
-        return
-    own_data_dir(config)
-    key = config.secrets_dir / "ssh" / "id_ed25519"
+        yield [("ssh", False, "ssh is not on the PATH; install OpenSSH's client")]
+    elif root is None:
+        advice = "set it, here as for the server, to a directory for what deployments need"
+        yield [("secrets", False, f"FORGE_SECRETS_DIR is not set; {advice}")]
+    elif not os.path.lexists(root / "repos"):
+        own_data_dir(config)
+        yield list(examine_way(root, host))
+    elif ways := ssh_ways(root):
+        own_data_dir(config)
+        for name, place in ways.items():
+            yield [(f"{name}: {what}", well, said) for what, well, said in examine_way(place, host)]
+    else:
+        make = f"say whose key it is to be, then try again: install -d -m 700 {root / 'repos'}/REPO/ssh"
+        yield [("secrets", False, f"no folder in {root / 'repos'} has a folder ssh; {make}")]
+
+
+def examine_way(secrets_dir: Path, host: str) -> Iterator[Check]:
+    """Check one way of deployments to a host. Makes a missing key; nothing is run there, and no host key is trusted."""
+    key = secrets_dir / "ssh" / "id_ed25519"
     try:
         if make_key(key):
             yield "new key", True, f"{key} was made, as there was none"
@@ -9979,7 +10144,7 @@ def examine_ssh(config: Config, host: str) -> Iterator[Check]:
     if well:
         yield "authorized_keys", True, f"restrict {said}"
         yield "on the host", True, 'that line lets in; restrict,command="…" before the key lets it run one command only'
-    yield from examine_login(config.secrets_dir, host, well)
+    yield from examine_login(secrets_dir, host, well)
 
 
 def examine_login(secrets_dir: Path, host: str, has_key: bool) -> Iterator[Check]:
@@ -10307,11 +10472,13 @@ def commit_here(name: str) -> str:
 
 
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
-    found = list(examine(config) if args.ssh is None else examine_ssh(config, args.ssh))
+    ways = [list(examine(config))] if args.ssh is None else list(examine_ssh(config, args.ssh))
+    found = [check for way in ways for check in way]
     checks = [{"what": what, "ok": well, "text": said} for what, well, said in found]
     lines = [["ok" if well else "!!", *printable([what, said])] for what, well, said in found]
     show(args, {"checks": checks}, lambda _: table(lines, cut=False))
-    return 0 if all(well for what, well, _ in found if what not in ("nix", "nix trust", "bwrap", "server")) else 1
+    needless = ("nix", "nix trust", "bwrap", "server")
+    return 0 if any(all(well for what, well, _ in way if what not in needless) for way in ways) else 1  # one way will do
 
 
 def give_memory_back() -> None:

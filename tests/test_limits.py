@@ -133,7 +133,7 @@ def test_a_file_whose_path_no_command_takes_has_no_lines_and_no_crash(bare: Sour
 def mask(tmp_path: Path) -> Iterator[forge.Mask]:
     """Between what a deployment prints and its log."""
     config = forge.Config(tmp_path, password="correct horse battery")
-    yield forge.Mask(config, tmp_path / "raw", tmp_path / "served")
+    yield forge.Mask(config, tmp_path / "raw", tmp_path / "served", [])
 
 
 @pytest.mark.parametrize("line", [b"x" * 63 + b"\n", b"x" * 64], ids=["lines", "one line"])

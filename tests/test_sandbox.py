@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -170,13 +171,35 @@ def test_secrets_are_followed_to_where_they_are_kept(tmp_path: Path) -> None:
     (tmp_path / "secrets/ssh/id").symlink_to(tmp_path / "now/key")
     (tmp_path / "secrets/gone").symlink_to(tmp_path / "nothing")
     config = forge.Config(tmp_path / "data", secrets_dir=tmp_path / "secrets")
-    around = forge.look_around(config, "bwrap", {"HOME": str(tmp_path)})
+    around = forge.look_around(config, "bwrap", {"HOME": str(tmp_path)}, config.secrets_dir)
     assert around.secrets == ((tmp_path / "secrets",) * 2, (tmp_path / "kept/4/key", tmp_path / "now/key"))
     assert {tmp_path / "secrets", tmp_path} <= set(around.folders)
 
 
+def test_secrets_are_followed_through_folders_that_are_links(tmp_path: Path) -> None:
+    """What is in them is hidden by itself, where the folder is open to all; what cannot be looked at stops nothing."""
+    secrets, kept = tmp_path / "secrets", tmp_path / "kept"
+    (secrets / "repos").mkdir(parents=True), (kept / "app/ssh").mkdir(parents=True)
+    (kept / "app/hosts").write_text("known to all")
+    for name in ("app/token", "key"):
+        (kept / name).write_text("secret")
+        (kept / name).chmod(0o600)
+    (secrets / "repos/app").symlink_to(kept / "app")
+    (secrets / "repos/round").symlink_to(secrets)
+    (secrets / "repos/barred").symlink_to("/proc/1/cwd")
+    (secrets / "repos/machine").symlink_to("/")
+    (kept / "app/ssh/id").symlink_to(kept / "key")
+    config = forge.Config(tmp_path / "data", secrets_dir=secrets)
+    around = forge.look_around(config, "bwrap", {}, secrets / "repos/app")
+    assert secrets in around.folders and {kept / "app/token", kept / "key"} <= set(around.files)
+    own = {secrets / "repos/app": kept / "app", kept / "app": kept / "app"}
+    own |= {place: place for place in (kept / "app/token", kept / "key")}
+    assert {place: what for what, place in around.secrets} == own
+    assert forge.look_around(config, "bwrap", {}, None).secrets == ()
+
+
 def test_a_home_that_cannot_be_looked_at_needs_no_hiding() -> None:
-    around = forge.look_around(CONFIG, "bwrap", {"HOME": "/root/nothing/here"})
+    around = forge.look_around(CONFIG, "bwrap", {"HOME": "/root/nothing/here"}, None)
     assert Path("/root/nothing/here") not in around.folders
 
 
@@ -446,6 +469,172 @@ def test_what_a_link_among_the_secrets_leads_to_is_a_secret_too(boxed: Server, l
     boxed.idle()
     deployment = boxed.get("/jobs?repo=links&kind=post-merge&limit=1")["jobs"][0]
     assert answers(boxed, deployment["id"]) == {"key": "yes", "link": "yes"}
+
+
+# -- the secrets of one repo -----------------------------------------------------------------------------------
+
+
+def deployment(work: Work, script: str) -> Any:
+    """Push a deployment to base; its job when it has ended."""
+    work.branch("main", deploy=script)
+    work.push("HEAD:main")
+    work.server.idle()
+    return work.server.get(f"/jobs?repo={work.name}&kind=post-merge&limit=1")["jobs"][0]
+
+
+@pytest.fixture(scope="module")
+def parted(lair: Lair) -> Path:
+    """Secrets of each repo apart, laid out as agenix and sops-nix do it: links to files and to a folder, by another link."""
+    kept, keys = lair.root / "kept.d/4", lair.root / "parted"
+    for folder in (kept / "two", keys / "repos/one", keys / "repos/team", keys / "repos/stray"):
+        folder.mkdir(parents=True)
+    (lair.root / "now").symlink_to(kept)
+    for file in (
+        kept / "one",
+        kept / "two/token",
+        kept / "two/more",
+        keys / "repos/team/token",
+        keys / "repos/stray/token",
+        keys / "token",
+    ):
+        file.write_text(f"secret of {file.relative_to(lair.root)}\n")
+        file.chmod(0o600)
+    (keys / "repos/one/token").symlink_to(lair.root / "now/one")
+    (keys / "repos/two").symlink_to(lair.root / "now/two")
+    (keys / "repos/team/linked").symlink_to(kept / "two/token")
+    return keys
+
+
+@pytest.fixture(scope="module")
+def parted_server(lair: Lair, parted: Path) -> Iterator[Server]:
+    server = lair.server("parted-data", FORGE_SANDBOX="bwrap", FORGE_SECRETS_DIR=str(parted))
+    yield server
+    end(server)
+
+
+def ways_to_secrets(keys: Path, data: Path) -> dict[str, str]:
+    """Each way to a secret, whose contents it prints, and to what else belongs to one repo alone."""
+    kept, now = keys.parent / "kept.d/4", keys.parent / "now"
+    places = {
+        "all": f"{keys}/token",
+        "one": f"{keys}/repos/one/token",
+        "what one leads to": f"{now}/one",
+        "where that is": f"{kept}/one",
+        "two": f"{keys}/repos/two/token",
+        "what two leads to": f"{now}/two/token",
+        "more of that": f"{kept}/two/more",
+        "team": f"{keys}/repos/team/token",
+        "stray": f"{keys}/repos/stray/token",
+        "by proc": f"/proc/1/root{keys}/token",
+        "by a working directory": f"/proc/self/cwd/../../../../../parted/token /proc/1/cwd{keys}/token",
+        "beside its own": '"${FORGE_SECRETS_DIR-/nothing}"/../stray/token "${FORGE_SECRETS_DIR-/nothing}"/../../token',
+    }
+    wanted = {name: f"cat {place} | grep -q secret" for name, place in places.items()}
+    wanted["by a link"] = f'ln -sf {keys}/token "$HOME/link" && grep secret "$HOME/link"'
+    wanted["by a hard link"] = f'ln -f {keys}/token "$HOME/hard" && grep secret "$HOME/hard"'
+    wanted["write"] = 'echo x >"$FORGE_SECRETS_DIR/new"'
+    return wanted | {f"{kind} of another": f"ls {data}/home/other/{kind}" for kind in ("pre-merge", "post-merge")}
+
+
+OWN = """if [ -n "${FORGE_SECRETS_DIR-}" ]; then echo "own: $(tr ' ' _ <"$FORGE_SECRETS_DIR/token")"; else echo "own: none"; fi
+echo "names: $(cd %s 2>/dev/null && find . ! -type d | sort | xargs)"
+"""
+
+
+@needs_bwrap
+@pytest.mark.parametrize(
+    ("repo", "setting", "seen", "own", "names"),
+    [
+        ("one", None, {"one", "what one leads to"}, "secret_of_kept.d/4/one", "./repos/one/token"),
+        (
+            "two",
+            None,
+            {"two", "what two leads to", "more of that"},
+            "secret_of_kept.d/4/two/token",
+            "./repos/two/more ./repos/two/token",
+        ),
+        ("three", None, set(), "none", ""),
+        (
+            "four",
+            "team",
+            {"team", "what two leads to"},
+            "secret_of_parted/repos/team/token",
+            "./repos/team/linked ./repos/team/token",
+        ),
+        (
+            "five",
+            "two",
+            {"two", "what two leads to", "more of that"},
+            "secret_of_kept.d/4/two/token",
+            "./repos/two/more ./repos/two/token",
+        ),
+    ],
+)
+def test_a_deployment_sees_the_secrets_of_its_own_repo_alone(
+    parted: Path, parted_server: Server, repo: str, setting: str | None, seen: set[str], own: str, names: str
+) -> None:
+    if not (parted_server.data / "repos/other.git").exists():
+        parted_server.repo("other")
+    work = parted_server.repo(repo)
+    if setting:
+        work.bare("config", "forge.secrets", setting)
+    said = answers(parted_server, deployment(work, script_of(ways_to_secrets(parted, parted_server.data)) + OWN % parted)["id"])
+    assert (said.pop("own"), said.pop("names")) == (own, names), said
+    seen |= {"where that is"} if repo == "one" else set()
+    assert {name for name, answer in said.items() if answer == "yes"} == seen, said
+
+
+@needs_bwrap
+def test_a_check_sees_no_secrets_of_any_repo(parted: Path, parted_server: Server) -> None:
+    work = parted_server.repo("checked")
+    work.bare("config", "forge.secrets", "team")
+    work.branch("topic", run=script_of(ways_to_secrets(parted, parted_server.data)) + OWN % parted)
+    said = answers(parted_server, parted_server.ended(work.push_job("topic"))["id"])
+    assert (said.pop("own"), said.pop("names")) == ("none", "")
+    assert {name for name, answer in said.items() if answer == "yes"} == set(), said
+
+
+@needs_bwrap
+def test_a_folder_counts_from_the_moment_it_is_there(lair: Lair) -> None:
+    """At first all see the whole directory; with ``repos/`` none but those that have a folder see anything."""
+    keys = lair.root / "later"
+    keys.mkdir()
+    (keys / "token").write_text("secret of all\n")
+    server = lair.server("later-data", FORGE_SANDBOX="bwrap", FORGE_SECRETS_DIR=str(keys))
+    try:
+        work = server.repo("app")
+
+        def own(job: Any) -> str:
+            said = answers(server, job["id"])
+            return f"{said['own']}, {said['names']}"
+
+        job = deployment(work, OWN % keys)
+        assert own(job) == "secret_of_all, ./token"
+        (keys / "repos").mkdir()
+        assert own(server.act(f"/jobs/{job['id']}/retry").json) == "none, "
+        (keys / "repos/app").mkdir()
+        (keys / "repos/app/token").write_text("secret of app\n")
+        assert own(server.act(f"/jobs/{job['id']}/retry").json) == "secret_of_app, ./repos/app/token"
+        before = work.heads()["main"]
+        deployment(work, "true\n")
+        server.act("/r/app/rollback", commit=before, untested="1")
+        server.idle()
+        rolled = server.get("/jobs?repo=app&kind=post-merge&limit=1")["jobs"][0]
+        assert rolled["commit"] not in (before, job["commit"]) and own(rolled) == "secret_of_app, ./repos/app/token"
+    finally:
+        end(server)
+
+
+def test_without_the_sandbox_the_variable_names_the_folder_and_hides_nothing(lair: Lair, parted: Path) -> None:
+    server = lair.server("open-data", FORGE_SANDBOX="none", FORGE_SECRETS_DIR=str(parted))
+    try:
+        look = f'echo "own: ${{FORGE_SECRETS_DIR-none}}"\necho "all: $(cat {parted}/token)"\n'
+        for repo, own in (("one", f"{parted}/repos/one"), ("three", "none")):
+            said = answers(server, deployment(server.repo(repo), look)["id"])
+            # masked: it can see them all
+            assert said == {"own": own, "all": "*" * len("secret of parted/token")}, said
+    finally:
+        end(server)
 
 
 # -- what the sandbox is no wall against: SECURITY.md says so, and names these --------------------------------
