@@ -104,6 +104,7 @@ import unicodedata
 import uuid
 import zlib
 from array import array
+from base64 import b64encode
 from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -541,10 +542,14 @@ def seconds_of(moment: str) -> float:
     return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
 
 
-def log(text: str) -> None:
-    """One line in the server's log, which is its standard error."""
+def log(text: str, more: str = "") -> None:
+    """One line on standard error, where the server's log is: whatever foreign words are in it do not make it two.
+
+    The lines of `more` (a traceback) follow, marked so that none of them can be taken for one of ours.
+    """
+    lines = [visible(text), *(f"| {visible(line)}" for line in more.splitlines())]
     with contextlib.suppress(OSError):  # it may lie on a full disk
-        print(f"forge: {text}\n", end="", file=sys.stderr, flush=True)  # one write, so that lines stay whole
+        print("".join(f"forge: {line}\n" for line in lines), end="", file=sys.stderr, flush=True)  # lines stay whole
 
 
 NO_ROOM = {error: os.strerror(error) for error in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)}
@@ -586,12 +591,17 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 
 ODD = re.compile(
-    "[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\U0001d173-\U0001d17a\ud800-\udfff\U000e0000-\U000e0fff]"
 )
 
 
 def visible(text: str, most: int | None = None) -> str:
-    """The beginning of a foreign text, in which what could not be seen, or would change how the rest is read, is spelled out."""
+    """The beginning of a foreign text, in which what could not be seen, or would change how the rest is read, is spelled out.
+
+    It is one line, and stays the same when it is done again. Each way out does it once: `log`, `sentences`, `printable`,
+    `for_programs` and `for_pages`.
+    """
     seen = ODD.sub(lambda found: spell_char(ord(found[0])), text[:most])
     return seen + "…" if text[most or len(text) :] else seen
 
@@ -601,6 +611,59 @@ def spell_char(code: int) -> str:
     if code < 0x20 or code == 0x7F:
         return chr(0x2421 if code == 0x7F else 0x2400 + code)
     return f"⟨{code - 0xDC00:02X}⟩" if 0xDC80 <= code <= 0xDCFF else f"⟨U+{code:04X}⟩"
+
+
+def sentences(lines: Iterable[str]) -> str:
+    """Lines of plain text for a pusher or a terminal, whatever foreign words are in them."""
+    return "".join(f"{visible(line)}\n" for line in lines)
+
+
+def for_pages(text: str) -> str:
+    """A text for a page: what HTML would obey and what could not be seen is spelled out, line breaks stay."""
+    return bottle.html_escape(text if text.isprintable() else "\n".join(map(visible, text.split("\n"))))  # type: ignore[no-any-return]
+
+
+NO_TEXT = re.compile("[\ud800-\udfff]")  # a byte that is no UTF-8, or half of a pair of UTF-16
+SAID = frozenset(("error", "why", "blockers", "reason", "trouble"))  # sentences; all else in JSON is exact
+NAMES = frozenset(("path", "old_path", "name", "branch", "base", "conflicts", "branches", "included"))
+
+
+def for_programs(value: Any, key: str = "") -> Any:
+    """What JSON is made of, as valid Unicode; beside a name that is no UTF-8 its bytes, as `<key>_b64`, in a list all of them."""
+    if isinstance(value, str):
+        text = NO_TEXT.sub("\ufffd", value)
+        return visible(text) if key in SAID else text
+    if isinstance(value, (list, tuple)):
+        return [for_programs(item, key) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    made = {}
+    for name, item in value.items():
+        made[for_programs(name)] = for_programs(item, name)
+        if name in NAMES and has_odd_bytes(item):
+            made[f"{name}_b64"] = in_base64(item) if isinstance(item, str) else [in_base64(part) for part in item]
+    return made
+
+
+def has_odd_bytes(value: Any) -> bool:
+    """Whether a name, or one in a list of names, has bytes that are no UTF-8."""
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(part, str) for part in value) and any(map(has_odd_bytes, value))
+    return isinstance(value, str) and NO_TEXT.search(value) is not None
+
+
+def in_base64(name: str) -> str:
+    """The bytes of a name. Half of a pair of UTF-16, which stands for no byte, is left as UTF-8 would spell it."""
+    try:
+        exact = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        exact = name.encode("utf-8", "surrogatepass")
+    return b64encode(exact).decode()
+
+
+def json_text(program: Any, indent: int | None = None) -> str:
+    """JSON for programs: of pages, of the command line, of notices."""
+    return json.dumps(for_programs(program), indent=indent)
 
 
 def shorten(value: object) -> str:
@@ -4606,12 +4669,12 @@ class Herald:
                     if trouble:
                         log(f"FORGE_NOTIFY {trouble}; it was told {piece['event']} {piece['repo']}/{piece['branch']}")
             except Exception:
-                log(f"FORGE_NOTIFY: {traceback.format_exc()}")
+                log("FORGE_NOTIFY", traceback.format_exc())
 
     def _tell(self, piece: Mapping[str, Any]) -> str | None:
         """Run the command for one piece of news; what went wrong, or None."""
         with open(os.memfd_create("news"), "w+b") as text:  # no pipe, which a command that does not read would block
-            text.write(json.dumps(piece).encode() + b"\n")
+            text.write(f"{json_text(piece)}\n".encode())
             text.seek(0)
             with self.lock:
                 if self.given_up:
@@ -5452,7 +5515,7 @@ class Engine:
             with self.lock:
                 self.lock.wait_for(lambda: self.closing or self.starved, timeout=1)  # it is tried again, but not at once
         except Exception:
-            log(f"job {job.id}: {traceback.format_exc()}")
+            log(f"job {job.id}", traceback.format_exc())
             self._end(job.id, "forge stumbled over it; the server's log says more")
         finally:
             with self.lock:
@@ -5754,7 +5817,7 @@ class Engine:
                 self.complain("the watcher", error)
                 time.sleep(0.5)
             except Exception:
-                log(f"the watcher stumbled and goes on: {traceback.format_exc()}")
+                log("the watcher stumbled and goes on", traceback.format_exc())
                 time.sleep(0.5)
 
     def status(self) -> str:
@@ -5795,7 +5858,7 @@ class Engine:
         except (Refused, OSError) as error:
             self.complain(f"the end of job {job_id}", error)
         except Exception:
-            log(f"the end of job {job_id}: {traceback.format_exc()}")
+            log(f"the end of job {job_id}", traceback.format_exc())
         finally:
             with self.lock:  # the watcher sees it again when that failed, but not at once
                 self.lock.wait_for(lambda: self.closing or job_id not in self.running, timeout=0.5)
@@ -5898,7 +5961,7 @@ class Engine:
             except (GitError, OSError) as error:
                 self.complain("upkeep", error)
             except Exception:
-                log(f"upkeep stumbled and goes on later: {traceback.format_exc()}")
+                log("upkeep stumbled and goes on later", traceback.format_exc())
 
     def _tend_grown(self) -> None:
         """Git maintenance of the repos that have grown, one by one, while all is quiet. Raises Refused, GitError, OSError."""
@@ -5952,7 +6015,7 @@ class Engine:
             except (Refused, GitError, OSError) as error:
                 self._failed(name or "scan", error)
             except Exception:
-                log(f"{name or 'scan'}: {traceback.format_exc()}")
+                log(name or "scan", traceback.format_exc())
             finally:
                 with self.lock:
                     self.stepped.discard(name)
@@ -7062,10 +7125,8 @@ def timeline_svg(rows: list[PushRow]) -> str:
     for number, row in enumerate(rows):
         name = row.branch if len(row.branch) <= 28 else row.branch[:27] + "…"
         parts.append(f'<svg y="{number * ROW_HEIGHT}" width="100%" height="{ROW_HEIGHT}">')
-        parts.append(f'<text y="15">{bottle.html_escape(name)}</text>')
-        parts.append(
-            f'<text x="100%" y="15" text-anchor="end">{bottle.html_escape(row.outcome)} · {spell_duration(row.total)}</text>'
-        )
+        parts.append(f'<text y="15">{for_pages(name)}</text>')
+        parts.append(f'<text x="100%" y="15" text-anchor="end">{for_pages(row.outcome)} · {spell_duration(row.total)}</text>')
         parts.append('<rect class="ground" y="22" width="100%" height="13" rx="3"/>')
         for what, begin, end in row.stretches:
             left, right = min(100, 100 * begin / width), min(100, 100 * end / width)
@@ -7226,7 +7287,7 @@ def prometheus_text(metrics: Iterable[Metric]) -> str:
 
 
 def escape_label(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return visible(text).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def outlook(engine: Engine, job: Job, pushed: Job) -> tuple[Job | None, str]:
@@ -7803,6 +7864,21 @@ FINDERS = 2  # searches in logs at a time: each takes a worker, and a processor 
 COOKIE = "forge_session"
 
 
+class Page(bottle.SimpleTemplate):  # type: ignore[misc]
+    """A template in which every value is made visible; what has to be exact, as in a form, is written ``{{!exact(value)}}``."""
+
+    settings = {"escape_func": for_pages}  # noqa: RUF012 (so bottle wants it)
+
+
+class Errors(io.TextIOBase):
+    """What bottle prints of an exception that was not foreseen goes to the log as all else."""
+
+    def write(self, text: str) -> int:
+        """Take a traceback."""
+        log("an exception that was not foreseen", text)
+        return len(text)
+
+
 class Web:
     """The routes. One object an app, so that tests can have several."""
 
@@ -7836,6 +7912,7 @@ class Web:
         if any(char < " " or char == "\x7f" for char in path):
             environ |= {"PATH_INFO": "/", "forge.odd_path": True}
         self.engine.hasty.on = True
+        environ["wsgi.errors"] = Errors()
         answer: Iterable[bytes] = self.app(environ, start)
         return answer
 
@@ -7976,21 +8053,21 @@ class Web:
         if wanted == "html":
             return self._page("error", error.status, headers, text=error.text, extra=extra, status=error.status)
         if wanted == "text":
-            return text_response(error.status, f"{error.text}\n", headers)
+            return text_response(error.status, sentences([error.text]), headers)
         return json_response({"error": error.text, **extra}, error.status, headers)
 
     def _error_of_bottle(self, error: bottle.HTTPError) -> Any:
         """What bottle itself refuses: no route, the wrong method, a crash (which goes to the log)."""
         texts = {404: "there is nothing at this address", 405: "this address does not take this method"}
         if error.exception is not None:
-            log(f"{bottle.request.method} {bottle.request.path}: {error.exception!r}")  # bottle has printed the traceback
+            log(f"{bottle.request.method} {bottle.request.path}: {error.exception!r}")  # bottle has told the traceback
             texts[500] = "forge stumbled over this; the server's log says more"
         made = self._refusal(Refused(error.status_code, texts.get(error.status_code, str(error.body))))
         bottle.response.headers.update(made.headers)
         return made.body
 
     def _xml(self, view: str, kind: str, **values: Any) -> bottle.HTTPResponse:
-        made = str(bottle.template(view, template_lookup=self.lookup, **values))
+        made = str(bottle.template(view, template_adapter=Page, template_lookup=self.lookup, **values))
         return tagged(XML_ODD.sub("\ufffd", made).encode(), kind)
 
     def _page(self, view: str, code: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> bottle.HTTPResponse:
@@ -8000,12 +8077,14 @@ class Web:
         """A page from its template."""
         spell = {"ago": ago, "spell_duration": spell_duration, "spell_bytes": spell_bytes, "mr_path": partial(mr_url, "")}
         spell |= {"spell_wait": spell_wait, "visible": visible, "side_by_side": side_by_side, "quote": quote_bytes}
+        spell["exact"] = bottle.html_escape
         spell["query"] = lambda **values: urlencode(values, errors="surrogateescape")
         page = {"logged_in": self._logged_in(), "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
         action = bottle.request.method == "POST"
         here = bottle.request.path.rpartition("/")[0] if action else bottle.request.path  # of an action: its page
         page["here_quoted"] = quote(quote(here or "/"), safe="")  # an address, as a value in another address
-        made = bottle.template(view, template_lookup=self.lookup, **{**spell, **page, **values})
+        values = {**spell, **page, **values}
+        made = bottle.template(view, template_adapter=Page, template_lookup=self.lookup, **values)
         return str(made).encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
 
     def _logged_in(self) -> bool:
@@ -8064,7 +8143,7 @@ class Web:
 
     def metrics(self) -> Any:
         """Figures for Prometheus."""
-        body = prometheus_text(read_metrics(self.engine)).encode("utf-8", "replace")
+        body = prometheus_text(read_metrics(self.engine)).encode()
         kind = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Cache-Control": "no-store"}
         return bottle.HTTPResponse(body, 200, kind)
 
@@ -8621,7 +8700,7 @@ class Web:
             return json_response({"jobs": jobs}, 202)
         if "wait" in push.options and watch:
             lines.append(f"wait {' '.join(f'{job}:0' for job in watch)}")
-        return text_response(202, "".join(f"{line}\n" for line in lines))
+        return text_response(202, sentences(lines))
 
     def _tell_push(self, repo: str, refs: Refs, push: Push) -> tuple[list[dict[str, Any]], list[str], list[int]]:
         """(jobs for programs, lines for the pusher, ids that `-o wait` watches). Raises Refused when a ref is not there."""
@@ -8679,8 +8758,8 @@ class Web:
         if not chunk and not live:
             watch, said = outlook(self.engine, job, pushed)
             whole_line = read_log(self.config.log(job.repo, job.id), max(0, offset - 1), 1) in (b"", b"\n")
-            words = "".join(f"forge: {line}\n" for line in [*(job.digest or "").split("\n"), said] if line) if said else ""
-            chunk = f"{'' if whole_line or not said else chr(10)}{words}".encode("utf-8", "surrogateescape")
+            words = sentences(f"forge: {line}" for line in [*(job.digest or "").split("\n"), said] if line) if said else ""
+            chunk = f"{'' if whole_line or not said else chr(10)}{words}".encode()
             after = f"{watch.id}:{offset if watch.id == job.id else 0}:{pushed.id}" if watch else ""
             if watch and watch.id == job.id:
                 time.sleep(0.05)
@@ -8720,7 +8799,7 @@ def is_fetch() -> bool:
 
 
 def json_body(program: Mapping[str, Any]) -> bytes:
-    return (json.dumps(program) + "\n").encode()
+    return f"{json_text(program)}\n".encode()
 
 
 def json_response(program: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
@@ -9091,17 +9170,18 @@ def mr_path(repo: str, branch: str) -> str:
 
 
 def printable(value: Any) -> Any:
-    """JSON with nothing in its texts that a terminal would obey."""
+    """JSON with nothing in its texts that a terminal would obey. Only a digest has lines."""
     if isinstance(value, dict):
-        return {key: printable(item) for key, item in value.items()}
+        lines = {"digest": sentences(value["digest"].split("\n"))[:-1]} if isinstance(value.get("digest"), str) else {}
+        return {key: printable(item) for key, item in value.items()} | lines
     if isinstance(value, list):
         return [printable(item) for item in value]
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in value) if isinstance(value, str) else value
+    return visible(value).replace("\t", " ") if isinstance(value, str) else value
 
 
 def show(args: argparse.Namespace, program: Any, write: Callable[[Any], str]) -> None:
     """Print JSON when asked for, else what `write` makes of it, once it is printable."""
-    text = json.dumps(program, indent=2) if getattr(args, "json", False) else write(printable(program))
+    text = json_text(program, 2) if getattr(args, "json", False) else write(printable(program))
     if text:
         print(text)
 
@@ -9703,7 +9783,7 @@ def cmd_prune(config: Config, args: argparse.Namespace) -> int:
 
     def text(found: Any) -> str:
         kept = [] if days or found["removed"]["logs"]["count"] else ["logs are kept; --days N or FORGE_LOG_DAYS removes old ones"]
-        return "\n".join([spell_pruned(found), *kept, *printable(found["left"])])
+        return "\n".join([spell_pruned(found), *kept, *found["left"]])
 
     show(args, done, text)
     return 0
@@ -10288,12 +10368,32 @@ def give_memory_back() -> None:
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 
+def hear_others() -> None:
+    """Bring what waitress, and Python about a thread that crashes, say on standard error through `log`."""
+    import logging
+
+    class Others(logging.Handler):
+        """Writes what is logged where our own lines are."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            """Take a record."""
+            trace = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+            log(f"{record.name}: {record.getMessage()}", trace)
+
+    logging.getLogger("waitress").addHandler(Others(logging.WARNING))
+    threading.excepthook = lambda crash: log(
+        f"a thread crashed ({crash.thread.name if crash.thread else '?'}): {crash.exc_value!r}",
+        "".join(traceback.format_exception(crash.exc_type, crash.exc_value, crash.exc_traceback)),
+    )
+
+
 def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; jobs that run then go on, and the next server takes them over."""
     keep_secrets(os.environ)  # first of all: jobs of the last server may still run
     from importlib.metadata import version
 
     give_memory_back()
+    hear_others()
     from waitress import create_server, server, trigger, wasyncore
 
     if tuple(map(int, re.findall(r"\d+", version("waitress"))[:3])) < OLDEST_WAITRESS:
@@ -10682,8 +10782,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        give_up(sys.stdout, 1)
+        give_up(sys.stderr, 2)
 
 
 if __name__ == "__main__":
