@@ -116,7 +116,7 @@ from heapq import merge as merge_sorted
 from ipaddress import ip_address
 from pathlib import Path
 from types import UnionType
-from typing import IO, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import IO, Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import bottle
@@ -9146,13 +9146,13 @@ class Client:
         return json.loads(self.ask(path, urlencode(form).encode())[1])
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The names that are like one that is not there, for the end of a sentence; else the first of all."""
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The names that are like one that is not there, for the end of a sentence; else `otherwise`, or the first of all."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, known := list(known), 3)
     few = f"{', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
-    return f"; did you mean {' or '.join(near)}?" if near else f"; there is {few or 'none yet'}"
+    return f"; did you mean {' or '.join(near)}?" if near else f"; {otherwise or 'there is ' + (few or 'none yet')}"
 
 
 def check_repo(name: str) -> str:
@@ -10443,7 +10443,11 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: told.set())
     engine.start()
     manager.tell(READY=1, MAINPID=os.getpid(), STATUS=engine.status())
-    print(f"forge: listening on {engine.url}", flush=True)
+    try:
+        print(f"forge: listening on {engine.url}", flush=True)
+    except (Fault, BrokenPipeError) as error:  # its disk may be full; what can be read is served
+        log(f"listening on {engine.url}, which cannot be printed: {error}")
+        give_up(sys.stdout, 1)
     while not told.is_set():
         manager.turned = time.monotonic()
         wasyncore.loop(timeout=min(30.0, manager.every), use_poll=True, map=sockets, count=1)
@@ -10539,7 +10543,7 @@ def cmd_unit(config: Config, args: argparse.Namespace) -> int:
     """Print the units, or one of them; what is to be seen to is said in them, and on standard error."""
     units, notes = unit_files(config, os.environ)
     for note in notes:
-        print(f"forge: {note}", file=sys.stderr)
+        log(note)
     wanted = {args.unit: units[args.unit]} if args.unit else units
     show(args, wanted, lambda _: "\n".join(wanted.values()).rstrip("\n"))
     return 0
@@ -10684,11 +10688,22 @@ EXAMPLES = """examples:
 """
 
 
+INTERNAL_VERBS = ("check-names",)  # what hooks/pre-receive calls; not for people, so without a line in the help
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but what is wrong is said in one line, as all errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with 2. Raises Fault."""
+        raise Fault(2, f"{message}; see: {self.prog} --help")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     what = "A git forge in one file, for a small server and people who love Nix."
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="forge", description=what, epilog=EXAMPLES, formatter_class=raw)
+    parser = Parser(prog="forge", description=what, epilog=EXAMPLES, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"forge {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
@@ -10748,9 +10763,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo = verb("demo", "a tour: a server of its own, a branch that fails and one that merges", cmd_demo, as_json=False)
     demo.add_argument("--once", action="store_true", help="end after the story")
-    # what hooks/pre-receive calls; not for people, so without a line in the help
-    sub = verbs.add_parser("check-names")
-    sub.set_defaults(run=cmd_check_names)
+    for name in INTERNAL_VERBS:
+        verbs.add_parser(name).set_defaults(run=cmd_check_names)
     return parser
 
 
@@ -10766,18 +10780,82 @@ def in_order(words: list[str]) -> list[str]:
     return sorted(words, key=lambda word: word.startswith("-")) if words[:1] == ["hold"] else words
 
 
+class StandardOutput(io.FileIO):
+    """Standard output, where a write that fails ends the command in one line; a reader that is gone does so without words."""
+
+    def write(self, content: Any) -> int:
+        """Write. Raises Fault, BrokenPipeError."""
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise Fault(1, f"standard output takes nothing: {error.strerror}") from None
+
+
+def open_standard_streams() -> None:
+    """Have all three; one that was closed would be the place of the next file that is opened, and what is said would go there."""
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):  # of 1 so that writing fails, as it does when closed
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    if sys.stdout is sys.__stdout__:  # else it is that of a command around this one, or of a test
+        out = io.BufferedWriter(StandardOutput(1, "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(out, "utf-8" if sys.stdout is None else sys.stdout.encoding, "backslashreplace")
+        sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
+
+
+def give_up(stream: IO[str], number: int) -> None:
+    """Let what a stream could not write go, so that Python does not try again, and complain, at the very end."""
+    try:
+        stream.flush()
+    except (OSError, Fault):
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), number)
+
+
+def parse_words(words: list[str]) -> argparse.Namespace:
+    """The command line, parsed. Raises Fault with a word that is like the wrong one; SystemExit when help was printed."""
+    parser = build_parser()
+    verbs = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    known = [verb for verb in verbs if verb not in INTERNAL_VERBS]
+    verb = next((word for word in words if not word.startswith("-")), None)
+    if verb is not None and verb not in verbs:
+        raise Fault(2, f"there is no command {shorten(verb)}{did_you_mean(verb, known, 'forge --help lists them')}")
+    args, rest = parser.parse_known_args(in_order(words))
+    if rest:
+        options = re.findall(r"(?<![\w-])--?[a-z][a-z-]*", verbs[args.verb].format_help())
+        word = rest[0].partition("=")[0]
+        near = did_you_mean(word, options, f"see: forge {args.verb} --help")
+        raise Fault(2, f"forge {args.verb} does not take {shorten(rest[0])}{' before it' if word in options else near}")
+    return args
+
+
+def run_words(words: list[str]) -> int:
+    """Do what the command line says; returns the exit code. Raises Fault, WrongSetting, SystemExit, BrokenPipeError."""
+    try:
+        args = parse_words(words)
+        code: int = args.run(load_config(os.environ), args)
+        return code
+    finally:
+        sys.stdout.flush()  # while a reader that is gone can be told from a fault
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code that README.md names."""
+    open_standard_streams()
     try:
-        args = build_parser().parse_args(in_order(sys.argv[1:] if argv is None else argv))
-        code: int = args.run(load_config(os.environ), args)
-        sys.stdout.flush()  # while a reader that is gone can be told from a fault
-        return code
+        return run_words(sys.argv[1:] if argv is None else argv)
     except WrongSetting as error:
-        print(f"forge: {error}", file=sys.stderr)
+        log(str(error))
         return 2
     except Fault as fault:
-        print(f"forge: {printable(str(fault))}", file=sys.stderr)
+        log(str(fault))
         return fault.code
     except KeyboardInterrupt:
         return 130
