@@ -1179,6 +1179,9 @@ class State:
         return [job for _, job in sorted(self.jobs.items()) if job.live and repo in (None, job.repo)]
 
 
+NEWER = "a newer version of forge wrote what this one passes over"
+
+
 def fold(state: State, record: Mapping[str, Any]) -> None:
     """Bring `state` up to date with one record of the journal. Events of a newer version change nothing."""
     if record["event"] in FOLDS:
@@ -1530,6 +1533,7 @@ class Ledger:
         self.state, self.finished, self.merges, self.tally = found.state, found.finished, found.merges, found.tally
         self.read_lately: OrderedDict[int, Job] = OrderedDict()
         self.fresh = 0  # records since the last snapshot
+        self.unknown = set[str]()  # events that were told of
         for name, place, record in self.journal.replay(found.sizes, found.seq):
             self._take(name, place, record)
 
@@ -1550,6 +1554,11 @@ class Ledger:
 
     def _take(self, name: str, place: int, record: dict[str, Any]) -> None:
         self.fresh += 1
+        if record["event"] not in FOLDS:
+            if record["event"] not in self.unknown:  # once, since there may be many
+                self.unknown.add(record["event"])
+                log(f"{name}.jsonl, record {record['seq']} ({record['event']}) is not understood: {NEWER}")
+            return
         try:
             check_record(self.state, record)
             if (record["event"] in MERGE_EVENTS) != (name == "merges"):
@@ -9571,8 +9580,17 @@ class Told:
 Verdicts = dict[int, list[dict[str, Any]]]  # of the pre-merge jobs of a repo, by id
 
 
-def read_told(directory: Path) -> tuple[dict[str, Told], dict[str, Verdicts], list[str]]:
-    """What the journal says of each repo, its verdicts, and which records make no sense.
+class Reading(NamedTuple):
+    """What the journal says of each repo, the verdicts in it, which records make no sense, and which are of a newer version."""
+
+    told: dict[str, Told]
+    verdicts: dict[str, Verdicts]
+    odd: list[str]
+    newer: list[str]
+
+
+def read_told(directory: Path) -> Reading:
+    """Read the journal for what can be proved by it.
 
     A server may be writing: a line without its end is not there yet, and merges are read before the verdicts they rest on.
     """
@@ -9580,14 +9598,17 @@ def read_told(directory: Path) -> tuple[dict[str, Told], dict[str, Verdicts], li
     verdicts: dict[str, Verdicts] = {}
     wanted = ("status", "heads", "tested", "tree", "chain", "exit_code", "reused_from")
     records: list[tuple[int, dict[str, Any]]] = []
-    odd = []
+    odd, unknown = [], Counter[str]()
     record: dict[str, Any]
     for name in ("merges", "jobs"):
         with contextlib.suppress(FileNotFoundError), open(directory / f"{name}.jsonl", "rb") as stream:
             for number, line in enumerate(stream, 1):
                 try:
-                    record = json.loads(line) if line.endswith(b"\n") else {"event": "job.torn"}
-                    if not record["event"].startswith("job."):
+                    record = json.loads(line) if line.endswith(b"\n") else {"event": "job.queued"}
+                    of_job = record["event"].startswith("job.")
+                    if record["event"] not in FOLDS and int(record["seq"]):
+                        unknown[record["event"]] += 1
+                    elif not of_job:
                         records.append((int(record["seq"]), record))
                     elif record["event"] == "job.finished" and record["kind"] == PRE:
                         slim = {key: record.get(key) for key in wanted}
@@ -9604,7 +9625,8 @@ def read_told(directory: Path) -> tuple[dict[str, Told], dict[str, Verdicts], li
                 told.setdefault(record["repo"], Told()).take(record)
         except (KeyError, TypeError, ValueError) as error:
             odd.append(f"record {seq} ({record['event']} of {record.get('repo')}) cannot be understood: {error!r}")
-    return told, verdicts, odd
+    newer = [f"{plural(number, 'record')} ({event}) not understood: {NEWER}" for event, number in unknown.items()]
+    return Reading(told, verdicts, odd, newer)
 
 
 def read_line(repo: Path) -> Line:
@@ -9730,7 +9752,7 @@ def audit_repos(config: Config, names: list[str]) -> dict[str, Any]:
             lines[name] = read_line(config.repo(name))
         except (GitError, OSError) as error:
             lines[name] = Line(trouble=f"git cannot read it: {error}")
-    told, verdicts, odd = read_told(config.data_dir)
+    told, verdicts, odd, newer = read_told(config.data_dir)
     found = []
     for name, line in lines.items():
         try:
@@ -9739,7 +9761,8 @@ def audit_repos(config: Config, names: list[str]) -> dict[str, Any]:
         except (GitError, OSError) as error:
             line.trouble = f"git cannot read it: {error}"
         found.append(prove(name, line, told.get(name), verdicts.get(name, {})))
-    return {"ok": not odd and all(repo["ok"] for repo in found), "repos": found, "journal": odd}
+    well = not odd and all(repo["ok"] for repo in found)
+    return {"ok": well, "repos": found, "journal": odd, "not_understood": newer}
 
 
 def cmd_audit(config: Config, args: argparse.Namespace) -> int:
@@ -9765,7 +9788,7 @@ def cmd_audit(config: Config, args: argparse.Namespace) -> int:
         text += [f"  rolled  {commit} back to {to}{how}" for commit, to, how in back]
         text += [f"  direct  {c['commit'][:12]}  {c['authored_at'][:10]}  {c['subject']}" for c in repo["direct"][:50]]
         text += [f"  direct  and {len(repo['direct']) - 50} older ones; --json names them"] if len(repo["direct"]) > 50 else []
-    text += [f"journal: {line}" for line in printable(found["journal"])]
+    text += [f"journal: {line}" for line in printable(found["journal"] + found["not_understood"])]
     show(args, found, lambda _: "\n".join(text) or "no repo yet")
     return 0 if found["ok"] else 1
 
@@ -9891,10 +9914,12 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
         missing = f"hooks are missing ({', '.join(stale)}); the server adds them within a minute" if stale else None
         trouble = why_unusable(path, path.stem) or missing
         yield f"repo {path.stem}", trouble is None, trouble or str(path)
-    _, _, trouble_of_journal = read_told(root)
+    reading = read_told(root)
     for name in ("jobs.jsonl", "merges.jsonl"):
-        odd = sum(said.startswith(name) for said in trouble_of_journal)
+        odd = sum(said.startswith(name) for said in reading.odd)
         yield name, odd == 0, "well" if not odd else f"{odd} lines are no records; they are passed over"
+    for said in reading.newer:
+        yield "journal", True, said
     if not (config.password_file or config.password):
         yield "password", True, "none is set; actions need the command line (FORGE_MERGE_PASSWORD_FILE)"
         return
