@@ -448,7 +448,7 @@ class CommitFacts(NamedTuple):
     subject: str
     body: str
     author: str
-    authored_at: str
+    authored_at: str | None
     auto_merge: bool
     cause: str = ""  # of a bump: what brought it about, as `Cause` spells it
 
@@ -535,6 +535,17 @@ def at_time(seconds: float) -> str:
     """A time in seconds since the epoch, as the journal writes it."""
     moment = datetime.fromtimestamp(seconds, timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+def commit_time(seconds: str) -> str | None:
+    """The date of a commit, seconds since the epoch as git prints them for %at, as all times; None for one that is none.
+
+    Anybody may write a commit with any date. For %aI git prints what it cannot read as 1970, or the letters %aI.
+    """
+    return at_time(int(seconds)) if re.fullmatch("[0-9]{1,12}", seconds) and int(seconds) <= LAST_SECOND else None
+
+
+LAST_SECOND = 253_402_300_799  # of the year 9999: RFC 3339 has no later one
 
 
 def seconds_of(moment: str) -> float:
@@ -2079,8 +2090,10 @@ def commit_again(repo: Path, commit: str, tree: str, parent: str) -> str:
     how = ("-1", "-z", "--date=raw", "--no-show-signature", "--format=%an%x00%ae%x00%ad%x00%B", "--end-of-options")
     rooms = (TEXT_BYTES, TEXT_BYTES, TEXT_BYTES, MESSAGE_BYTES)
     name, email, date, message = git_fields(repo, rooms, "log", *how, commit)
-    author = partial(git, GIT_AUTHOR_NAME=name, GIT_AUTHOR_EMAIL=email, GIT_AUTHOR_DATE=f"@{date}")
-    return author(repo, "commit-tree", tree, "-p", parent, text=message.strip("\n") + "\n").strip()
+    about = {"GIT_AUTHOR_NAME": name, "GIT_AUTHOR_EMAIL": email, "GIT_AUTHOR_DATE": date and f"@{date}"}
+    known = {variable: value for variable, value in about.items() if value}  # of what git cannot read it prints nothing
+    args = ("commit-tree", tree, "-p", parent)
+    return git_output(git_process(repo, args, None, **known), args, message.strip("\n") + "\n").strip()
 
 
 def tree_with(repo: Path, commit: str, name: str, text: str) -> str:
@@ -2213,7 +2226,7 @@ def read_commit(repo: Path, commit: str) -> CommitFacts:
 def read_commits(repo: Path, commits: Iterable[str]) -> dict[str, CommitFacts]:
     """What commits say; a merge trailer counts where git's own %(trailers) sees it: in the last paragraph only."""
     keys = "".join(f",key={key}" for key in ("Auto-Merge", "Forge-Auto-Merge", "Forge-Cause"))
-    form = f"%H%x00%an%x00%aI%x00%s%x00%B%x00%(trailers:only=true,unfold=true{keys})"
+    form = f"%H%x00%an%x00%at%x00%s%x00%B%x00%(trailers:only=true,unfold=true{keys})"
     how = ("--no-walk=unsorted", "--stdin", "-z", "--no-show-signature", f"--format={form}")
     rooms = (64, TEXT_BYTES, TEXT_BYTES, TEXT_BYTES, BODY_BYTES, TRAILER_BYTES)
     words = git_fields(repo, rooms, "log", *how, text="".join(f"{commit}\n" for commit in commits))
@@ -2221,7 +2234,8 @@ def read_commits(repo: Path, commits: Iterable[str]) -> dict[str, CommitFacts]:
     for at in range(0, len(words) - 5, 6):
         commit, author, authored_at, subject, body, trailers = words[at : at + 6]
         cause = str(cause_in(trailers) or "")
-        found[commit] = CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers), cause)
+        date, message = commit_time(authored_at), body.strip("\n")
+        found[commit] = CommitFacts(subject, message, author, date, asks_for_merge(trailers), cause)
     return found
 
 
@@ -2231,7 +2245,7 @@ class Landed(NamedTuple):
     commit: str
     tree: str
     parents: str
-    authored_at: str
+    authored_at: str | None
     subject: str
     branch: str
     head: str
@@ -2255,10 +2269,14 @@ LANDED_TRAILERS = ("Branch", "Head", "Job", "Rollback-To")
 def read_landed(repo: Path, tip: str, *how: str) -> dict[str, Landed]:
     """The commits of `tip` by id, newest first, with one git. Raises GitError."""
     trailers = (f"%(trailers:key=Forge-{key},valueonly,unfold,separator=%x2C)" for key in LANDED_TRAILERS)
-    form = "%x00".join(("%H", "%T", "%P", "%aI", "%s", *trailers))
+    form = "%x00".join(("%H", "%T", "%P", "%at", "%s", *trailers))
     args = ("log", *how, "-z", "--no-show-signature", f"--format={form}", "--end-of-options", tip)
     words = git_fields(repo, (64, 64, TRAILER_BYTES, *[TEXT_BYTES] * 6), *args)
-    return {words[at]: Landed(*words[at : at + 9]) for at in range(0, len(words) - 8, 9)}
+    found = {}
+    for at in range(0, len(words) - 8, 9):
+        commit, tree, parents, date, *rest = words[at : at + 9]
+        found[commit] = Landed(commit, tree, parents, commit_time(date), *rest)
+    return found
 
 
 def asks_for_merge(trailers: str) -> bool:
@@ -4130,7 +4148,7 @@ class Commit(NamedTuple):
 
     id: str
     author: str
-    authored_at: str
+    authored_at: str | None
     subject: str
 
 
@@ -4161,7 +4179,8 @@ def brought_of(walk: Sequence[tuple[Landed, str]], tip: str, whole: bool) -> Bro
 def read_brought(repo: Path, base: str, tip: str) -> Brought:
     """What base gained from `base` ("": from nothing) to `tip`. Raises GitError."""
     how = (f"--max-count={BROUGHT_WALK + 1}", "--topo-order", *([f"^{base}"] if base else []))
-    landed = [Landed(*(word[:200] for word in one)) for one in read_landed(repo, tip, *how).values()]  # it is kept
+    walked = read_landed(repo, tip, *how).values()
+    landed = [one._replace(parents=one.parents[:200], subject=one.subject[:200]) for one in walked]  # it is kept
     text = "".join(f"{one.commit}\n" for one in landed)
     names = git(repo, "log", "--no-walk=unsorted", "--stdin", "-z", "--format=%an", text=text).split("\0") if text else []
     walk = list(zip(landed, names, strict=False))
@@ -5365,7 +5384,7 @@ class Engine:
                     age = {
                         head: self._cache[key].authored_at for head in others if (key := ("commit", name, head)) in self._cache
                     }
-                others.sort(key=lambda head: age.get(head, ""), reverse=True)
+                others.sort(key=lambda head: age.get(head) or "", reverse=True)
                 self._learn(("count", name, refs.tip), others, partial(count_many, path, refs.tip))
         return refs
 
@@ -6308,7 +6327,7 @@ class Engine:
         about = {"repo": name, "base": base, "branch": job.heads[place]["branch"], "head": parents[1], "merge_commit": commit}
         said = self.commit(name, parents[1])
         how, about = "auto" if said.auto_merge else "manual", about | ({"caused_by": said.cause} if said.cause else {})
-        merged_at = at_time(seconds_of(landed.authored_at))
+        merged_at = landed.authored_at or now()
         return {**about, "parent": parents[0], "tree": tree, "job": job.id, "how": how, "begun": 0, "merged_at": merged_at}
 
     def _announce(self, name: str, refs: Refs, facts: Mapping[str, Facts]) -> None:
@@ -6862,7 +6881,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
     """A branch beside base as programs see it, with what the gate says, or that git cannot read it."""
     head = refs.heads[branch]
     open_for_merge = refs.tip is not None and branch in refs.ahead
-    about, merged, held, unreadable = CommitFacts("", "", "", "", False), None, None, []
+    about, merged, held, unreadable = CommitFacts("", "", "", None, False), None, None, []
     counts: tuple[str | None, int | None, int | None] = (None, None, None)
     try:
         about = engine.commit(name, head)
@@ -7406,7 +7425,8 @@ class DiffLine(NamedTuple):
 def parse_commits(log_text: bytes) -> list[Commit]:
     """The commits in what `git log -z` prints of them in the form of `commits_of`; one that was cut off is left out."""
     words = log_text.decode("utf-8", "surrogateescape").split("\0")[:-1]
-    return [Commit(*words[at : at + 4]) for at in range(0, len(words) - 3, 4)]
+    four = (words[at : at + 4] for at in range(0, len(words) - 3, 4))
+    return [Commit(commit, author, commit_time(date), subject) for commit, author, date, subject in four]
 
 
 def parse_changes(listing: bytes) -> list[Change]:
@@ -7509,7 +7529,7 @@ def files_of_page(changes: list[Change], first: int) -> list[Change]:
 
 def commits_of(engine: Engine, name: str, base: str, head: str) -> list[Commit]:
     """The newest commits that `head` has and `base` lacks. Raises GitError."""
-    form = "--format=%H%x00%an%x00%aI%x00%s"
+    form = "--format=%H%x00%an%x00%at%x00%s"
     about = ("log", "-z", f"-n{COMMITS_SHOWN}", "--no-show-signature", form, head, f"^{base}")
     return parse_commits(engine.output(name, LISTING_BYTES, *about)[0])
 
@@ -9786,7 +9806,10 @@ def cmd_audit(config: Config, args: argparse.Namespace) -> int:
         text += [f"  forced  {m['old'][:12]} to {(m['new'] or 'nothing')[:12]}  {m['at']}" for m in repo["forced"]]
         back = [(r["commit"][:12], r["to"][:12], " untested, as was asked" if r["untested"] else "") for r in repo["rollbacks"]]
         text += [f"  rolled  {commit} back to {to}{how}" for commit, to, how in back]
-        text += [f"  direct  {c['commit'][:12]}  {c['authored_at'][:10]}  {c['subject']}" for c in repo["direct"][:50]]
+        text += [
+            f"  direct  {c['commit'][:12]}  {(c['authored_at'] or 'no date')[:10]:10}  {c['subject']}"
+            for c in repo["direct"][:50]
+        ]
         text += [f"  direct  and {len(repo['direct']) - 50} older ones; --json names them"] if len(repo["direct"]) > 50 else []
     text += [f"journal: {line}" for line in printable(found["journal"] + found["not_understood"])]
     show(args, found, lambda _: "\n".join(text) or "no repo yet")

@@ -331,3 +331,76 @@ def test_a_notice_is_valid_unicode(make_server: Callable[..., Server], tmp_path:
     pieces = [is_unicode(line) for line in told.splitlines()]
     (piece,) = (piece for piece in pieces if "caf\ufffd" in piece.get("branches", []))
     assert [base64.b64decode(one) for one in piece["branches_b64"]] == [b"caf\xe9"]
+
+
+# -- dates of commits ------------------------------------------------------------------------------------
+
+DATES = {
+    "east": ("1700000000 +0200", "2023-11-14T22:13:20.000Z"),
+    "odd-zone": ("1700000000 +9999", "2023-11-14T22:13:20.000Z"),
+    "west": ("1700000000 -1130", "2023-11-14T22:13:20.000Z"),
+    "epoch": ("0 +0000", "1970-01-01T00:00:00.000Z"),
+    "last": ("253402300799 -1200", "9999-12-31T23:59:59.000Z"),
+    "year-10000": ("253402300800 +0000", None),
+    "beyond-64-bits": ("99999999999999999999999999 +0000", None),
+    "past-63-bits": ("9223372036854775808 +0000", None),
+    "long": ("1" * 5000 + " +0000", None),
+    "negative": ("-5 +0000", None),
+    "no-number": ("yesterday", None),
+    "no-zone": ("1700000000", None),
+    "nothing": ("", None),
+    "no-author": (None, None),
+}
+
+
+def odd_commit(repo: Path, date: str | None, parent: str, message: str = "A change") -> str:
+    """A commit whose author has a date as it stands here, or without an author."""
+    about = f"tree {forge.git(repo, 'rev-parse', f'{parent}^{{tree}}').strip()}\nparent {parent}\n"
+    about += "" if date is None else f"author Ada <ada@localhost> {date}\n"
+    text = f"{about}committer Ada <ada@localhost> {date or 'never'}\n\n{message}\n"
+    return forge.git(repo, "hash-object", "-t", "commit", "-w", "--stdin", "--literally", text=text).strip()
+
+
+def test_dates_of_commits_are_utc_or_none(work: Work) -> None:
+    tip = work.bare("rev-parse", "main")
+    for name, (date, _) in DATES.items():
+        work.bare("update-ref", f"refs/heads/{name}", odd_commit(work.path, date, tip))
+    work.server.hook(json.dumps({"repo": work.name, "updates": []}).encode())
+    views = {view["branch"]: view["authored_at"] for view in work.server.get(f"/r/{work.name}")["merge_requests"]}
+    assert views == {name: seen for name, (_, seen) in DATES.items()}
+    for name, (_, seen) in DATES.items():
+        assert work.mr(name)["authored_at"] == seen, name
+        page = work.server.ask(f"/r/{work.name}/mr/{name}", Accept="text/html")
+        assert page.status == 200 and "%aI" not in page.text and ("no date" in page.text) == (seen is None), name
+    rows = work.server.ask(f"/r/{work.name}", Accept="text/html").text
+    assert "%aI" not in rows and "+99:99" not in rows and "no date" in rows
+
+
+def test_dates_of_what_was_pushed_to_base_are_utc_or_none_in_deployments_and_audit(work: Work) -> None:
+    tip = work.bare("rev-parse", "main")
+    for date, _ in DATES.values():
+        tip = odd_commit(work.path, date, tip, f"date {date or ''}"[:40])
+    work.bare("update-ref", "refs/heads/main", tip)
+    (job,) = work.server.hook(json.dumps({"repo": work.name, "updates": [
+        {"ref": "refs/heads/main", "oldrev": work.bare("rev-parse", f"{tip}~{len(DATES)}"), "newrev": tip}]}).encode()
+    ).json["jobs"]  # fmt: skip
+    work.server.ended(job["id"])
+    expected = [seen for _, seen in DATES.values()][::-1]
+    deployment = work.server.get(f"/r/{work.name}/deployments")["deployments"][0]
+    for brought in (deployment["commits"], deployment["pushed"]):
+        assert [commit["authored_at"] for commit in brought] == expected
+    (audited,) = json.loads(work.server.cli("audit", work.name, "--json").stdout)["repos"]
+    assert [commit["authored_at"] for commit in audited["direct"]][: len(expected)] == expected
+    said = work.server.cli("audit", work.name).stdout
+    assert "%aI" not in said and "  no date     date yesterday" in said
+    for page in (f"deployments/{job['id']}", "deployments"):
+        assert "%aI" not in work.server.ask(f"/r/{work.name}/{page}", Accept="text/html").text
+
+
+@pytest.mark.parametrize("name", ["odd-zone", "year-10000", "beyond-64-bits", "negative", "nothing", "no-author"])
+def test_a_bump_with_any_date_is_made_anew(name: str, tmp_path: Path) -> None:
+    repo = forge.create_repo(forge.load_config({"FORGE_DATA_DIR": str(tmp_path)}), "app", "main")
+    tree = forge.git(repo, "mktree").strip()
+    first = forge.commit_tree(repo, tree, (), "First")
+    made = forge.commit_again(repo, odd_commit(repo, DATES[name][0], first, "Bump"), tree, first)
+    assert forge.read_commit(repo, made).subject == "Bump"
