@@ -451,6 +451,7 @@ class CommitFacts(NamedTuple):
     authored_at: str | None
     auto_merge: bool
     cause: str = ""  # of a bump: what brought it about, as `Cause` spells it
+    unheard: str = ""  # why what looks like a trailer Auto-Merge is none, and what to do
 
 
 class Cause(NamedTuple):
@@ -2235,7 +2236,8 @@ def read_commits(repo: Path, commits: Iterable[str]) -> dict[str, CommitFacts]:
         commit, author, authored_at, subject, body, trailers = words[at : at + 6]
         cause = str(cause_in(trailers) or "")
         date, message = commit_time(authored_at), body.strip("\n")
-        found[commit] = CommitFacts(subject, message, author, date, asks_for_merge(trailers), cause)
+        unheard = why_unheard(message, trailers)
+        found[commit] = CommitFacts(subject, message, author, date, asks_for_merge(trailers), cause, unheard)
     return found
 
 
@@ -2286,6 +2288,39 @@ def asks_for_merge(trailers: str) -> bool:
         if key.strip().lower() in ("auto-merge", "forge-auto-merge") and value.strip().lower() in ("yes", "true"):
             return True
     return False
+
+
+WISH = re.compile(
+    r"(?im)^(?P<lead>[^\w\n]*)(?P<key>(?:forge[-_ ]?)?auto[-_ ]?merge)[ \t]*(?P<mark>[:=]?)[ \t]*(?P<value>yes|true)[ \t\r]*$"
+)
+
+
+def why_unheard(message: str, trailers: str) -> str:
+    """Why the trailer Auto-Merge of a commit, or a line like it, asks for nothing, and how to mend it; "" without such a line."""
+    values = [line.partition(":")[2].strip() for line in trailers.split("\n") if line.lower().startswith(("auto-", "forge-auto"))]
+    wish = [*WISH.finditer(message)][-1:]
+    if asks_for_merge(trailers):
+        return ""
+    if values and values[-1].lower() not in ("no", "false", "off"):
+        return f"its trailer Auto-Merge says {values[-1][:60]!r}, but only yes and true count; {MEND_WISH}"
+    if not wish or values:
+        return ""
+    (found,) = wish
+    above, below = message[: found.start()], message[found.end() :]
+    places = {
+        "is in its subject; a blank line has to be before it": not re.search(r"\n[ \t\r]*\n", above),
+        "is not in the last paragraph, where git looks for trailers": re.search(r"\n[ \t\r]*\n\s*\S", below),
+        "is indented, so git does not take it for a trailer": found["lead"] and not found["lead"].strip(),
+        "does not begin its line, so git does not take it for a trailer": found["lead"],
+        "lacks the colon of a trailer": found["mark"] != ":",
+        "is not spelled Auto-Merge": found["key"].lower() not in ("auto-merge", "forge-auto-merge"),
+        "stands among lines that are no trailers; a blank line has to be before it": True,
+    }
+    why = next(words for words, is_so in places.items() if is_so)
+    return f"{found[0].strip()!r} is in the message of its head commit, but {why}; {MEND_WISH}"
+
+
+MEND_WISH = "write Auto-Merge: yes into its last paragraph with git commit --amend, and push it with --force"
 
 
 def cause_in(trailers: str) -> Cause | None:
@@ -4240,6 +4275,7 @@ class Facts(NamedTuple):
     auto_merge: bool
     merged: Merged
     held: Held | None = None
+    unheard: str = ""  # as in `CommitFacts`
 
 
 def parse_hook_lines(text: str, at: str) -> Push:
@@ -4600,7 +4636,7 @@ def still_open(job: Job, refs: Refs) -> tuple[tuple[str, str], ...]:
     return tuple(pair for pair in pairs(job.heads) if refs.heads.get(pair[0]) == pair[1] and pair[0] in refs.ahead)
 
 
-def explain(blockers: list[str], how: str | None, stale: bool) -> str:
+def explain(blockers: list[str], how: str | None, stale: bool, unheard: str = "") -> str:
     """The gate's verdict on an open branch in one sentence."""
     if blockers:
         return "; ".join(blockers)
@@ -4609,7 +4645,7 @@ def explain(blockers: list[str], how: str | None, stale: bool) -> str:
     if how:
         return "it passed and is in line to be merged"
     again = ", after another test since base has moved on" if stale else ""
-    return f"it passed, and merges when somebody asks{again}: its head commit has no trailer Auto-Merge: yes"
+    return f"it passed, and merges when somebody asks{again}: {unheard or 'its head commit has no trailer Auto-Merge: yes'}"
 
 
 ###############################################################################
@@ -5394,6 +5430,15 @@ class Engine:
         """What a commit of a repo says."""
         return self._kept(("commit", name, commit), lambda: read_commit(self.config.repo(name), commit))
 
+    def unheard(self, name: str, heads: Iterable[str]) -> dict[str, str]:
+        """Which of some heads do not ask for their merge although they seem to, and why."""
+        found = {}
+        self._learn(("commit", name), heads := list(heads), partial(read_commits, self.config.repo(name)))
+        for head in heads:
+            with contextlib.suppress(GitError, Refused):  # who is to judge it says so
+                found[head] = self.commit(name, head).unheard
+        return {head: why for head, why in found.items() if why}
+
     def merged(self, name: str, base: str, head: str) -> Merged:
         """How two commits of a repo merge."""
         return self._kept(("merge", name, base, head), lambda: merge_tree(self.config.repo(name), base, head))
@@ -6144,7 +6189,8 @@ class Engine:
         for head in heads:
             try:
                 merged = self.merged(name, refs.tip, head)
-                facts[head] = Facts(self.commit(name, head).auto_merge, merged, self.held(name, refs.tip, merged))
+                said = self.commit(name, head)
+                facts[head] = Facts(said.auto_merge, merged, self.held(name, refs.tip, merged), said.unheard)
             except GitError as error:  # one broken commit must not hold up the other branches
                 self.complain(f"{name}: {head} cannot be judged", error)
         return facts
@@ -6352,8 +6398,9 @@ class Engine:
             return job.reason or "the branch has moved on"
         if newest.id != job.id:
             return f"{job.reason if newest.is_first else 'base has moved on'}; job {newest.id} tests it again"
-        blockers = why_blocked(head["branch"], refs, known, job, *(about[1:] if about else (None,)))
-        return explain(blockers, wish_of(branch, about) if about else None, job.base != refs.tip)
+        about = about or Facts(False, Merged(None))
+        blockers = why_blocked(head["branch"], refs, known, job, about.merged, about.held)
+        return explain(blockers, wish_of(branch, about), job.base != refs.tip, about.unheard)
 
     # -- what people ask for ------------------------------------------------------
 
@@ -6902,6 +6949,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
         if unrenewed[:2] == (head, refs.tip):
             blockers.append(f"it cannot be made anew on {refs.base}: {unrenewed[2]}")
         how = wish_of(known, Facts(about.auto_merge, merged or Merged(None))) if known else None
+        unheard = [about.unheard] if about.unheard and not how else []
         view = {
             "repo": name,
             "branch": branch,
@@ -6914,13 +6962,13 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
             "auto_merge": about.auto_merge or bool(known and known.asked == "auto"),
             "job": job_view(engine, job) if job else None,
             "mergeable": not blockers,
-            "blockers": blockers,
+            "blockers": blockers + unheard,
             "held": held.commit if held else None,
             "url": mr_url(engine.url, name, branch),
             "subject": about.subject,
             "author": about.author,
             "authored_at": about.authored_at,
-            "why": explain(blockers, how, bool(job and job.base != refs.tip)),
+            "why": explain(blockers and blockers + unheard, how, bool(job and job.base != refs.tip), about.unheard),
         }
         waits = job.live or (job.interrupted and job.cause != "rerun") if job else open_for_merge
         soon = is_suspect(repo, refs, branch) or (repo.rollback is not None and len(blockers) == 1)
@@ -8734,6 +8782,8 @@ class Web:
     def _tell_push(self, repo: str, refs: Refs, push: Push) -> tuple[list[dict[str, Any]], list[str], list[int]]:
         """(jobs for programs, lines for the pusher, ids that `-o wait` watches). Raises Refused when a ref is not there."""
         engine, jobs, lines, watch = self.engine, [], [], []
+        pushed = [update.new for update in push.updates if update.branch and not is_null(update.new)]
+        unheard = {} if "merge" in push.options else engine.unheard(repo, pushed)
         for update in push.updates:
             branch = update.branch
             if branch is None or is_null(update.new):
@@ -8747,6 +8797,8 @@ class Web:
             lines.append(f"forge: {branch}: {job.kind} job {job.id} {url}")
             with engine.lock:
                 ahead = [other for other in engine.state.live_jobs(repo) if other.kind == POST and other.id < job.id]
+            if job.kind == PRE and update.new in unheard:
+                lines.append(f"forge: {branch} does not merge by itself: {unheard[update.new]}")
             if job.kind == POST and ahead:
                 lines.append(f"forge: it begins when job {ahead[0].id} has ended")
             else:

@@ -404,3 +404,77 @@ def test_a_bump_with_any_date_is_made_anew(name: str, tmp_path: Path) -> None:
     first = forge.commit_tree(repo, tree, (), "First")
     made = forge.commit_again(repo, odd_commit(repo, DATES[name][0], first, "Bump"), tree, first)
     assert forge.read_commit(repo, made).subject == "Bump"
+
+
+# -- a trailer that is none ------------------------------------------------------------------------------
+
+CO = "Co-authored-by: Bob <bob@localhost>"
+WISHES = {
+    "above": (f"Subject\n\nAuto-Merge: yes\n\n{CO}", "not in the last paragraph, where git looks for trailers"),
+    "above-spaces": (f"Subject\n\nAuto-Merge: yes\n \n{CO}\nSigned-off-by: x", "not in the last paragraph"),
+    "middle": ("Subject\n\ntext\n\nForge-Auto-Merge: TRUE\n\nmore text", "'Forge-Auto-Merge: TRUE' is in the message"),
+    "subject": ("Auto-Merge: yes", "is in its subject; a blank line"),
+    "under-subject": ("Subject\nAuto-Merge: yes", "is in its subject; a blank line"),
+    "indented": ("Subject\n\n  Auto-Merge: yes", "is indented"),
+    "goes-on": ("Subject\n\nSigned-off-by: x\n Auto-Merge: yes", "is indented"),
+    "listed": ("Subject\n\n- Auto-Merge: yes", "does not begin its line"),
+    "among": ("Subject\n\nSome text here\nAuto-Merge: yes", "stands among lines that are no trailers"),
+    "equals": ("Subject\n\nAuto-Merge=yes", "lacks the colon"),
+    "bare": ("Subject\n\nAuto-Merge yes", "lacks the colon"),
+    "spelled": ("Subject\n\nAutoMerge: yes", "is not spelled Auto-Merge"),
+    "spelled-too": ("Subject\n\nAuto_Merge: yes", "is not spelled Auto-Merge"),
+    "value": ("Subject\n\nAuto-Merge: on", "says 'on', but only yes and true count"),
+    "value-goes-on": ("Subject\n\nAuto-Merge: yes\n  please\x1b[31m", "says 'yes please\\x1b[31m', but only"),
+    "dashes": ("Subject\n\ntext\n\nAuto-Merge: yes\n---\nstuff", "stands among lines"),
+    "counts": (f"Subject\n\nAuto-Merge : yes\n{CO}", None),
+    "counts-crlf": ("Subject\r\n\r\nAuto-Merge: yes\r", None),
+    "counts-conflicts": ("Subject\n\nAuto-Merge: yes\n\nConflicts:\n\tfile", None),
+    "counts-twice": (f"Subject\n\nAuto-Merge: yes\n\nmore\n\nAuto-Merge: yes\n{CO}", None),
+    "says-no": ("Subject\n\nAuto-Merge: no", ""),
+    "prose": ("Subject\n\nWith the trailer Auto-Merge: yes it merges.\nAuto-merge is fine.", ""),
+    "nothing": ("Subject", ""),
+}
+
+
+@pytest.mark.parametrize("name", WISHES)
+def test_what_looks_like_the_trailer_is_judged_as_git_does_and_explained(name: str, tmp_path: Path) -> None:
+    message, said = WISHES[name]
+    repo = forge.create_repo(forge.load_config({"FORGE_DATA_DIR": str(tmp_path)}), "app", "main")
+    facts = forge.read_commit(repo, forge.commit_tree(repo, forge.git(repo, "mktree").strip(), (), message))
+    assert facts.auto_merge == (said is None) and bool(facts.unheard) == bool(said)
+    assert (said or "") in facts.unheard and "\n" not in facts.unheard
+    assert not said or "git commit --amend" in facts.unheard
+
+
+def test_a_trailer_above_the_last_paragraph_is_told_everywhere(work: Work) -> None:
+    gate = work.gate("gate")
+    run = f'while [ ! -e "$HOME/{gate.name}" ]; do sleep 0.05; done\n'
+    work.branch("topic", WISHES["above"][0], run=run)
+    pushed = work.push("topic")
+    words = "'Auto-Merge: yes' is in the message of its head commit, but is not in the last paragraph, where git looks"
+    assert f"forge: topic does not merge by itself: {words}" in pushed and "git commit --amend" in pushed
+    view = work.mr("topic")
+    assert not view["mergeable"] and "job" in view["blockers"][0] and words in view["blockers"][1] and words in view["why"]
+    gate.touch()
+    wait_for(lambda: work.mr("topic")["job"]["status"] == "passed", "the test")
+    line = f"auto-merge not attempted for {work.name}/topic: it passed, and merges when somebody asks: {words}"
+    wait_for(lambda: line in work.server.log, "the line in the log")
+    view = work.mr("topic")
+    assert view["mergeable"] and not view["auto_merge"] and words in view["blockers"][0] and view["settled"]
+    assert work.server.cli("why", work.name, "topic").stdout == f"{view['why']}\n" and words in view["why"]
+    page = work.server.ask(f"/r/{work.name}/mr/topic", Accept="text/html").text
+    assert "where git looks for trailers" in page and ">Merge</button>" in page
+    work.branch("asked", WISHES["subject"][0])
+    assert "by itself" not in work.push("asked", options=("merge",))
+    work.landed("asked")
+    assert work.server.act(f"/r/{work.name}/mr/topic/merge").status in (200, 202)
+
+
+def test_who_waits_and_who_pushes_many_hear_of_it(work: Work) -> None:
+    for name in ("subject", "value"):
+        work.branch(name, WISHES[name][0])
+    said = work.push("subject", "value")
+    assert "forge: subject does not merge by itself: 'Auto-Merge: yes' is in" in said and "value does not merge by itself" in said
+    work.branch("waits", WISHES["indented"][0])
+    waited = work.push("waits", options=("wait",))
+    assert "passed" in waited and "merges when somebody asks: 'Auto-Merge: yes' is in the message" in waited
