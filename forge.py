@@ -2309,7 +2309,7 @@ def why_unheard(message: str, trailers: str) -> str:
     above, below = message[: found.start()], message[found.end() :]
     places = {
         "is in its subject; a blank line has to be before it": not re.search(r"\n[ \t\r]*\n", above),
-        "is not in the last paragraph, where git looks for trailers": re.search(r"\n[ \t\r]*\n\s*\S", below),
+        "is not in the last paragraph, where git looks for trailers": re.search(r"\n[ \t\r]*\n", below.rstrip()),
         "is indented, so git does not take it for a trailer": found["lead"] and not found["lead"].strip(),
         "does not begin its line, so git does not take it for a trailer": found["lead"],
         "lacks the colon of a trailer": found["mark"] != ":",
