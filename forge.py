@@ -104,6 +104,7 @@ import unicodedata
 import uuid
 import zlib
 from array import array
+from base64 import b64encode
 from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -115,7 +116,7 @@ from heapq import merge as merge_sorted
 from ipaddress import ip_address
 from pathlib import Path
 from types import UnionType
-from typing import IO, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import IO, Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import bottle
@@ -448,9 +449,10 @@ class CommitFacts(NamedTuple):
     subject: str
     body: str
     author: str
-    authored_at: str
+    authored_at: str | None
     auto_merge: bool
     cause: str = ""  # of a bump: what brought it about, as `Cause` spells it
+    unheard: str = ""  # why what looks like a trailer Auto-Merge is none, and what to do
 
 
 class Cause(NamedTuple):
@@ -537,15 +539,30 @@ def at_time(seconds: float) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
+def commit_time(seconds: str) -> str | None:
+    """The date of a commit, seconds since the epoch as git prints them for %at, as all times; None for one that is none.
+
+    Anybody may write a commit with any date. For %aI git prints what it cannot read as 1970, or the letters %aI.
+    """
+    return at_time(int(seconds)) if re.fullmatch("[0-9]{1,12}", seconds) and int(seconds) <= LAST_SECOND else None
+
+
+LAST_SECOND = 253_402_300_799  # of the year 9999: RFC 3339 has no later one
+
+
 def seconds_of(moment: str) -> float:
     """A time of the journal in seconds since the epoch."""
     return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
 
 
-def log(text: str) -> None:
-    """One line in the server's log, which is its standard error."""
+def log(text: str, more: str = "") -> None:
+    """One line on standard error, where the server's log is: whatever foreign words are in it do not make it two.
+
+    The lines of `more` (a traceback) follow, marked so that none of them can be taken for one of ours.
+    """
+    lines = [visible(text), *(f"| {visible(line)}" for line in more.splitlines())]
     with contextlib.suppress(OSError):  # it may lie on a full disk
-        print(f"forge: {text}\n", end="", file=sys.stderr, flush=True)  # one write, so that lines stay whole
+        print("".join(f"forge: {line}\n" for line in lines), end="", file=sys.stderr, flush=True)  # lines stay whole
 
 
 NO_ROOM = {error: os.strerror(error) for error in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)}
@@ -587,12 +604,17 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 
 ODD = re.compile(
-    "[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\U0001d173-\U0001d17a\ud800-\udfff\U000e0000-\U000e0fff]"
 )
 
 
 def visible(text: str, most: int | None = None) -> str:
-    """The beginning of a foreign text, in which what could not be seen, or would change how the rest is read, is spelled out."""
+    """The beginning of a foreign text, in which what could not be seen, or would change how the rest is read, is spelled out.
+
+    It is one line, and stays the same when it is done again. Each way out does it once: `log`, `sentences`, `printable`,
+    `for_programs` and `for_pages`.
+    """
     seen = ODD.sub(lambda found: spell_char(ord(found[0])), text[:most])
     return seen + "…" if text[most or len(text) :] else seen
 
@@ -602,6 +624,59 @@ def spell_char(code: int) -> str:
     if code < 0x20 or code == 0x7F:
         return chr(0x2421 if code == 0x7F else 0x2400 + code)
     return f"⟨{code - 0xDC00:02X}⟩" if 0xDC80 <= code <= 0xDCFF else f"⟨U+{code:04X}⟩"
+
+
+def sentences(lines: Iterable[str]) -> str:
+    """Lines of plain text for a pusher or a terminal, whatever foreign words are in them."""
+    return "".join(f"{visible(line)}\n" for line in lines)
+
+
+def for_pages(text: str) -> str:
+    """A text for a page: what HTML would obey and what could not be seen is spelled out, line breaks stay."""
+    return bottle.html_escape(text if text.isprintable() else "\n".join(map(visible, text.split("\n"))))  # type: ignore[no-any-return]
+
+
+NO_TEXT = re.compile("[\ud800-\udfff]")  # a byte that is no UTF-8, or half of a pair of UTF-16
+SAID = frozenset(("error", "why", "blockers", "reason", "trouble"))  # sentences; all else in JSON is exact
+NAMES = frozenset(("path", "old_path", "name", "branch", "base", "conflicts", "branches", "included"))
+
+
+def for_programs(value: Any, key: str = "") -> Any:
+    """What JSON is made of, as valid Unicode; beside a name that is no UTF-8 its bytes, as `<key>_b64`, in a list all of them."""
+    if isinstance(value, str):
+        text = NO_TEXT.sub("\ufffd", value)
+        return visible(text) if key in SAID else text
+    if isinstance(value, (list, tuple)):
+        return [for_programs(item, key) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    made = {}
+    for name, item in value.items():
+        made[for_programs(name)] = for_programs(item, name)
+        if name in NAMES and has_odd_bytes(item):
+            made[f"{name}_b64"] = in_base64(item) if isinstance(item, str) else [in_base64(part) for part in item]
+    return made
+
+
+def has_odd_bytes(value: Any) -> bool:
+    """Whether a name, or one in a list of names, has bytes that are no UTF-8."""
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(part, str) for part in value) and any(map(has_odd_bytes, value))
+    return isinstance(value, str) and NO_TEXT.search(value) is not None
+
+
+def in_base64(name: str) -> str:
+    """The bytes of a name. Half of a pair of UTF-16, which stands for no byte, is left as UTF-8 would spell it."""
+    try:
+        exact = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        exact = name.encode("utf-8", "surrogatepass")
+    return b64encode(exact).decode()
+
+
+def json_text(program: Any, indent: int | None = None) -> str:
+    """JSON for programs: of pages, of the command line, of notices."""
+    return json.dumps(for_programs(program), indent=indent)
 
 
 def shorten(value: object) -> str:
@@ -1117,6 +1192,9 @@ class State:
         return [job for _, job in sorted(self.jobs.items()) if job.live and repo in (None, job.repo)]
 
 
+NEWER = "a newer version of forge wrote what this one passes over"
+
+
 def fold(state: State, record: Mapping[str, Any]) -> None:
     """Bring `state` up to date with one record of the journal. Events of a newer version change nothing."""
     if record["event"] in FOLDS:
@@ -1468,6 +1546,7 @@ class Ledger:
         self.state, self.finished, self.merges, self.tally = found.state, found.finished, found.merges, found.tally
         self.read_lately: OrderedDict[int, Job] = OrderedDict()
         self.fresh = 0  # records since the last snapshot
+        self.unknown = set[str]()  # events that were told of
         for name, place, record in self.journal.replay(found.sizes, found.seq):
             self._take(name, place, record)
 
@@ -1488,6 +1567,11 @@ class Ledger:
 
     def _take(self, name: str, place: int, record: dict[str, Any]) -> None:
         self.fresh += 1
+        if record["event"] not in FOLDS:
+            if record["event"] not in self.unknown:  # once, since there may be many
+                self.unknown.add(record["event"])
+                log(f"{name}.jsonl, record {record['seq']} ({record['event']}) is not understood: {NEWER}")
+            return
         try:
             check_record(self.state, record)
             if (record["event"] in MERGE_EVENTS) != (name == "merges"):
@@ -2046,8 +2130,10 @@ def commit_again(repo: Path, commit: str, tree: str, parent: str) -> str:
     how = ("-1", "-z", "--date=raw", "--no-show-signature", "--format=%an%x00%ae%x00%ad%x00%B", "--end-of-options")
     rooms = (TEXT_BYTES, TEXT_BYTES, TEXT_BYTES, MESSAGE_BYTES)
     name, email, date, message = git_fields(repo, rooms, "log", *how, commit)
-    author = partial(git, GIT_AUTHOR_NAME=name, GIT_AUTHOR_EMAIL=email, GIT_AUTHOR_DATE=f"@{date}")
-    return author(repo, "commit-tree", tree, "-p", parent, text=message.strip("\n") + "\n").strip()
+    about = {"GIT_AUTHOR_NAME": name, "GIT_AUTHOR_EMAIL": email, "GIT_AUTHOR_DATE": date and f"@{date}"}
+    known = {variable: value for variable, value in about.items() if value}  # of what git cannot read it prints nothing
+    args = ("commit-tree", tree, "-p", parent)
+    return git_output(git_process(repo, args, None, **known), args, message.strip("\n") + "\n").strip()
 
 
 def tree_with(repo: Path, commit: str, name: str, text: str) -> str:
@@ -2180,7 +2266,7 @@ def read_commit(repo: Path, commit: str) -> CommitFacts:
 def read_commits(repo: Path, commits: Iterable[str]) -> dict[str, CommitFacts]:
     """What commits say; a merge trailer counts where git's own %(trailers) sees it: in the last paragraph only."""
     keys = "".join(f",key={key}" for key in ("Auto-Merge", "Forge-Auto-Merge", "Forge-Cause"))
-    form = f"%H%x00%an%x00%aI%x00%s%x00%B%x00%(trailers:only=true,unfold=true{keys})"
+    form = f"%H%x00%an%x00%at%x00%s%x00%B%x00%(trailers:only=true,unfold=true{keys})"
     how = ("--no-walk=unsorted", "--stdin", "-z", "--no-show-signature", f"--format={form}")
     rooms = (64, TEXT_BYTES, TEXT_BYTES, TEXT_BYTES, BODY_BYTES, TRAILER_BYTES)
     words = git_fields(repo, rooms, "log", *how, text="".join(f"{commit}\n" for commit in commits))
@@ -2188,7 +2274,9 @@ def read_commits(repo: Path, commits: Iterable[str]) -> dict[str, CommitFacts]:
     for at in range(0, len(words) - 5, 6):
         commit, author, authored_at, subject, body, trailers = words[at : at + 6]
         cause = str(cause_in(trailers) or "")
-        found[commit] = CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers), cause)
+        date, message = commit_time(authored_at), body.strip("\n")
+        unheard = why_unheard(message, trailers)
+        found[commit] = CommitFacts(subject, message, author, date, asks_for_merge(trailers), cause, unheard)
     return found
 
 
@@ -2198,7 +2286,7 @@ class Landed(NamedTuple):
     commit: str
     tree: str
     parents: str
-    authored_at: str
+    authored_at: str | None
     subject: str
     branch: str
     head: str
@@ -2222,10 +2310,14 @@ LANDED_TRAILERS = ("Branch", "Head", "Job", "Rollback-To")
 def read_landed(repo: Path, tip: str, *how: str) -> dict[str, Landed]:
     """The commits of `tip` by id, newest first, with one git. Raises GitError."""
     trailers = (f"%(trailers:key=Forge-{key},valueonly,unfold,separator=%x2C)" for key in LANDED_TRAILERS)
-    form = "%x00".join(("%H", "%T", "%P", "%aI", "%s", *trailers))
+    form = "%x00".join(("%H", "%T", "%P", "%at", "%s", *trailers))
     args = ("log", *how, "-z", "--no-show-signature", f"--format={form}", "--end-of-options", tip)
     words = git_fields(repo, (64, 64, TRAILER_BYTES, *[TEXT_BYTES] * 6), *args)
-    return {words[at]: Landed(*words[at : at + 9]) for at in range(0, len(words) - 8, 9)}
+    found = {}
+    for at in range(0, len(words) - 8, 9):
+        commit, tree, parents, date, *rest = words[at : at + 9]
+        found[commit] = Landed(commit, tree, parents, commit_time(date), *rest)
+    return found
 
 
 def asks_for_merge(trailers: str) -> bool:
@@ -2235,6 +2327,39 @@ def asks_for_merge(trailers: str) -> bool:
         if key.strip().lower() in ("auto-merge", "forge-auto-merge") and value.strip().lower() in ("yes", "true"):
             return True
     return False
+
+
+WISH = re.compile(
+    r"(?im)^(?P<lead>[^\w\n]*)(?P<key>(?:forge[-_ ]?)?auto[-_ ]?merge)[ \t]*(?P<mark>[:=]?)[ \t]*(?P<value>yes|true)[ \t\r]*$"
+)
+
+
+def why_unheard(message: str, trailers: str) -> str:
+    """Why the trailer Auto-Merge of a commit, or a line like it, asks for nothing, and how to mend it; "" without such a line."""
+    values = [line.partition(":")[2].strip() for line in trailers.split("\n") if line.lower().startswith(("auto-", "forge-auto"))]
+    wish = [*WISH.finditer(message)][-1:]
+    if asks_for_merge(trailers):
+        return ""
+    if values and values[-1].lower() not in ("no", "false", "off"):
+        return f"its trailer Auto-Merge says {values[-1][:60]!r}, but only yes and true count; {MEND_WISH}"
+    if not wish or values:
+        return ""
+    (found,) = wish
+    above, below = message[: found.start()], message[found.end() :]
+    places = {
+        "is in its subject; a blank line has to be before it": not re.search(r"\n[ \t\r]*\n", above),
+        "is not in the last paragraph, where git looks for trailers": re.search(r"\n[ \t\r]*\n", below.rstrip()),
+        "is indented, so git does not take it for a trailer": found["lead"] and not found["lead"].strip(),
+        "does not begin its line, so git does not take it for a trailer": found["lead"],
+        "lacks the colon of a trailer": found["mark"] != ":",
+        "is not spelled Auto-Merge": found["key"].lower() not in ("auto-merge", "forge-auto-merge"),
+        "stands among lines that are no trailers; a blank line has to be before it": True,
+    }
+    why = next(words for words, is_so in places.items() if is_so)
+    return f"{found[0].strip()!r} is in the message of its head commit, but {why}; {MEND_WISH}"
+
+
+MEND_WISH = "write Auto-Merge: yes into its last paragraph with git commit --amend, and push it with --force"
 
 
 def cause_in(trailers: str) -> Cause | None:
@@ -4196,7 +4321,7 @@ class Commit(NamedTuple):
 
     id: str
     author: str
-    authored_at: str
+    authored_at: str | None
     subject: str
 
 
@@ -4227,7 +4352,8 @@ def brought_of(walk: Sequence[tuple[Landed, str]], tip: str, whole: bool) -> Bro
 def read_brought(repo: Path, base: str, tip: str) -> Brought:
     """What base gained from `base` ("": from nothing) to `tip`. Raises GitError."""
     how = (f"--max-count={BROUGHT_WALK + 1}", "--topo-order", *([f"^{base}"] if base else []))
-    landed = [Landed(*(word[:200] for word in one)) for one in read_landed(repo, tip, *how).values()]  # it is kept
+    walked = read_landed(repo, tip, *how).values()
+    landed = [one._replace(parents=one.parents[:200], subject=one.subject[:200]) for one in walked]  # it is kept
     text = "".join(f"{one.commit}\n" for one in landed)
     names = git(repo, "log", "--no-walk=unsorted", "--stdin", "-z", "--format=%an", text=text).split("\0") if text else []
     walk = list(zip(landed, names, strict=False))
@@ -4287,6 +4413,7 @@ class Facts(NamedTuple):
     auto_merge: bool
     merged: Merged
     held: Held | None = None
+    unheard: str = ""  # as in `CommitFacts`
 
 
 def parse_hook_lines(text: str, at: str) -> Push:
@@ -4647,7 +4774,7 @@ def still_open(job: Job, refs: Refs) -> tuple[tuple[str, str], ...]:
     return tuple(pair for pair in pairs(job.heads) if refs.heads.get(pair[0]) == pair[1] and pair[0] in refs.ahead)
 
 
-def explain(blockers: list[str], how: str | None, stale: bool) -> str:
+def explain(blockers: list[str], how: str | None, stale: bool, unheard: str = "") -> str:
     """The gate's verdict on an open branch in one sentence."""
     if blockers:
         return "; ".join(blockers)
@@ -4656,7 +4783,7 @@ def explain(blockers: list[str], how: str | None, stale: bool) -> str:
     if how:
         return "it passed and is in line to be merged"
     again = ", after another test since base has moved on" if stale else ""
-    return f"it passed, and merges when somebody asks{again}: its head commit has no trailer Auto-Merge: yes"
+    return f"it passed, and merges when somebody asks{again}: {unheard or 'its head commit has no trailer Auto-Merge: yes'}"
 
 
 ###############################################################################
@@ -4744,12 +4871,12 @@ class Herald:
                     if trouble:
                         log(f"FORGE_NOTIFY {trouble}; it was told {piece['event']} {piece['repo']}/{piece['branch']}")
             except Exception:
-                log(f"FORGE_NOTIFY: {traceback.format_exc()}")
+                log("FORGE_NOTIFY", traceback.format_exc())
 
     def _tell(self, piece: Mapping[str, Any]) -> str | None:
         """Run the command for one piece of news; what went wrong, or None."""
         with open(os.memfd_create("news"), "w+b") as text:  # no pipe, which a command that does not read would block
-            text.write(json.dumps(piece).encode() + b"\n")
+            text.write(f"{json_text(piece)}\n".encode())
             text.seek(0)
             with self.lock:
                 if self.given_up:
@@ -5431,7 +5558,7 @@ class Engine:
                     age = {
                         head: self._cache[key].authored_at for head in others if (key := ("commit", name, head)) in self._cache
                     }
-                others.sort(key=lambda head: age.get(head, ""), reverse=True)
+                others.sort(key=lambda head: age.get(head) or "", reverse=True)
                 self._learn(("count", name, refs.tip), others, partial(count_many, path, refs.tip))
         return refs
 
@@ -5440,6 +5567,15 @@ class Engine:
     def commit(self, name: str, commit: str) -> CommitFacts:
         """What a commit of a repo says."""
         return self._kept(("commit", name, commit), lambda: read_commit(self.config.repo(name), commit))
+
+    def unheard(self, name: str, heads: Iterable[str]) -> dict[str, str]:
+        """Which of some heads do not ask for their merge although they seem to, and why."""
+        found = {}
+        self._learn(("commit", name), heads := list(heads), partial(read_commits, self.config.repo(name)))
+        for head in heads:
+            with contextlib.suppress(GitError, Refused):  # who is to judge it says so
+                found[head] = self.commit(name, head).unheard
+        return {head: why for head, why in found.items() if why}
 
     def merged(self, name: str, base: str, head: str) -> Merged:
         """How two commits of a repo merge."""
@@ -5590,7 +5726,7 @@ class Engine:
             with self.lock:
                 self.lock.wait_for(lambda: self.closing or self.starved, timeout=1)  # it is tried again, but not at once
         except Exception:
-            log(f"job {job.id}: {traceback.format_exc()}")
+            log(f"job {job.id}", traceback.format_exc())
             self._end(job.id, "forge stumbled over it; the server's log says more")
         finally:
             with self.lock:
@@ -5897,7 +6033,7 @@ class Engine:
                 self.complain("the watcher", error)
                 time.sleep(0.5)
             except Exception:
-                log(f"the watcher stumbled and goes on: {traceback.format_exc()}")
+                log("the watcher stumbled and goes on", traceback.format_exc())
                 time.sleep(0.5)
 
     def status(self) -> str:
@@ -5938,7 +6074,7 @@ class Engine:
         except (Refused, OSError) as error:
             self.complain(f"the end of job {job_id}", error)
         except Exception:
-            log(f"the end of job {job_id}: {traceback.format_exc()}")
+            log(f"the end of job {job_id}", traceback.format_exc())
         finally:
             with self.lock:  # the watcher sees it again when that failed, but not at once
                 self.lock.wait_for(lambda: self.closing or job_id not in self.running, timeout=0.5)
@@ -6041,7 +6177,7 @@ class Engine:
             except (GitError, OSError) as error:
                 self.complain("upkeep", error)
             except Exception:
-                log(f"upkeep stumbled and goes on later: {traceback.format_exc()}")
+                log("upkeep stumbled and goes on later", traceback.format_exc())
 
     def _tend_grown(self) -> None:
         """Git maintenance of the repos that have grown, one by one, while all is quiet. Raises Refused, GitError, OSError."""
@@ -6095,7 +6231,7 @@ class Engine:
             except (Refused, GitError, OSError) as error:
                 self._failed(name or "scan", error)
             except Exception:
-                log(f"{name or 'scan'}: {traceback.format_exc()}")
+                log(name or "scan", traceback.format_exc())
             finally:
                 with self.lock:
                     self.stepped.discard(name)
@@ -6196,7 +6332,8 @@ class Engine:
         for head in heads:
             try:
                 merged = self.merged(name, refs.tip, head)
-                facts[head] = Facts(self.commit(name, head).auto_merge, merged, self.held(name, refs.tip, merged))
+                said = self.commit(name, head)
+                facts[head] = Facts(said.auto_merge, merged, self.held(name, refs.tip, merged), said.unheard)
             except GitError as error:  # one broken commit must not hold up the other branches
                 self.complain(f"{name}: {head} cannot be judged", error)
         return facts
@@ -6379,7 +6516,7 @@ class Engine:
         about = {"repo": name, "base": base, "branch": job.heads[place]["branch"], "head": parents[1], "merge_commit": commit}
         said = self.commit(name, parents[1])
         how, about = "auto" if said.auto_merge else "manual", about | ({"caused_by": said.cause} if said.cause else {})
-        merged_at = at_time(seconds_of(landed.authored_at))
+        merged_at = landed.authored_at or now()
         return {**about, "parent": parents[0], "tree": tree, "job": job.id, "how": how, "begun": 0, "merged_at": merged_at}
 
     def _announce(self, name: str, refs: Refs, facts: Mapping[str, Facts]) -> None:
@@ -6404,8 +6541,9 @@ class Engine:
             return job.reason or "the branch has moved on"
         if newest.id != job.id:
             return f"{job.reason if newest.is_first else 'base has moved on'}; job {newest.id} tests it again"
-        blockers = why_blocked(head["branch"], refs, known, job, *(about[1:] if about else (None,)))
-        return explain(blockers, wish_of(branch, about) if about else None, job.base != refs.tip)
+        about = about or Facts(False, Merged(None))
+        blockers = why_blocked(head["branch"], refs, known, job, about.merged, about.held)
+        return explain(blockers, wish_of(branch, about), job.base != refs.tip, about.unheard)
 
     # -- what people ask for ------------------------------------------------------
 
@@ -6930,7 +7068,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
     """A branch beside base as programs see it, with what the gate says, or that git cannot read it."""
     head = refs.heads[branch]
     open_for_merge = refs.tip is not None and branch in refs.ahead
-    about, merged, held, unreadable = CommitFacts("", "", "", "", False), None, None, []
+    about, merged, held, unreadable = CommitFacts("", "", "", None, False), None, None, []
     counts: tuple[str | None, int | None, int | None] = (None, None, None)
     try:
         about = engine.commit(name, head)
@@ -6951,6 +7089,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
         if unrenewed[:2] == (head, refs.tip):
             blockers.append(f"it cannot be made anew on {refs.base}: {unrenewed[2]}")
         how = wish_of(known, Facts(about.auto_merge, merged or Merged(None))) if known else None
+        unheard = [about.unheard] if about.unheard and not how else []
         view = {
             "repo": name,
             "branch": branch,
@@ -6963,13 +7102,13 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
             "auto_merge": about.auto_merge or bool(known and known.asked == "auto"),
             "job": job_view(engine, job) if job else None,
             "mergeable": not blockers,
-            "blockers": blockers,
+            "blockers": blockers + unheard,
             "held": held.commit if held else None,
             "url": mr_url(engine.url, name, branch),
             "subject": about.subject,
             "author": about.author,
             "authored_at": about.authored_at,
-            "why": explain(blockers, how, bool(job and job.base != refs.tip)),
+            "why": explain(blockers and blockers + unheard, how, bool(job and job.base != refs.tip), about.unheard),
         }
         waits = job.live or (job.interrupted and job.cause != "rerun") if job else open_for_merge
         soon = is_suspect(repo, refs, branch) or (repo.rollback is not None and len(blockers) == 1)
@@ -7202,10 +7341,8 @@ def timeline_svg(rows: list[PushRow]) -> str:
     for number, row in enumerate(rows):
         name = row.branch if len(row.branch) <= 28 else row.branch[:27] + "…"
         parts.append(f'<svg y="{number * ROW_HEIGHT}" width="100%" height="{ROW_HEIGHT}">')
-        parts.append(f'<text y="15">{bottle.html_escape(name)}</text>')
-        parts.append(
-            f'<text x="100%" y="15" text-anchor="end">{bottle.html_escape(row.outcome)} · {spell_duration(row.total)}</text>'
-        )
+        parts.append(f'<text y="15">{for_pages(name)}</text>')
+        parts.append(f'<text x="100%" y="15" text-anchor="end">{for_pages(row.outcome)} · {spell_duration(row.total)}</text>')
         parts.append('<rect class="ground" y="22" width="100%" height="13" rx="3"/>')
         for what, begin, end in row.stretches:
             left, right = min(100, 100 * begin / width), min(100, 100 * end / width)
@@ -7366,7 +7503,7 @@ def prometheus_text(metrics: Iterable[Metric]) -> str:
 
 
 def escape_label(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return visible(text).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def outlook(engine: Engine, job: Job, pushed: Job) -> tuple[Job | None, str]:
@@ -7476,7 +7613,8 @@ class DiffLine(NamedTuple):
 def parse_commits(log_text: bytes) -> list[Commit]:
     """The commits in what `git log -z` prints of them in the form of `commits_of`; one that was cut off is left out."""
     words = log_text.decode("utf-8", "surrogateescape").split("\0")[:-1]
-    return [Commit(*words[at : at + 4]) for at in range(0, len(words) - 3, 4)]
+    four = (words[at : at + 4] for at in range(0, len(words) - 3, 4))
+    return [Commit(commit, author, commit_time(date), subject) for commit, author, date, subject in four]
 
 
 def parse_changes(listing: bytes) -> list[Change]:
@@ -7579,7 +7717,7 @@ def files_of_page(changes: list[Change], first: int) -> list[Change]:
 
 def commits_of(engine: Engine, name: str, base: str, head: str) -> list[Commit]:
     """The newest commits that `head` has and `base` lacks. Raises GitError."""
-    form = "--format=%H%x00%an%x00%aI%x00%s"
+    form = "--format=%H%x00%an%x00%at%x00%s"
     about = ("log", "-z", f"-n{COMMITS_SHOWN}", "--no-show-signature", form, head, f"^{base}")
     return parse_commits(engine.output(name, LISTING_BYTES, *about)[0])
 
@@ -7943,6 +8081,21 @@ FINDERS = 2  # searches in logs at a time: each takes a worker, and a processor 
 COOKIE = "forge_session"
 
 
+class Page(bottle.SimpleTemplate):  # type: ignore[misc]
+    """A template in which every value is made visible; what has to be exact, as in a form, is written ``{{!exact(value)}}``."""
+
+    settings = {"escape_func": for_pages}  # noqa: RUF012 (so bottle wants it)
+
+
+class Errors(io.TextIOBase):
+    """What bottle prints of an exception that was not foreseen goes to the log as all else."""
+
+    def write(self, text: str) -> int:
+        """Take a traceback."""
+        log("an exception that was not foreseen", text)
+        return len(text)
+
+
 class Web:
     """The routes. One object an app, so that tests can have several."""
 
@@ -7976,6 +8129,7 @@ class Web:
         if any(char < " " or char == "\x7f" for char in path):
             environ |= {"PATH_INFO": "/", "forge.odd_path": True}
         self.engine.hasty.on = True
+        environ["wsgi.errors"] = Errors()
         answer: Iterable[bytes] = self.app(environ, start)
         return answer
 
@@ -8116,21 +8270,21 @@ class Web:
         if wanted == "html":
             return self._page("error", error.status, headers, text=error.text, extra=extra, status=error.status)
         if wanted == "text":
-            return text_response(error.status, f"{error.text}\n", headers)
+            return text_response(error.status, sentences([error.text]), headers)
         return json_response({"error": error.text, **extra}, error.status, headers)
 
     def _error_of_bottle(self, error: bottle.HTTPError) -> Any:
         """What bottle itself refuses: no route, the wrong method, a crash (which goes to the log)."""
         texts = {404: "there is nothing at this address", 405: "this address does not take this method"}
         if error.exception is not None:
-            log(f"{bottle.request.method} {bottle.request.path}: {error.exception!r}")  # bottle has printed the traceback
+            log(f"{bottle.request.method} {bottle.request.path}: {error.exception!r}")  # bottle has told the traceback
             texts[500] = "forge stumbled over this; the server's log says more"
         made = self._refusal(Refused(error.status_code, texts.get(error.status_code, str(error.body))))
         bottle.response.headers.update(made.headers)
         return made.body
 
     def _xml(self, view: str, kind: str, **values: Any) -> bottle.HTTPResponse:
-        made = str(bottle.template(view, template_lookup=self.lookup, **values))
+        made = str(bottle.template(view, template_adapter=Page, template_lookup=self.lookup, **values))
         return tagged(XML_ODD.sub("\ufffd", made).encode(), kind)
 
     def _page(self, view: str, code: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> bottle.HTTPResponse:
@@ -8140,12 +8294,14 @@ class Web:
         """A page from its template."""
         spell = {"ago": ago, "spell_duration": spell_duration, "spell_bytes": spell_bytes, "mr_path": partial(mr_url, "")}
         spell |= {"spell_wait": spell_wait, "visible": visible, "side_by_side": side_by_side, "quote": quote_bytes}
+        spell["exact"] = bottle.html_escape
         spell["query"] = lambda **values: urlencode(values, errors="surrogateescape")
         page = {"logged_in": self._logged_in(), "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
         action = bottle.request.method == "POST"
         here = bottle.request.path.rpartition("/")[0] if action else bottle.request.path  # of an action: its page
         page["here_quoted"] = quote(quote(here or "/"), safe="")  # an address, as a value in another address
-        made = bottle.template(view, template_lookup=self.lookup, **{**spell, **page, **values})
+        values = {**spell, **page, **values}
+        made = bottle.template(view, template_adapter=Page, template_lookup=self.lookup, **values)
         return str(made).encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
 
     def _logged_in(self) -> bool:
@@ -8204,7 +8360,7 @@ class Web:
 
     def metrics(self) -> Any:
         """Figures for Prometheus."""
-        body = prometheus_text(read_metrics(self.engine)).encode("utf-8", "replace")
+        body = prometheus_text(read_metrics(self.engine)).encode()
         kind = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Cache-Control": "no-store"}
         return bottle.HTTPResponse(body, 200, kind)
 
@@ -8761,11 +8917,13 @@ class Web:
             return json_response({"jobs": jobs}, 202)
         if "wait" in push.options and watch:
             lines.append(f"wait {' '.join(f'{job}:0' for job in watch)}")
-        return text_response(202, "".join(f"{line}\n" for line in lines))
+        return text_response(202, sentences(lines))
 
     def _tell_push(self, repo: str, refs: Refs, push: Push) -> tuple[list[dict[str, Any]], list[str], list[int]]:
         """(jobs for programs, lines for the pusher, ids that `-o wait` watches). Raises Refused when a ref is not there."""
         engine, jobs, lines, watch = self.engine, [], [], []
+        pushed = [update.new for update in push.updates if update.branch and not is_null(update.new)]
+        unheard = {} if "merge" in push.options else engine.unheard(repo, pushed)
         for update in push.updates:
             branch = update.branch
             if branch is None or is_null(update.new):
@@ -8779,6 +8937,8 @@ class Web:
             lines.append(f"forge: {branch}: {job.kind} job {job.id} {url}")
             with engine.lock:
                 ahead = [other for other in engine.state.live_jobs(repo) if other.kind == POST and other.id < job.id]
+            if job.kind == PRE and update.new in unheard:
+                lines.append(f"forge: {branch} does not merge by itself: {unheard[update.new]}")
             if job.kind == POST and ahead:
                 lines.append(f"forge: it begins when job {ahead[0].id} has ended")
             else:
@@ -8819,8 +8979,8 @@ class Web:
         if not chunk and not live:
             watch, said = outlook(self.engine, job, pushed)
             whole_line = read_log(self.config.log(job.repo, job.id), max(0, offset - 1), 1) in (b"", b"\n")
-            words = "".join(f"forge: {line}\n" for line in [*(job.digest or "").split("\n"), said] if line) if said else ""
-            chunk = f"{'' if whole_line or not said else chr(10)}{words}".encode("utf-8", "surrogateescape")
+            words = sentences(f"forge: {line}" for line in [*(job.digest or "").split("\n"), said] if line) if said else ""
+            chunk = f"{'' if whole_line or not said else chr(10)}{words}".encode()
             after = f"{watch.id}:{offset if watch.id == job.id else 0}:{pushed.id}" if watch else ""
             if watch and watch.id == job.id:
                 time.sleep(0.05)
@@ -8860,7 +9020,7 @@ def is_fetch() -> bool:
 
 
 def json_body(program: Mapping[str, Any]) -> bytes:
-    return (json.dumps(program) + "\n").encode()
+    return f"{json_text(program)}\n".encode()
 
 
 def json_response(program: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
@@ -9207,13 +9367,13 @@ class Client:
         return json.loads(self.ask(path, urlencode(form).encode())[1])
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The names that are like one that is not there, for the end of a sentence; else the first of all."""
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The names that are like one that is not there, for the end of a sentence; else `otherwise`, or the first of all."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, known := list(known), 3)
     few = f"{', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
-    return f"; did you mean {' or '.join(near)}?" if near else f"; there is {few or 'none yet'}"
+    return f"; did you mean {' or '.join(near)}?" if near else f"; {otherwise or 'there is ' + (few or 'none yet')}"
 
 
 def check_repo(name: str) -> str:
@@ -9231,17 +9391,18 @@ def mr_path(repo: str, branch: str) -> str:
 
 
 def printable(value: Any) -> Any:
-    """JSON with nothing in its texts that a terminal would obey."""
+    """JSON with nothing in its texts that a terminal would obey. Only a digest has lines."""
     if isinstance(value, dict):
-        return {key: printable(item) for key, item in value.items()}
+        lines = {"digest": sentences(value["digest"].split("\n"))[:-1]} if isinstance(value.get("digest"), str) else {}
+        return {key: printable(item) for key, item in value.items()} | lines
     if isinstance(value, list):
         return [printable(item) for item in value]
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in value) if isinstance(value, str) else value
+    return visible(value).replace("\t", " ") if isinstance(value, str) else value
 
 
 def show(args: argparse.Namespace, program: Any, write: Callable[[Any], str]) -> None:
     """Print JSON when asked for, else what `write` makes of it, once it is printable."""
-    text = json.dumps(program, indent=2) if getattr(args, "json", False) else write(printable(program))
+    text = json_text(program, 2) if getattr(args, "json", False) else write(printable(program))
     if text:
         print(text)
 
@@ -9631,8 +9792,17 @@ class Told:
 Verdicts = dict[int, list[dict[str, Any]]]  # of the pre-merge jobs of a repo, by id
 
 
-def read_told(directory: Path) -> tuple[dict[str, Told], dict[str, Verdicts], list[str]]:
-    """What the journal says of each repo, its verdicts, and which records make no sense.
+class Reading(NamedTuple):
+    """What the journal says of each repo, the verdicts in it, which records make no sense, and which are of a newer version."""
+
+    told: dict[str, Told]
+    verdicts: dict[str, Verdicts]
+    odd: list[str]
+    newer: list[str]
+
+
+def read_told(directory: Path) -> Reading:
+    """Read the journal for what can be proved by it.
 
     A server may be writing: a line without its end is not there yet, and merges are read before the verdicts they rest on.
     """
@@ -9640,14 +9810,17 @@ def read_told(directory: Path) -> tuple[dict[str, Told], dict[str, Verdicts], li
     verdicts: dict[str, Verdicts] = {}
     wanted = ("status", "heads", "tested", "tree", "chain", "exit_code", "reused_from")
     records: list[tuple[int, dict[str, Any]]] = []
-    odd = []
+    odd, unknown = [], Counter[str]()
     record: dict[str, Any]
     for name in ("merges", "jobs"):
         with contextlib.suppress(FileNotFoundError), open(directory / f"{name}.jsonl", "rb") as stream:
             for number, line in enumerate(stream, 1):
                 try:
-                    record = json.loads(line) if line.endswith(b"\n") else {"event": "job.torn"}
-                    if not record["event"].startswith("job."):
+                    record = json.loads(line) if line.endswith(b"\n") else {"event": "job.queued"}
+                    of_job = record["event"].startswith("job.")
+                    if record["event"] not in FOLDS and int(record["seq"]):
+                        unknown[record["event"]] += 1
+                    elif not of_job:
                         records.append((int(record["seq"]), record))
                     elif record["event"] == "job.finished" and record["kind"] == PRE:
                         slim = {key: record.get(key) for key in wanted}
@@ -9664,7 +9837,8 @@ def read_told(directory: Path) -> tuple[dict[str, Told], dict[str, Verdicts], li
                 told.setdefault(record["repo"], Told()).take(record)
         except (KeyError, TypeError, ValueError) as error:
             odd.append(f"record {seq} ({record['event']} of {record.get('repo')}) cannot be understood: {error!r}")
-    return told, verdicts, odd
+    newer = [f"{plural(number, 'record')} ({event}) not understood: {NEWER}" for event, number in unknown.items()]
+    return Reading(told, verdicts, odd, newer)
 
 
 def read_line(repo: Path) -> Line:
@@ -9790,7 +9964,7 @@ def audit_repos(config: Config, names: list[str]) -> dict[str, Any]:
             lines[name] = read_line(config.repo(name))
         except (GitError, OSError) as error:
             lines[name] = Line(trouble=f"git cannot read it: {error}")
-    told, verdicts, odd = read_told(config.data_dir)
+    told, verdicts, odd, newer = read_told(config.data_dir)
     found = []
     for name, line in lines.items():
         try:
@@ -9799,7 +9973,8 @@ def audit_repos(config: Config, names: list[str]) -> dict[str, Any]:
         except (GitError, OSError) as error:
             line.trouble = f"git cannot read it: {error}"
         found.append(prove(name, line, told.get(name), verdicts.get(name, {})))
-    return {"ok": not odd and all(repo["ok"] for repo in found), "repos": found, "journal": odd}
+    well = not odd and all(repo["ok"] for repo in found)
+    return {"ok": well, "repos": found, "journal": odd, "not_understood": newer}
 
 
 def cmd_audit(config: Config, args: argparse.Namespace) -> int:
@@ -9823,9 +9998,12 @@ def cmd_audit(config: Config, args: argparse.Namespace) -> int:
         text += [f"  forced  {m['old'][:12]} to {(m['new'] or 'nothing')[:12]}  {m['at']}" for m in repo["forced"]]
         back = [(r["commit"][:12], r["to"][:12], " untested, as was asked" if r["untested"] else "") for r in repo["rollbacks"]]
         text += [f"  rolled  {commit} back to {to}{how}" for commit, to, how in back]
-        text += [f"  direct  {c['commit'][:12]}  {c['authored_at'][:10]}  {c['subject']}" for c in repo["direct"][:50]]
+        text += [
+            f"  direct  {c['commit'][:12]}  {(c['authored_at'] or 'no date')[:10]:10}  {c['subject']}"
+            for c in repo["direct"][:50]
+        ]
         text += [f"  direct  and {len(repo['direct']) - 50} older ones; --json names them"] if len(repo["direct"]) > 50 else []
-    text += [f"journal: {line}" for line in printable(found["journal"])]
+    text += [f"journal: {line}" for line in printable(found["journal"] + found["not_understood"])]
     show(args, found, lambda _: "\n".join(text) or "no repo yet")
     return 0 if found["ok"] else 1
 
@@ -9843,7 +10021,7 @@ def cmd_prune(config: Config, args: argparse.Namespace) -> int:
 
     def text(found: Any) -> str:
         kept = [] if days or found["removed"]["logs"]["count"] else ["logs are kept; --days N or FORGE_LOG_DAYS removes old ones"]
-        return "\n".join([spell_pruned(found), *kept, *printable(found["left"])])
+        return "\n".join([spell_pruned(found), *kept, *found["left"]])
 
     show(args, done, text)
     return 0
@@ -9949,10 +10127,12 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
         missing = f"hooks are missing ({', '.join(stale)}); the server adds them within a minute" if stale else None
         trouble = why_unusable(path, path.stem) or missing
         yield f"repo {path.stem}", trouble is None, trouble or str(path)
-    _, _, trouble_of_journal = read_told(root)
+    reading = read_told(root)
     for name in ("jobs.jsonl", "merges.jsonl"):
-        odd = sum(said.startswith(name) for said in trouble_of_journal)
+        odd = sum(said.startswith(name) for said in reading.odd)
         yield name, odd == 0, "well" if not odd else f"{odd} lines are no records; they are passed over"
+    for said in reading.newer:
+        yield "journal", True, said
     if not (config.password_file or config.password):
         yield "password", True, "none is set; actions need the command line (FORGE_MERGE_PASSWORD_FILE)"
         return
@@ -10493,12 +10673,32 @@ def give_memory_back() -> None:
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 
+def hear_others() -> None:
+    """Bring what waitress, and Python about a thread that crashes, say on standard error through `log`."""
+    import logging
+
+    class Others(logging.Handler):
+        """Writes what is logged where our own lines are."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            """Take a record."""
+            trace = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+            log(f"{record.name}: {record.getMessage()}", trace)
+
+    logging.getLogger("waitress").addHandler(Others(logging.WARNING))
+    threading.excepthook = lambda crash: log(
+        f"a thread crashed ({crash.thread.name if crash.thread else '?'}): {crash.exc_value!r}",
+        "".join(traceback.format_exception(crash.exc_type, crash.exc_value, crash.exc_traceback)),
+    )
+
+
 def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; jobs that run then go on, and the next server takes them over."""
     keep_secrets(os.environ)  # first of all: jobs of the last server may still run
     from importlib.metadata import version
 
     give_memory_back()
+    hear_others()
     from waitress import create_server, server, trigger, wasyncore
 
     if tuple(map(int, re.findall(r"\d+", version("waitress"))[:3])) < OLDEST_WAITRESS:
@@ -10548,7 +10748,11 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: told.set())
     engine.start()
     manager.tell(READY=1, MAINPID=os.getpid(), STATUS=engine.status())
-    print(f"forge: listening on {engine.url}", flush=True)
+    try:
+        print(f"forge: listening on {engine.url}", flush=True)
+    except (Fault, BrokenPipeError) as error:  # its disk may be full; what can be read is served
+        log(f"listening on {engine.url}, which cannot be printed: {error}")
+        give_up(sys.stdout, 1)
     while not told.is_set():
         manager.turned = time.monotonic()
         wasyncore.loop(timeout=min(30.0, manager.every), use_poll=True, map=sockets, count=1)
@@ -10644,7 +10848,7 @@ def cmd_unit(config: Config, args: argparse.Namespace) -> int:
     """Print the units, or one of them; what is to be seen to is said in them, and on standard error."""
     units, notes = unit_files(config, os.environ)
     for note in notes:
-        print(f"forge: {note}", file=sys.stderr)
+        log(note)
     wanted = {args.unit: units[args.unit]} if args.unit else units
     show(args, wanted, lambda _: "\n".join(wanted.values()).rstrip("\n"))
     return 0
@@ -10789,11 +10993,22 @@ EXAMPLES = """examples:
 """
 
 
+INTERNAL_VERBS = ("check-names",)  # what hooks/pre-receive calls; not for people, so without a line in the help
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but what is wrong is said in one line, as all errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with 2. Raises Fault."""
+        raise Fault(2, f"{message}; see: {self.prog} --help")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     what = "A git forge in one file, for a small server and people who love Nix."
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="forge", description=what, epilog=EXAMPLES, formatter_class=raw)
+    parser = Parser(prog="forge", description=what, epilog=EXAMPLES, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"forge {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
@@ -10853,9 +11068,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo = verb("demo", "a tour: a server of its own, a branch that fails and one that merges", cmd_demo, as_json=False)
     demo.add_argument("--once", action="store_true", help="end after the story")
-    # what hooks/pre-receive calls; not for people, so without a line in the help
-    sub = verbs.add_parser("check-names")
-    sub.set_defaults(run=cmd_check_names)
+    for name in INTERNAL_VERBS:
+        verbs.add_parser(name).set_defaults(run=cmd_check_names)
     return parser
 
 
@@ -10871,24 +11085,90 @@ def in_order(words: list[str]) -> list[str]:
     return sorted(words, key=lambda word: word.startswith("-")) if words[:1] == ["hold"] else words
 
 
+class StandardOutput(io.FileIO):
+    """Standard output, where a write that fails ends the command in one line; a reader that is gone does so without words."""
+
+    def write(self, content: Any) -> int:
+        """Write. Raises Fault, BrokenPipeError."""
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise Fault(1, f"standard output takes nothing: {error.strerror}") from None
+
+
+def open_standard_streams() -> None:
+    """Have all three; one that was closed would be the place of the next file that is opened, and what is said would go there."""
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):  # of 1 so that writing fails, as it does when closed
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    if sys.stdout is sys.__stdout__:  # else it is that of a command around this one, or of a test
+        out = io.BufferedWriter(StandardOutput(1, "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(out, "utf-8" if sys.stdout is None else sys.stdout.encoding, "backslashreplace")
+        sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
+
+
+def give_up(stream: IO[str], number: int) -> None:
+    """Let what a stream could not write go, so that Python does not try again, and complain, at the very end."""
+    try:
+        stream.flush()
+    except (OSError, Fault):
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), number)
+
+
+def parse_words(words: list[str]) -> argparse.Namespace:
+    """The command line, parsed. Raises Fault with a word that is like the wrong one; SystemExit when help was printed."""
+    parser = build_parser()
+    verbs = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    known = [verb for verb in verbs if verb not in INTERNAL_VERBS]
+    verb = next((word for word in words if not word.startswith("-")), None)
+    if verb is not None and verb not in verbs:
+        raise Fault(2, f"there is no command {shorten(verb)}{did_you_mean(verb, known, 'forge --help lists them')}")
+    args, rest = parser.parse_known_args(in_order(words))
+    if rest:
+        options = re.findall(r"(?<![\w-])--?[a-z][a-z-]*", verbs[args.verb].format_help())
+        word = rest[0].partition("=")[0]
+        near = did_you_mean(word, options, f"see: forge {args.verb} --help")
+        raise Fault(2, f"forge {args.verb} does not take {shorten(rest[0])}{' before it' if word in options else near}")
+    return args
+
+
+def run_words(words: list[str]) -> int:
+    """Do what the command line says; returns the exit code. Raises Fault, WrongSetting, SystemExit, BrokenPipeError."""
+    try:
+        args = parse_words(words)
+        code: int = args.run(load_config(os.environ), args)
+        return code
+    finally:
+        sys.stdout.flush()  # while a reader that is gone can be told from a fault
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code that README.md names."""
+    open_standard_streams()
     try:
-        args = build_parser().parse_args(in_order(sys.argv[1:] if argv is None else argv))
-        code: int = args.run(load_config(os.environ), args)
-        sys.stdout.flush()  # while a reader that is gone can be told from a fault
-        return code
+        return run_words(sys.argv[1:] if argv is None else argv)
     except WrongSetting as error:
-        print(f"forge: {error}", file=sys.stderr)
+        log(str(error))
         return 2
     except Fault as fault:
-        print(f"forge: {printable(str(fault))}", file=sys.stderr)
+        log(str(fault))
         return fault.code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        give_up(sys.stdout, 1)
+        give_up(sys.stderr, 2)
 
 
 if __name__ == "__main__":

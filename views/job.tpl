@@ -154,7 +154,7 @@
 %     if piece.skipped and number == piece.line:
 <a class="cut" href="{{address}}/log?offset={{piece.start - piece.skipped}}">{{spell_bytes(piece.skipped)}} of this line left out</a> \\
 %     end
-{{line}}\\
+{{!exact(line)}}\\
 %     if later == number + 1 and not piece.content.endswith(b'\n') and len(lines) == 1:
  <a class="cut" href="{{address}}/log?offset={{piece.start}}">the rest of this line left out</a>\\
 %     end
