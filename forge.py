@@ -1875,7 +1875,48 @@ def why_unusable(repo: Path, name: str) -> str | None:
         return f"{repo} is not a bare git repository: {error.filename} is missing; restore it, or remove the directory"
     except OSError as error:
         return f"{repo} cannot be read: {error.strerror}; run: chmod -R u+rwX {repo}"
+    return why_not_borrowed(repo, name)
+
+
+ALTERNATES = "objects/info/alternates"
+
+
+def why_not_borrowed(repo: Path, name: str, hides: Callable[[Path], bool] = lambda _: False) -> str | None:
+    """Why objects that a repo borrows are out of reach, with what to do, or None. `hides` knows what jobs do not see."""
+    for place, named_in in borrowed_from(repo).items():
+        if hides(place):
+            alone = f"git -C {repo} repack -a -d && rm {repo / ALTERNATES}"
+            return f"{name} borrows objects from {visible(str(place))}, which the sandbox hides from jobs; copy them: {alone}"
+        if not os.access(place, os.R_OK | os.X_OK) or not place.is_dir():
+            fault = "which the server cannot read" if os.path.lexists(place) else "which does not exist"
+            way = f"bring it back, or take its line out of {visible(str(named_in))} if no object is missing without it"
+            return f"{name} borrows objects from {visible(str(place))}, {fault}; {way}"
     return None
+
+
+def borrowed_from(repo: Path) -> dict[Path, Path]:
+    """The folders from which a repo borrows objects, directly or by way of another, each with the file that names it.
+
+    As git reads these files (gitrepository-layout(5)); quoted lines, which git does not write there, are passed over.
+    """
+    found: dict[Path, Path] = {}
+    todo = [repo / "objects"]
+    while todo:
+        objects = todo.pop()
+        listing = objects / "info/alternates"
+        lines = b""
+        with contextlib.suppress(OSError), open_plain(listing) as stream:
+            lines = stream.read(GIT_BYTES)
+        for line in lines.split(b"\n"):
+            if not line or line.startswith((b"#", b'"')) or b"\0" in line:
+                continue
+            place = Path(os.path.realpath(objects), os.fsdecode(line))
+            if ".." in place.parts:  # up from where links lead to
+                place = Path(os.path.realpath(place))
+            if place not in found:
+                found[place] = listing
+                todo.append(place)
+    return found
 
 
 def read_refs(repo: Path) -> Refs:
@@ -3796,6 +3837,26 @@ def sandbox_mounts(config: Config, launch: Launch, around: Surroundings) -> dict
     return mounts | {place: Mount((option, str(what))) for what, place in around.nix}
 
 
+def is_hidden(mounts: Mapping[Path, Mount], place: Path) -> bool:
+    """Whether a job in a sandbox with these mounts does not come to what is at `place`."""
+    hiding = {path for path, mount in mounts.items() if mount.hides}
+    for seen in (seen_at(place, hiding), Path(os.path.realpath(place))):  # a link may lead out of what is shown
+        nearest = next((mounts[path] for path in (seen, *seen.parents) if path in mounts), None)
+        if nearest and nearest.hides:
+            return True
+    return False
+
+
+def why_jobs_lack_objects(config: Config, repo: Path, name: str, bwrap: str | None) -> str | None:
+    """Why the git of a job in the sandbox would miss objects of a repo, with the command that mends it, or None."""
+    if bwrap is None or not os.path.lexists(repo / ALTERNATES):  # the machine is looked at for those few repos only
+        return None
+    slot = config.data_dir / "work" / name / "1"
+    launch = Launch(PRE, slot / "tree", slot, slot, {}, repo, config.data_dir / "home" / name / PRE)
+    mounts = sandbox_mounts(config, launch, look_around(config, bwrap, os.environ))
+    return why_not_borrowed(repo, name, partial(is_hidden, mounts))
+
+
 def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surroundings:
     """What of this machine matters to a sandbox. `environ` is the server's."""
     private = [config.data_dir, config.secrets_dir, config.password_file, environ.get("CREDENTIALS_DIRECTORY"), *SECRET_PLACES]
@@ -5018,6 +5079,7 @@ class Engine:
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
         self.stepped: set[str] = set()  # what of these a worker is at
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
+        self.waiting: set[str] = set()  # repos whose jobs begin when a look finds all of their objects
         self.unrenewed: dict[str, dict[str, tuple[str, str, str]]] = {}  # by repo, branch: head, base, why it is not made anew
         self.stuck: dict[tuple[str, str, str], str] = {}  # by (repo, branch, head): why its merge failed although it was due
         self.ending: set[int] = set()  # jobs whose processes are gone and whose ends an ender tells
@@ -5307,6 +5369,8 @@ class Engine:
     def look(self, name: str, push: Push = NO_PUSH) -> Refs:
         """Read a repo's refs and journal what is new. The repo's turn is held."""
         path = self.usable(name)
+        if trouble := self._out_of_reach(name, path):
+            raise Refused(409, trouble)
         try:
             self._settle(name, path)
             refs = read_refs(path)
@@ -5326,6 +5390,17 @@ class Engine:
                 self.record(*events)
             self.troubles.pop(name, None)
         return refs
+
+    def _out_of_reach(self, name: str, path: Path) -> str | None:
+        """Why jobs would lack objects that a repo borrows, or None. It is the repo's trouble: its jobs and merges wait."""
+        trouble = why_not_borrowed(path, name) or why_jobs_lack_objects(self.config, path, name, self.bwrap)
+        with self.lock:
+            if trouble:
+                self.troubles[name] = trouble
+                self.waiting.add(name)
+            else:
+                self.waiting.discard(name)
+        return trouble
 
     def scan(self) -> None:
         """Look at everything: undelivered pushes, all repos, those that are gone. A worker runs it."""
@@ -5536,7 +5611,7 @@ class Engine:
             free = self.config.max_jobs - sum(job.kind == PRE for job in busy)
             deploying = {job.repo for job in busy if job.kind == POST}
             for job in sorted(live, key=lambda job: (job.is_first, job.id)):  # the queue tests nothing before its time
-                if job.status != "pending" or job.id in self.starting:
+                if job.status != "pending" or job.id in self.starting or job.repo in self.waiting:
                     continue
                 if job.kind == POST and job.repo not in deploying:
                     deploying.add(job.repo)
@@ -5586,8 +5661,10 @@ class Engine:
             self.wake()
 
     def _prepare(self, job: Job) -> Launch | None:
-        """Make the candidate and the checkout, and journal the start. None when the job is not wanted any more."""
+        """Make the candidate and the checkout, and journal the start. None when it is not wanted any more, or waits."""
         path = self.config.repo(job.repo)
+        if self._out_of_reach(job.repo, path):
+            return None
         with self.lock:
             known = self.state.repos.get(job.repo, Repo())
             if job.status != "pending":
@@ -9938,7 +10015,8 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
     for path in sorted(config.repos.glob("*.git")):
         stale = [hook.name for hook in asset("hooks").iterdir() if not os.path.exists(path / "hooks" / hook.name)]
         missing = f"hooks are missing ({', '.join(stale)}); the server adds them within a minute" if stale else None
-        trouble = why_unusable(path, path.stem) or missing
+        bwrap = None if config.sandbox == "none" else shutil.which("bwrap")
+        trouble = why_unusable(path, path.stem) or why_jobs_lack_objects(config, path, path.stem, bwrap) or missing
         yield f"repo {path.stem}", trouble is None, trouble or str(path)
     _, _, trouble_of_journal = read_told(root)
     for name in ("jobs.jsonl", "merges.jsonl"):

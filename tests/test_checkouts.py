@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
@@ -565,3 +566,80 @@ def test_what_lies_in_the_place_of_shallow_tells_a_job_nothing(store: Store, pla
     forge.write_git_dir(store.root / "new", store.repo, commit, store.slot / "index", forge.NO_ORIGIN, "")
     kept = (store.root / "new/shallow").read_text() if (store.root / "new/shallow").exists() else ""
     assert tree.exists() and kept == (f"{commit}\n" if planted == "rubbish" else "")
+
+
+def borrow(objects: Path, *lines: str) -> None:
+    (objects / "info").mkdir(exist_ok=True, parents=True)
+    (objects / "info/alternates").write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_a_checkout_of_a_repo_that_borrows_objects_finds_all(store: Store) -> None:
+    """Also from one that borrows itself, by relative paths, and with lines that git passes over."""
+    one, two = store.commits({"file": text("1\n")}, {"file": text("2\n")})
+    first, second, third = (store.root / f"repos/{name}.git" for name in ("first", "second", "third"))
+    store.repo.rename(first)
+    (store.root / "repos/linked.git").symlink_to(first)  # what follows it is beside what it leads to
+    for repo in (second, third):
+        store.run("git", "init", "-q", "--bare", str(repo))
+    borrow(second / "objects", "# a comment", "", "../../first.git/objects/")
+    borrow(third / "objects", str(store.root / "repos/./linked.git/../second.git/objects"), '"quoted"', "../../third.git/objects")
+    assert set(forge.borrowed_from(third)) == {first / "objects", second / "objects", third / "objects"}
+    assert forge.why_unusable(third, "third") is None
+    tree = forge.fill_checkout(store.slot, store.trash, third, two)
+    assert store.run("git", "-C", str(tree), "log", "--format=%H").split() == [two, one]
+
+
+def test_paths_relative_to_a_repo_that_is_a_link_are_relative_to_where_it_leads(store: Store) -> None:
+    (store.root / "big/lender.git/objects").mkdir(parents=True)
+    store.repo.rename(store.root / "big/app.git")
+    store.repo.symlink_to(store.root / "big/app.git")
+    borrow(store.repo / "objects", "../../lender.git/objects")
+    assert set(forge.borrowed_from(store.repo)) == {store.root / "big/lender.git/objects"}
+
+
+MISSING = {
+    "absolute": ("{root}/gone/objects", "{root}/gone/objects, which does not exist"),
+    "relative": ("../../gone.git/objects", "{root}/repos/gone.git/objects, which does not exist"),
+    "not a folder": ("{root}/file", "{root}/file, which the server cannot read"),
+    "by way of another": ("../../other.git/objects", "{root}/gone/objects, which does not exist"),
+    "odd": ("{root}/go\tne\x1b]0;pwned\x07", "{root}/go\tne␛]0;pwned␇, which does not exist"),
+}
+
+
+@pytest.mark.parametrize(("line", "named"), MISSING.values(), ids=MISSING.keys())
+def test_a_place_that_a_repo_borrows_from_and_that_is_gone_is_named(store: Store, line: str, named: str) -> None:
+    (store.root / "file").touch()
+    borrow(store.root / "repos/other.git/objects", f"{store.root}/gone/objects")
+    borrow(store.repo / "objects", line.format(root=store.root))
+    listing = store.root / f"repos/{'other' if 'other' in line else 'app'}.git/objects/info/alternates"
+    way = f"bring it back, or take its line out of {listing} if no object is missing without it"
+    assert forge.why_unusable(store.repo, "app") == f"app borrows objects from {named.format(root=store.root)}; {way}"
+
+
+def test_jobs_wait_while_objects_that_their_repo_borrows_are_gone(make_server: Callable[..., Server], tmp_path: Path) -> None:
+    server = make_server(FORGE_MAX_JOBS="1", FORGE_SANDBOX="none")
+    work = server.repo()
+    gate = work.gate("open")
+    work.branch("first", run=f"until [ -e {gate} ]; do sleep 0.05; done\n")
+    first = work.push_job("first")
+    server.running(first)
+    work.branch("second")
+    second = work.push_job("second")
+    borrow(work.path / "objects", f"{tmp_path}/gone")
+    gate.touch()
+    assert server.ended(first)["status"] == "passed"
+    words = f"app borrows objects from {tmp_path}/gone, which does not exist; bring it back, or take its line out of"
+    wait_for(lambda: (server.get("/")["repos"][0]["trouble"] or "").startswith(words), "the words")
+    assert words in work.push("first:third"), "the pusher is told, too"
+    assert words in server.cli("doctor", check=False).stdout
+    assert server.get(f"/jobs/{second}")["status"] == "pending"
+    (tmp_path / "gone").mkdir()
+    look_at(server, "app")
+    assert server.ended(second)["status"] == "passed"
+    assert server.get("/")["repos"][0]["trouble"] is None
+    assert "third" in [request["branch"] for request in server.get("/r/app")["merge_requests"]]
+
+
+def look_at(server: Server, name: str) -> None:
+    """Let the server look at a repo, as a hook would."""
+    assert server.hook(json.dumps({"repo": name, "updates": []}).encode(), Content_Type="application/json").status == 202
