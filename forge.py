@@ -1763,8 +1763,8 @@ GIT_ENVIRONMENT["GIT_CONFIG_COUNT"] = str(len(GIT_SETTINGS))
 # These need objects alone, named by ids, and get a git directory of ours instead of the repo's: its config and attributes, which
 # a copied repo brings and a deployment may write, name programs (filters, merge drivers) and change what is printed.
 OBJECT_VERBS = frozenset(
-    "cat-file checkout commit-tree diff-tree hash-object log ls-files ls-tree merge-base merge-tree mktree read-tree"
-    " rev-list".split()
+    "cat-file checkout commit-tree diff-index diff-tree hash-object log ls-files ls-tree merge-base merge-tree mktree"
+    " read-tree rev-list".split()
 )
 PLAIN_CONFIG = {
     "sha1": "repositoryformatversion = 0\n",
@@ -1960,7 +1960,48 @@ def why_unusable(repo: Path, name: str) -> str | None:
         return f"{repo} is not a bare git repository: {error.filename} is missing; restore it, or remove the directory"
     except OSError as error:
         return f"{repo} cannot be read: {error.strerror}; run: chmod -R u+rwX {repo}"
+    return why_not_borrowed(repo, name)
+
+
+ALTERNATES = "objects/info/alternates"
+
+
+def why_not_borrowed(repo: Path, name: str, hides: Callable[[Path], bool] = lambda _: False) -> str | None:
+    """Why objects that a repo borrows are out of reach, with what to do, or None. `hides` knows what jobs do not see."""
+    for place, named_in in borrowed_from(repo).items():
+        if hides(place):
+            alone = f"git -C {repo} repack -a -d && rm {repo / ALTERNATES}"
+            return f"{name} borrows objects from {visible(str(place))}, which the sandbox hides from jobs; copy them: {alone}"
+        if not os.access(place, os.R_OK | os.X_OK) or not place.is_dir():
+            fault = "which the server cannot read" if os.path.lexists(place) else "which does not exist"
+            way = f"bring it back, or take its line out of {visible(str(named_in))} if no object is missing without it"
+            return f"{name} borrows objects from {visible(str(place))}, {fault}; {way}"
     return None
+
+
+def borrowed_from(repo: Path) -> dict[Path, Path]:
+    """The folders from which a repo borrows objects, directly or by way of another, each with the file that names it.
+
+    As git reads these files (gitrepository-layout(5)); quoted lines, which git does not write there, are passed over.
+    """
+    found: dict[Path, Path] = {}
+    todo = [repo / "objects"]
+    while todo:
+        objects = todo.pop()
+        listing = objects / "info/alternates"
+        lines = b""
+        with contextlib.suppress(OSError), open_plain(listing) as stream:
+            lines = stream.read(GIT_BYTES)
+        for line in lines.split(b"\n"):
+            if not line or line.startswith((b"#", b'"')) or b"\0" in line:
+                continue
+            place = Path(os.path.realpath(objects), os.fsdecode(line))
+            if ".." in place.parts:  # up from where links lead to
+                place = Path(os.path.realpath(place))
+            if place not in found:
+                found[place] = listing
+                todo.append(place)
+    return found
 
 
 def read_refs(repo: Path) -> Refs:
@@ -2592,6 +2633,17 @@ class TooLarge(GitError):
     """A tree that would fill the disk; the message says what it weighs."""
 
 
+class Origin(NamedTuple):
+    """What the git of a checkout knows of the repo it comes from. Empty: there is no origin, or no base yet."""
+
+    url: str = ""
+    base: str = ""  # the branch
+    tip: str = ""  # its commit as the job is concerned with it
+
+
+NO_ORIGIN = Origin()
+
+
 def tidy_checkout(slot: Path, trash: Path, repo: Path) -> None:
     """Take away what a job left in a checkout, or the whole checkout where that is not worth it. Raises OSError.
 
@@ -2599,37 +2651,60 @@ def tidy_checkout(slot: Path, trash: Path, repo: Path) -> None:
     reaches it. Git runs with the bare repo's own directory and this index, so nothing a job wrote is read as configuration.
     """
     try:
-        if not (slot / "index").exists():
-            raise Surprise("there is no checkout yet")
-        if (slot / "index").stat().st_size > INDEX_BYTES:
+        facts = os.stat(slot / "index")
+        if facts.st_size > INDEX_BYTES:
             raise Surprise("its paths are too many to have in memory")
         discard(slot / "tree/.git", trash)
         discard(slot / "tmp", trash)
-        sweep_tree(slot / "tree", tracked_paths(repo, slot / "index"), trash)
+        # git wrote the index after all files, and before the job began
+        sweep_tree(slot / "tree", tracked_paths(repo, slot / "index"), facts.st_mtime_ns, trash)
     except (Surprise, GitError, OSError):
         discard(slot, trash)
 
 
-def fill_checkout(slot: Path, trash: Path, repo: Path, commit: str, most: int = CHECKOUT_BYTES) -> Path:
+def fill_checkout(
+    slot: Path, trash: Path, repo: Path, commit: str, most: int = CHECKOUT_BYTES, origin: Origin = NO_ORIGIN
+) -> Path:
     """Bring a tidy checkout to `commit` and return its tree. Raises GitError or OSError when not even a new one can be made.
 
     It may get `most` bytes large: a small push can hold a tree of any size. Raises TooLarge; what was written stays in `slot`.
     """
     tree, index = slot / "tree", slot / "index"
-    try:
-        if not index.exists():
-            raise Surprise("there is no checkout yet")
-        read_tree(repo, tree, index, commit, most)
-    except TooLarge:
-        raise
-    except (Surprise, GitError):
-        discard(slot, trash)
-        tree.mkdir(parents=True)
-        read_tree(repo, tree, index, commit, most)
-    write_git_dir(tree / ".git", repo, commit, index)
+    with ThreadPoolExecutor(1) as beside:
+        tags = beside.submit(read_tags, repo)
+        try:
+            mend_tree(repo, tree, index, commit, most)
+        except TooLarge:
+            raise
+        except (Surprise, GitError, FileNotFoundError):
+            discard(slot, trash)
+            tree.mkdir(parents=True)
+            read_tree(repo, tree, index, commit, most)
+    write_git_dir(tree / ".git", repo, commit, index, origin, tags.result())
     (slot / "tmp").mkdir()  # on disk, so that a large build does not fill the memory
     (slot / "tmp").chmod(0o1777)
     return tree
+
+
+def mend_tree(repo: Path, tree: Path, index: Path, commit: str, most: int = CHECKOUT_BYTES) -> None:
+    """Make the files of a tidy checkout those of `commit`, and keep those that do not differ. Raises as `read_tree`, OSError.
+
+    The bytes of a file follow from its blob and from the tree's attributes. Raises Surprise when those differ: any file may
+    have to be written again, though its blob is the same.
+    """
+    with open(index, "rb") as before, ThreadPoolExecutor(1) as beside:  # `read_tree` puts another file in its place
+        differ = beside.submit(attributes_differ, repo, before, commit)
+        read_tree(repo, tree, index, commit, most)
+        if differ.result():
+            raise Surprise("other attributes hold for its files")
+
+
+def attributes_differ(repo: Path, index: IO[bytes], commit: str) -> bool:
+    """Whether any .gitattributes of a commit is another than that of an index, which is open. Raises GitError."""
+    args = ("diff-index", "--cached", "--quiet", commit, "--", ":(glob)**/.gitattributes")
+    process = git_process(repo, args, index.fileno(), GIT_INDEX_FILE=f"/proc/self/fd/{index.fileno()}")
+    git_output(process, args, ok=(0, 1))
+    return process.returncode == 1
 
 
 def read_tree(repo: Path, tree: Path, index: Path, commit: str, most: int = CHECKOUT_BYTES) -> None:
@@ -2698,10 +2773,13 @@ def tracked_paths(repo: Path, index: Path) -> set[str]:
     return set(git(repo, "ls-files", "-z", GIT_INDEX_FILE=str(index)).split("\0")[:-1])
 
 
-def sweep_tree(tree: Path, tracked: set[str], trash: Path) -> None:
-    """Throw away everything in `tree` that is not in `tracked`. Raises Surprise for what should not be mended.
+def sweep_tree(tree: Path, tracked: set[str], written: int, trash: Path) -> None:
+    """Throw away everything in `tree` that is not in `tracked`, or that changed after `written` (ns).
 
-    Our own walk, since git passes over every name that is `.git`, and gives up on very deep paths.
+    Our own walk, since git passes over every name that is `.git`, and gives up on very deep paths. And our own look at the
+    times, since git's is not enough: it compares whole seconds, and within one what its conversions make of a file, so
+    that an ident (`$Id: …$`), the order of UTF-16's bytes or permissions could be a job's. No job can set a file's ctime.
+    Raises Surprise for what should not be mended.
     """
     folders = {""}
     for path in tracked:
@@ -2709,13 +2787,14 @@ def sweep_tree(tree: Path, tracked: set[str], trash: Path) -> None:
         while parent not in folders:
             folders.add(parent)
             parent = parent.rpartition("/")[0]
-    mode = stat.S_IMODE(os.lstat(tree.parent).st_mode)  # made with it; a job can change all that is in it
+    made = os.lstat(tree.parent)  # with it; a job can change all that is in it
     todo, left = [""], 0
     while todo:
         folder = todo.pop()
         where = f"{tree}/{folder}"
         facts = os.lstat(where)
-        if stat.S_IMODE(facts.st_mode) != mode or os.listxattr(where, follow_symlinks=False):
+        same = (facts.st_mode, facts.st_uid, facts.st_gid) == (made.st_mode, made.st_uid, made.st_gid)
+        if not same or os.listxattr(where, follow_symlinks=False):
             raise Surprise(f"the mode of {folder or tree} was changed")
         prefix = folder and f"{folder}/"
         with os.scandir(where) as entries:
@@ -2723,21 +2802,69 @@ def sweep_tree(tree: Path, tracked: set[str], trash: Path) -> None:
                 path = prefix + entry.name
                 if path in folders and entry.is_dir(follow_symlinks=False):
                     todo.append(path)
-                elif path not in tracked or entry.is_dir(follow_symlinks=False):
+                elif path not in tracked or not is_untouched(entry, written):
                     discard(Path(entry.path), trash)
                     left += 1
                 if left > MOST_LEFT:
                     raise Surprise("a job left more than is worth to be taken away one by one")
 
 
-def write_git_dir(git_dir: Path, repo: Path, commit: str, index: Path) -> None:
-    """Give a checkout a repository of its own: HEAD detached at `commit`, objects borrowed from `repo`."""
-    for folder in ("objects/info", "refs"):
+def is_untouched(entry: os.DirEntry[str], written: int) -> bool:
+    """Whether this is no folder, and has not changed since `written` (ns), nor at that very tick of the clock."""
+    facts = entry.stat(follow_symlinks=False)
+    return not stat.S_ISDIR(facts.st_mode) and facts.st_ctime_ns < written
+
+
+def read_tags(repo: Path) -> str:
+    """The tags of a repo as packed-refs has them, without those that lead to nothing; none where git cannot list them."""
+    if not may_have_tags(repo):  # a git less on the way of a push
+        return ""
+    try:
+        listed = git(repo, "for-each-ref", "--format=%(objectname)^{} %(objectname) %(refname)", "refs/tags/")
+        found = git(repo, "cat-file", "--buffer", "--batch-check=%(objectname) %(rest)", text=listed)
+    except GitError as error:  # few jobs need them
+        log(f"{repo}: jobs see no tags: {error}")
+        return ""
+    tags = [words for line in found.split("\n") if len(words := line.split(" ")) == 3]  # else it says: missing
+    return "".join(f"{tag} {ref}\n" + (f"^{target}\n" if target != tag else "") for target, tag, ref in tags)
+
+
+def may_have_tags(repo: Path) -> bool:
+    """Whether a look at its files leaves it open that a repo has tags."""
+    if (repo / "reftable").exists():
+        return True
+    with contextlib.suppress(OSError), os.scandir(repo / "refs/tags") as entries:
+        if next(entries, None):
+            return True
+    with contextlib.suppress(OSError), open_plain(repo / "packed-refs") as stream:
+        listed = stream.read(GIT_BYTES)
+        return len(listed) == GIT_BYTES or b" refs/tags/" in listed
+    return False
+
+
+def write_git_dir(git_dir: Path, repo: Path, commit: str, index: Path, origin: Origin, tags: str) -> None:
+    """Give a checkout a repository of its own: HEAD detached at `commit`, objects borrowed from `repo`.
+
+    It knows what a clone knows: where it comes from, the tags (lines of packed-refs), and where a shallow history ends.
+    """
+    for folder in ("objects/info", "refs/remotes/origin"):
         (git_dir / folder).mkdir(parents=True)
     version = "1\n[extensions]\n\tobjectFormat = sha256\n[core]" if len(commit) == 64 else "0"
-    (git_dir / "config").write_text(f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n")
-    (git_dir / "objects/info/alternates").write_text(f"{repo}/objects\n")
+    config = f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n"
+    if origin.url:
+        url = origin.url.replace("\\", "\\\\").replace('"', '\\"')
+        config += f'[remote "origin"]\n\turl = "{url}"\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n'
+    base = f"refs/remotes/origin/{origin.base}"
+    if origin.tip:
+        tags = f"{origin.tip} {base}\n{tags}"
+        (git_dir / "refs/remotes/origin/HEAD").write_bytes(os.fsencode(f"ref: {base}\n"))
+    (git_dir / "config").write_bytes(os.fsencode(config))
+    (git_dir / "objects/info/alternates").write_bytes(os.fsencode(f"{repo}/objects\n"))
+    (git_dir / "packed-refs").write_bytes(os.fsencode(f"# pack-refs with: peeled fully-peeled sorted \n{tags}"))
     (git_dir / "HEAD").write_text(f"{commit}\n")
+    with contextlib.suppress(OSError), open_plain(repo / "shallow", follow=False) as stream:
+        cut = re.findall(rb"^[0-9a-f]{40,64}$", stream.read(GIT_BYTES), re.MULTILINE)  # and nothing else, whatever lies there
+        (git_dir / "shallow").write_bytes(b"".join(line + b"\n" for line in cut))
     shutil.copy2(index, git_dir / "index")  # with its mtime, by which git knows which entries may be stale
 
 
@@ -3911,6 +4038,26 @@ def sandbox_mounts(config: Config, launch: Launch, around: Surroundings) -> dict
     mounts |= {place: Mount((option, str(place))) for option, place in shown}
     option = "--bind" if around.nix_writable else "--ro-bind"
     return mounts | {place: Mount((option, str(what))) for what, place in around.nix}
+
+
+def is_hidden(mounts: Mapping[Path, Mount], place: Path) -> bool:
+    """Whether a job in a sandbox with these mounts does not come to what is at `place`."""
+    hiding = {path for path, mount in mounts.items() if mount.hides}
+    for seen in (seen_at(place, hiding), Path(os.path.realpath(place))):  # a link may lead out of what is shown
+        nearest = next((mounts[path] for path in (seen, *seen.parents) if path in mounts), None)
+        if nearest and nearest.hides:
+            return True
+    return False
+
+
+def why_jobs_lack_objects(config: Config, repo: Path, name: str, bwrap: str | None) -> str | None:
+    """Why the git of a job in the sandbox would miss objects of a repo, with the command that mends it, or None."""
+    if bwrap is None or not os.path.lexists(repo / ALTERNATES):  # the machine is looked at for those few repos only
+        return None
+    slot = config.data_dir / "work" / name / "1"
+    launch = Launch(PRE, slot / "tree", slot, slot, {}, repo, config.data_dir / "home" / name / PRE)
+    mounts = sandbox_mounts(config, launch, look_around(config, bwrap, os.environ, None))
+    return why_not_borrowed(repo, name, partial(is_hidden, mounts))
 
 
 def look_around(config: Config, bwrap: str, environ: Mapping[str, str], secrets_dir: Path | None) -> Surroundings:
@@ -5159,6 +5306,7 @@ class Engine:
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
         self.stepped: set[str] = set()  # what of these a worker is at
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
+        self.waiting: set[str] = set()  # repos whose jobs begin when a look finds all of their objects
         self.unrenewed: dict[str, dict[str, tuple[str, str, str]]] = {}  # by repo, branch: head, base, why it is not made anew
         self.stuck: dict[tuple[str, str, str], str] = {}  # by (repo, branch, head): why its merge failed although it was due
         self.ending: set[int] = set()  # jobs whose processes are gone and whose ends an ender tells
@@ -5448,6 +5596,8 @@ class Engine:
     def look(self, name: str, push: Push = NO_PUSH) -> Refs:
         """Read a repo's refs and journal what is new. The repo's turn is held."""
         path = self.usable(name)
+        if trouble := self._out_of_reach(name, path):
+            raise Refused(409, trouble)
         try:
             self._settle(name, path)
             refs = read_refs(path)
@@ -5467,6 +5617,17 @@ class Engine:
                 self.record(*events)
             self.troubles.pop(name, None)
         return refs
+
+    def _out_of_reach(self, name: str, path: Path) -> str | None:
+        """Why jobs would lack objects that a repo borrows, or None. It is the repo's trouble: its jobs and merges wait."""
+        trouble = why_not_borrowed(path, name) or why_jobs_lack_objects(self.config, path, name, self.bwrap)
+        with self.lock:
+            if trouble:
+                self.troubles[name] = trouble
+                self.waiting.add(name)
+            else:
+                self.waiting.discard(name)
+        return trouble
 
     def scan(self) -> None:
         """Look at everything: undelivered pushes, all repos, those that are gone. A worker runs it."""
@@ -5686,7 +5847,7 @@ class Engine:
             free = self.config.max_jobs - sum(job.kind == PRE for job in busy)
             deploying = {job.repo for job in busy if job.kind == POST}
             for job in sorted(live, key=lambda job: (job.is_first, job.id)):  # the queue tests nothing before its time
-                if job.status != "pending" or job.id in self.starting:
+                if job.status != "pending" or job.id in self.starting or job.repo in self.waiting:
                     continue
                 if job.kind == POST and job.repo not in deploying:
                     deploying.add(job.repo)
@@ -5736,8 +5897,10 @@ class Engine:
             self.wake()
 
     def _prepare(self, job: Job) -> Launch | None:
-        """Make the candidate and the checkout, and journal the start. None when the job is not wanted any more."""
+        """Make the candidate and the checkout, and journal the start. None when it is not wanted any more, or waits."""
         path = self.config.repo(job.repo)
+        if self._out_of_reach(job.repo, path):
+            return None
         with self.lock:
             known = self.state.repos.get(job.repo, Repo())
             if job.status != "pending":
@@ -5761,7 +5924,7 @@ class Engine:
                 secrets_dir = secrets_seen(self.config, whose) if job.kind == POST else None
                 ssh_config = read_ssh_config(secrets_dir)
                 most = setting_number(path, settings, "forge.checkoutLimit", CHECKOUT_BYTES, "bytes")
-                tree = fill_checkout(slot, self.trash, path, facts["tested"], most)
+                tree = fill_checkout(slot, self.trash, path, facts["tested"], most, self._origin(job, known.base, facts))
                 if kept and (self.tries.get(job.id, 0) < 3 or not kept.exception()):
                     kept.result()  # in the end it can do without
             self.littered.set()
@@ -5797,6 +5960,11 @@ class Engine:
         environ = job_environ(self.config, self.url, job, home) | (ssh_environ(run) if ssh_config is not None else {})
         environ |= {"FORGE_SECRETS_DIR": str(secrets_dir)} if secrets_dir else {}
         return Launch(job.kind, tree, run, log_file, environ, path, home, configured, ssh_config, secrets_dir)
+
+    def _origin(self, job: Job, base: str | None, facts: Mapping[str, Any]) -> Origin:
+        """What a job's git calls origin: base is where the job found it, or what the job deploys."""
+        branch, tip = (job.branch, job.commit) if job.kind == POST else (base, facts["base"])
+        return Origin(f"{self.url}/r/{job.repo}.git", branch or "", (branch and tip) or "")
 
     def _cause(self, job: Job) -> str:
         """What brought the head that a job tests about, "" when it does not say. What the commit says the gate will ask, too."""
@@ -10125,7 +10293,8 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
     for path in sorted(config.repos.glob("*.git")):
         stale = [hook.name for hook in asset("hooks").iterdir() if not os.path.exists(path / "hooks" / hook.name)]
         missing = f"hooks are missing ({', '.join(stale)}); the server adds them within a minute" if stale else None
-        trouble = why_unusable(path, path.stem) or missing
+        bwrap = None if config.sandbox == "none" else shutil.which("bwrap")
+        trouble = why_unusable(path, path.stem) or why_jobs_lack_objects(config, path, path.stem, bwrap) or missing
         yield f"repo {path.stem}", trouble is None, trouble or str(path)
     reading = read_told(root)
     for name in ("jobs.jsonl", "merges.jsonl"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import shlex
@@ -964,6 +965,84 @@ def test_bubblewrap_or_nothing(make_server: Callable[..., Server], tmp_path: Pat
     done = subprocess.run([*FORGE, "serve"], env=server.environ, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and "No permissions to create new namespace (if it is about namespaces, allow" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "hidden"),
+    [
+        ("/home/git/src.git/objects", True),
+        ("/home/other/src.git/objects", False),
+        ("/srv/forge/repos/other.git/objects", False),
+        ("/srv/forge/old/other.git/objects", True),
+        ("/tmp/src.git/objects", True),
+        ("/home/git", True),
+        ("/home", False),
+    ],
+)
+def test_which_places_a_job_does_not_come_to(place: str, hidden: bool) -> None:
+    assert forge.is_hidden(forge.sandbox_mounts(CONFIG, LAUNCH, AROUND), Path(place)) == hidden
+
+
+def test_a_link_to_what_is_hidden_is_hidden(tmp_path: Path) -> None:
+    config = replace(CONFIG, data_dir=tmp_path / "data")
+    (tmp_path / "home/src").mkdir(parents=True), config.repos.mkdir(parents=True)
+    (config.repos / "src").symlink_to(tmp_path / "home/src")
+    (config.repos / "own").mkdir()
+    made = forge.sandbox_mounts(config, LAUNCH, replace(AROUND, folders=(config.data_dir, tmp_path / "home"), tmp=()))
+    assert [forge.is_hidden(made, config.repos / name) for name in ("src", "own")] == [True, False]
+
+
+@needs_bwrap
+@pytest.mark.parametrize("way", ["itself", "by way of another"])
+def test_a_repo_that_borrows_what_the_sandbox_hides_waits_for_the_command_that_is_named(
+    boxed: Server, lair: Lair, way: str
+) -> None:
+    """Jobs go on by themselves when the command has been run."""
+    source = boxed.repo(f"source-{way.replace(' ', '-')}")
+    source.branch("main", run="git log --format=%s\n")
+    source.push("HEAD:main")
+    hidden, work = lair.root / f"home/{source.name}.git", replace(source, name=f"copy-of-{source.name}")
+    work.path = boxed.data / f"repos/{work.name}.git"
+    subprocess.run(["git", "clone", "-q", "--bare", str(source.path), str(hidden)], check=True, env=clean_environ())
+    seen = hidden
+    if way != "itself":
+        seen = boxed.data / f"repos/middle-{source.name}.git"
+        subprocess.run(["git", "clone", "-q", "--bare", "--shared", str(hidden), str(seen)], check=True, env=clean_environ())
+    subprocess.run(["git", "clone", "-q", "--bare", "--shared", str(seen), str(work.path)], check=True, env=clean_environ())
+    work.git("remote", "set-url", "origin", str(work.path))
+    work.git("fetch", "-q", "origin")
+    hook = json.dumps({"repo": work.name, "updates": []}).encode()
+    answer = boxed.hook(hook, Content_Type="application/json")
+    command = f"git -C {work.path} repack -a -d && rm {work.path}/objects/info/alternates"
+    words = f"{work.name} borrows objects from {hidden}/objects, which the sandbox hides from jobs; copy them: {command}"
+    assert answer.status == 409 and answer.json["error"] == words
+    work.branch("topic", file="x")
+    work.push("topic")
+    assert words in [repo["trouble"] for repo in boxed.get("/")["repos"]]
+    assert f"!! repo {work.name} {words}" in " ".join(boxed.cli("doctor", check=False).stdout.split())
+    assert work.name not in [job["repo"] for job in boxed.get("/jobs")["jobs"]]
+    subprocess.run(["sh", "-c", command], check=True, env=clean_environ(), capture_output=True)
+    assert boxed.hook(hook, Content_Type="application/json").status == 202
+    job = wait_for(lambda: next((job for job in boxed.get("/jobs")["jobs"] if job["repo"] == work.name), None), "the job")
+    assert boxed.ended(job["id"])["status"] == "passed"
+    assert boxed.job_log(job["id"]).decode().splitlines()[-1] == "First commit"
+
+
+@needs_bwrap
+def test_a_job_sees_what_its_repo_borrows_from_another_that_is_served(boxed: Server) -> None:
+    source = boxed.repo("lender")
+    source.branch("main", run="git log --format=%s && git fsck\n")
+    source.push("HEAD:main")
+    work = replace(source, name="borrower", path=boxed.data / "repos/borrower.git")
+    subprocess.run(
+        ["git", "clone", "-q", "--bare", "--shared", str(source.path), str(work.path)], check=True, env=clean_environ()
+    )
+    boxed.hook(json.dumps({"repo": work.name, "updates": []}).encode(), Content_Type="application/json")
+    wait_for((work.path / "hooks/post-receive").exists, "the hooks", 90)
+    work.git("remote", "set-url", "origin", str(work.path))
+    work.branch("topic", file="x")
+    job = boxed.ended(work.push_job("topic"))
+    assert job["status"] == "passed", boxed.job_log(job["id"])
 
 
 @needs_bwrap
