@@ -676,6 +676,9 @@ def in_base64(name: str) -> str:
 
 def json_text(program: Any, indent: int | None = None) -> str:
     """JSON for programs: of pages, of the command line, of notices."""
+    text = json.dumps(program, indent=indent)
+    if "\\" not in text and "\x7f" not in text:  # then there is nothing in it to see to, which is most often so
+        return text
     return json.dumps(for_programs(program), indent=indent)
 
 
@@ -9984,12 +9987,14 @@ def read_told(directory: Path) -> Reading:
         with contextlib.suppress(FileNotFoundError), open(directory / f"{name}.jsonl", "rb") as stream:
             for number, line in enumerate(stream, 1):
                 try:
-                    record = json.loads(line) if line.endswith(b"\n") else {"event": "job.queued"}
-                    of_job = record["event"].startswith("job.")
-                    if record["event"] not in FOLDS and int(record["seq"]):
+                    if not line.endswith(b"\n"):
+                        continue
+                    record = json.loads(line)
+                    seq, of_job = int(record["seq"]), record["event"].startswith("job.")
+                    if record["event"] not in FOLDS:
                         unknown[record["event"]] += 1
                     elif not of_job:
-                        records.append((int(record["seq"]), record))
+                        records.append((seq, record))
                     elif record["event"] == "job.finished" and record["kind"] == PRE:
                         slim = {key: record.get(key) for key in wanted}
                         verdicts.setdefault(record["repo"], {}).setdefault(record["id"], []).append(slim)
@@ -11303,7 +11308,7 @@ def parse_words(words: list[str]) -> argparse.Namespace:
         raise Fault(2, f"there is no command {shorten(verb)}{did_you_mean(verb, known, 'forge --help lists them')}")
     args, rest = parser.parse_known_args(in_order(words))
     if rest:
-        options = re.findall(r"(?<![\w-])--?[a-z][a-z-]*", verbs[args.verb].format_help())
+        options = dict.fromkeys(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", verbs[args.verb].format_help()))
         word = rest[0].partition("=")[0]
         near = did_you_mean(word, options, f"see: forge {args.verb} --help")
         raise Fault(2, f"forge {args.verb} does not take {shorten(rest[0])}{' before it' if word in options else near}")
