@@ -928,6 +928,70 @@ def test_a_box_that_cannot_be_made_says_so(make_server: Callable[..., Server]) -
     assert "was not found (no-such-command)" in job["reason"]
 
 
+def shims(home: Path) -> dict[str, tuple[str, str]]:
+    """Version managers in a home: a folder of the PATH that has their python9, and what a job's reason says of it, by name."""
+    for name, text in {
+        ".pyenv/libexec/pyenv": "#!/bin/sh\nexit 0\n",
+        ".asdf/bin/asdf": "#!/bin/sh\nexit 0\n",
+        ".local/bin/mise": "#!/bin/sh\nexit 0\n",
+        ".pyenv/shims/python9": f'#!/usr/bin/env bash\nset -e\nexec "{home}/.pyenv/libexec/pyenv" exec python9 "$@"\n',
+        ".asdf/shims/python9": f'#!/usr/bin/env bash\nexec {home}/.asdf/bin/asdf exec "python9" "$@"\n',
+        ".own/bin/python9": f"#!{home}/.pyenv/libexec/pyenv\n",
+    }.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text)
+        (home / name).chmod(0o755)
+    for link, target in {".mise/shims/python9": ".local/bin/mise", ".nix-profile/bin/python9": ".local/bin/mise"}.items():
+        (home / link).parent.mkdir(parents=True, exist_ok=True)
+        (home / link).symlink_to(home / target)
+    own = "python9 ({}/python9 on the PATH)".format
+    return {
+        "pyenv": (".pyenv/shims", f"{home}/.pyenv/libexec/pyenv"),
+        "asdf": (".asdf/shims", f"{home}/.asdf/bin/asdf"),
+        "mise": (".mise/shims", f"{own(home / '.mise/shims')} leads to {home.parent}, which jobs do not see"),
+        "nix-profile": (".nix-profile/bin", f"{own(home / '.nix-profile/bin')} leads to {home.parent}, which jobs do not see"),
+        "own": (".own/bin", f"{own(home / '.own/bin')} asks for {home}/.pyenv/libexec/pyenv in its first line"),
+    }
+
+
+@needs_bwrap
+@pytest.mark.parametrize("name", ["pyenv", "asdf", "mise", "nix-profile", "own"])
+def test_a_python_that_leads_to_a_hidden_home_is_said(lair: Lair, name: str) -> None:
+    folder, words = shims(lair.root / "home" / name)[name]
+    path = f"{lair.root / 'home' / name / folder}:{os.environ['PATH']}"
+    server = lair.server(f"shim-{name}", FORGE_SANDBOX="bwrap", PATH=path)
+    try:
+        work = server.repo()
+        for branch, run in {"said": "python9 -V\n", "silent": "exec 2>/dev/null; python9 -V\n"}.items():
+            work.branch(branch, run=run)
+            work.write(".forge/pre-merge", f"#!/bin/sh\n{run}", executable=True)
+            work.commit("Python")
+            job = server.ended(work.push_job(branch))
+            assert job["exit_code"] in (126, 127) and "jobs do not see" in job["reason"], (job, server.job_log(job["id"]))
+            assert words in job["reason"], (job, server.job_log(job["id"]))
+        work.branch("script")
+        work.write(".forge/pre-merge", "#!/usr/bin/env python9\nprint(1)\n", executable=True)
+        work.commit("A script of it")
+        job = server.ended(work.push_job("script"))
+        assert str(lair.root / "home") in job["reason"] and "jobs do not see" in job["reason"], job
+    finally:
+        end(server)
+
+
+@needs_bwrap
+def test_an_interpreter_in_a_hidden_home_is_said(boxed: Server, lair: Lair) -> None:
+    work = boxed.repo("interpreter")
+    work.branch("topic")
+    work.write(".forge/pre-merge", f"#!{lair.root}/home/.pyenv/versions/3.11/bin/python\n", executable=True)
+    work.commit("An interpreter of my own")
+    job = boxed.ended(work.push_job("topic"))
+    asked = f"{lair.root}/home/.pyenv/versions/3.11/bin/python"
+    assert job["reason"] == (
+        f"exit code 127: .forge/pre-merge asks for {asked} in its first line, but jobs do not see {lair.root}/home; "
+        "use one that lies elsewhere, as below /usr or /nix"
+    )
+
+
 # -- the setting ------------------------------------------------------------------------------------------
 
 
