@@ -4591,14 +4591,28 @@ def check_update(old: object, new: object, ref: object) -> Update:
     return Update(str(old), str(new), ref)
 
 
+JSON_KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+JSON_KINDS |= {type(None): "null"}
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a request's body is; of fields with the same name the last counts, as in a form. Raises Refused."""
+    try:
+        said = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise Refused(400, "the body cannot be parsed as JSON") from None
+    if not isinstance(said, dict):
+        raise Refused(400, f"the body is {JSON_KINDS[type(said)]}, but must be a JSON object")
+    return said
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
+
+
 def parse_hook_json(body: bytes, at: str) -> tuple[str, Push]:
     """(repo, push) from the JSON that /hooks/post-receive takes. Raises Refused."""
-    try:
-        said = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refused(400, "the body is no JSON that can be read") from None
-    if not isinstance(said, dict):
-        raise Refused(400, "the body must be a JSON object with repo, and ref, oldrev, newrev or updates")
+    said = json_object(body)
     updates, options = said.get("updates", [said] if "ref" in said else None), said.get("options", [])
     if not isinstance(updates, list) or not all(isinstance(u, dict) for u in updates):
         raise Refused(400, "updates must be a list of objects with ref, oldrev and newrev")
@@ -4898,8 +4912,11 @@ def verdict_of(
     return ("failed" if code else "passed"), exit_reason(code, command)
 
 
-def why_no_retry(old: Job, refs: Refs, live: Iterable[Job]) -> str | None:
-    """Why a job cannot be run again, or None. `live` are the repo's pending and running jobs."""
+def why_no_retry(old: Job, refs: Refs, live: Iterable[Job], rolling: Job | None = None) -> str | None:
+    """Why a job cannot be run again, or None: what refuses a retry, and what a page asks before it offers one.
+
+    `live` are the repo's pending and running jobs, `rolling` is the one that tests a rollback.
+    """
     if old.live:
         return f"job {old.id} has not ended yet: {old.status}"
     if old.is_rollback and (refs.base, refs.tip) != (old.branch, old.base):
@@ -4916,7 +4933,27 @@ def why_no_retry(old: Job, refs: Refs, live: Iterable[Job]) -> str | None:
             return f"job {job.id} is {job.status} for this {'deployment' if old.kind == POST else 'head'} already"
         if job.kind == PRE and not job.is_first and not old.is_first:
             return f"job {job.id} is {job.status} for the queue; retry when it has ended"
+    return why_no_rollback_test(rolling) if old.is_rollback and rolling else None
+
+
+def why_no_rollback_test(rolling: Job) -> str:
+    """Why no other rollback is tested while one is."""
+    wait = "wait for it, cancel it, or do without a test (untested=1, --untested)"
+    return f"job {rolling.id} tests a rollback to {rolling.commit[:12]} already; {wait}"
+
+
+def why_no_rollback(base: str, tip: str, trees: Mapping[str, str], commit: str) -> str | None:
+    """Why base cannot be given the tree of a commit, or None. `trees` are those of the commits of base's own line."""
+    if commit not in trees:
+        return f"{commit[:12]} is not among the newest {LINE_MOST} commits of {base}'s own line (first parents)"
+    if trees[commit] == trees[tip]:
+        return f"{base} {'is at' if commit == tip else 'has the tree of'} {commit[:12]} already; there is nothing to roll back"
     return None
+
+
+def why_no_merge(blockers: Iterable[str], job: Job | None) -> list[str]:
+    """What refuses a merge that is asked for now: all that blocks it, but not its own test, for which it can wait."""
+    return [blocker for blocker in blockers if not (job and job.live and blocker == _job_blocker(job))]
 
 
 def still_open(job: Job, refs: Refs) -> tuple[tuple[str, str], ...]:
@@ -5335,6 +5372,7 @@ class Engine:
         self._cache: OrderedDict[tuple[str, ...], Any] = OrderedDict()
         self._seen: dict[str, tuple[object, Refs]] = {}  # by repo: its branches for pages, and by what they are known again
         self._looks: dict[str, float] = {}  # by repo, like `turns`: of several pages that need git, one asks it
+        self._trees: dict[str, tuple[str, dict[str, str]]] = {}  # by repo: base, and the trees of its own line
         self._making: dict[tuple[str, ...], float] = {}  # likewise, by key: what git is asked for to be kept
         self.hasty = threading.local()  # `on` in threads that have others to serve: those that answer requests, a scan
 
@@ -5708,11 +5746,7 @@ class Engine:
         """
         path = self.usable(name)
         with self.alone(self._looks, name, name):
-            mark = refs_mark(path)
-            known, refs = self._seen.get(name, (None, Refs(None, {})))
-            if mark is None or mark != known:
-                refs = read_refs(path)
-                self._seen[name] = mark, refs
+            refs = self._refs_now(name, path)
             others = [head for branch, head in refs.heads.items() if branch != refs.base]
             ahead = [head for branch, head in refs.heads.items() if branch in refs.ahead]
             self._learn(("commit", name), others, partial(read_commits, path))
@@ -5725,6 +5759,54 @@ class Engine:
                 others.sort(key=lambda head: age.get(head) or "", reverse=True)
                 self._learn(("count", name, refs.tip), others, partial(count_many, path, refs.tip))
         return refs
+
+    def _refs_now(self, name: str, path: Path) -> Refs:
+        """A repo's branches, read again when a file of theirs has changed."""
+        mark = refs_mark(path)
+        known, refs = self._seen.get(name, (None, Refs(None, {})))
+        if mark is None or mark != known:
+            refs = read_refs(path)
+            self._seen[name] = mark, refs
+        return refs
+
+    def refs(self, name: str) -> Refs:
+        """A repo's branches, for a page that asks nothing else of git. Raises Refused, GitError."""
+        path = self.usable(name)
+        with self.alone(self._looks, name, name):
+            return self._refs_now(name, path)
+
+    def why_no_retry(self, job: Job) -> str | None:
+        """Why `retry` would refuse to run a job again now, or None: then a page may offer it."""
+        try:
+            refs = self.refs(job.repo)
+            with self.lock:
+                reason = why_no_retry(job, refs, self.state.live_jobs(job.repo), self._rolling(job.repo))
+            if reason or job.kind != PRE or job.is_first or job.is_rollback or not refs.tip:
+                return reason
+            merges = [self.merged(job.repo, refs.tip, head) for _, head in still_open(job, refs)]
+            if any(one.tree and not one.conflicts and not self.held(job.repo, refs.tip, one) for one in merges):
+                return None
+            return f"nothing of it can be merged into {refs.base} by now"
+        except (Refused, GitError) as error:
+            return str(error)
+
+    def no_rollbacks(self, name: str, refs: Refs, commits: Iterable[str]) -> dict[str, str]:
+        """Why `roll_back` would refuse to go back to some commits of base, for those it would, untested ones aside."""
+        if refs.base is None or refs.tip is None:
+            return dict.fromkeys(commits, f"{name} has no base")
+        known, trees = self._trees.get(name, (None, {}))
+        try:
+            if known != refs.tip:
+                line = read_landed(self.usable(name), refs.tip, "--first-parent", f"--max-count={LINE_MOST}").values()
+                trees = {landed.commit: landed.tree for landed in line}
+                self._trees[name] = refs.tip, trees
+        except (Refused, GitError) as error:
+            return dict.fromkeys(commits, str(error))
+        with self.lock:
+            rolling = self._rolling(name)
+        reasons = {commit: why_no_rollback(refs.base, refs.tip, trees, commit) for commit in commits}
+        tested = why_no_rollback_test(rolling) if rolling else None
+        return {commit: why for commit, reason in reasons.items() if (why := reason or tested)}
 
     # -- what a commit says; never changes, so it is kept -----------------------
 
@@ -6730,9 +6812,7 @@ class Engine:
             held = self.held(name, refs.tip, merged)
             with self.lock:
                 known, job = self.state.repos[name], self.state.newest_job(name, branch)
-                blockers = why_blocked(branch, refs, known, job, merged, held)
-                if job and job.live:
-                    blockers = [blocker for blocker in blockers if blocker != _job_blocker(job)]
+                blockers = why_no_merge(why_blocked(branch, refs, known, job, merged, held), job)
                 if blockers:
                     raise Refused(409, f"{branch} cannot be merged: {'; '.join(blockers)}")
                 (asked,) = self.record(("merge.asked", {"repo": name, "branch": branch, "head": head, "how": "manual"}))
@@ -6799,11 +6879,9 @@ class Engine:
         with self.turn(old.repo):
             refs = self.look(old.repo)
             with self.lock:
-                reason = why_no_retry(old, refs, self.state.live_jobs(old.repo))
+                reason = why_no_retry(old, refs, self.state.live_jobs(old.repo), self._rolling(old.repo))
                 if reason:
                     raise Refused(409, reason)
-                if old.is_rollback:
-                    self._check_no_rollback(old.repo)
                 if old.kind == POST or old.is_first:
                     base = old.base if old.kind == POST else None
                     event = queue_job(self.next_id(), old.repo, old.kind, pairs(old.heads), "retry", base=base, retry_of=job_id)
@@ -6826,14 +6904,14 @@ class Engine:
         with self.turn(name):
             refs = self.look(name)
             line, target = self._base_commit(name, refs, given)
-            if target.tree == next(iter(line.values())).tree:
-                is_tip = target.commit == refs.tip
-                why = f"is at {target.commit[:12]}" if is_tip else f"has the tree of {target.commit[:12]}"
-                raise Refused(409, f"{refs.base} {why} already; there is nothing to roll back")
+            trees = {landed.commit: landed.tree for landed in line.values()}
+            reason = why_no_rollback(refs.base or "", refs.tip or "", trees, target.commit)
             with self.lock:
-                passed = self.ledger.result(name, target.tree, None, "passed")
-                if not untested:
-                    self._check_no_rollback(name)
+                passed, rolling = self.ledger.result(name, target.tree, None, "passed"), self._rolling(name)
+            if not reason and rolling and not untested:
+                reason = why_no_rollback_test(rolling)
+            if reason:
+                raise Refused(409, reason)
             if not passed and not untested:
                 job = self._queue_rollback(name, refs, target.commit)
             else:
@@ -6848,12 +6926,9 @@ class Engine:
         with self.lock:
             return self.ledger.merges_of(name, refs.base, 1)[0]
 
-    def _check_no_rollback(self, name: str) -> None:
-        """Raises Refused while a rollback of a repo is being tested; the lock is held."""
-        job = self.state.jobs.get(self.state.repos[name].rollback or 0)
-        if job:
-            wait = "wait for it, cancel it, or do without a test (untested=1, --untested)"
-            raise Refused(409, f"job {job.id} tests a rollback to {job.commit[:12]} already; {wait}")
+    def _rolling(self, name: str) -> Job | None:
+        """The job that tests a rollback of a repo; the lock is held."""
+        return self.state.jobs.get(self.state.repos.get(name, Repo()).rollback or 0)
 
     def _base_commit(self, name: str, refs: Refs, given: str) -> tuple[dict[str, Landed], Landed]:
         """The newest commits of base's own line, and the one of them that an id or its beginning means. Raises Refused."""
@@ -8234,7 +8309,7 @@ SECURITY_HEADERS = {
 }
 XML_ODD = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what no XML may hold, however it is spelled
 MAX_BODY = 1 << 20
-MOST_FIELDS = 100  # of a form
+MOST_FIELDS, MOST_VALUES = 100, 10_000  # of a form; of JSON, with what is nested in unknown fields
 PAGES_BYTES = 8 << 20  # of pages that are not made anew for each reader
 OLDEST_WAITRESS = (3, 0, 2)
 WEB_THREADS = 16
@@ -8288,7 +8363,7 @@ class Web:
         self._add_routes()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """WSGI. Every answer gets the headers that keep browsers from harm."""
+        """WSGI. Every answer gets the headers that keep browsers from harm; HEAD is answered as GET, without the body."""
 
         def start(status: str, headers: list[tuple[str, str]], error: Any = None) -> Any:
             return start_response(status, [*headers, *SECURITY_HEADERS.items()], error)
@@ -8299,9 +8374,16 @@ class Web:
             path = "\0"
         if any(char < " " or char == "\x7f" for char in path):
             environ |= {"PATH_INFO": "/", "forge.odd_path": True}
+        if environ["REQUEST_METHOD"] == "HEAD":
+            environ |= {"REQUEST_METHOD": "GET", "forge.head": True}  # no route can forget to answer both alike
         self.engine.hasty.on = True
         environ["wsgi.errors"] = Errors()
         answer: Iterable[bytes] = self.app(environ, start)
+        if "forge.head" in environ:
+            close = getattr(answer, "close", None)
+            if close:
+                close()
+            return []
         return answer
 
     def _add_routes(self) -> None:
@@ -8358,7 +8440,7 @@ class Web:
                     raise Refused(413, "the body is larger than 1 MiB")
             open_path = request.path in ("/login", "/healthz", "/hooks/post-receive") or request.path.startswith("/static/")
             if self.config.private and not open_path:
-                self._authorize(wants_form=request.method == "POST" and not is_fetch())
+                self._authorize(wants_body=request.method == "POST" and not is_fetch())
         except Refused as error:
             raise self._refusal(error) from None
 
@@ -8380,8 +8462,9 @@ class Web:
         if site not in ("same-origin", "none") or (origin and origin not in ours):
             raise Refused(403, "this request comes from another site")
 
-    def _authorize(self, wants_form: bool = True) -> None:
-        """Let pass who may act: token or password as bearer, the form field, a session. Raises Refused 401 or 429."""
+    def _authorize(self, wants_body: bool = True) -> None:
+        """Let pass who may act: token or password as bearer, a field of the body, a session. Raises Refused 400, 401 or 429."""
+        password = self._text("password") if wants_body else None  # a body that cannot be read is refused, whoever sends it
         given = bearer()
         if given is not None:
             if not self.door.is_token(given):
@@ -8389,7 +8472,6 @@ class Web:
             return
         if self.door.knows(session_cookie()):
             return
-        password = self._form("password") if wants_form else None
         if not password:
             raise Refused(
                 401, "this needs the merge password: log in, or send the token or the password as Authorization: Bearer"
@@ -8398,18 +8480,24 @@ class Web:
             self.door.check_password(password)
 
     @staticmethod
-    def _form(name: str) -> str | None:
-        request = bottle.request
-        kind = request.content_type.partition(";")[0].strip().lower()
-        if request.content_length > 0 and kind not in ("application/x-www-form-urlencoded", "multipart/form-data"):
-            raise Refused(400, f"the body is {shorten(kind)}, but must be a form (application/x-www-form-urlencoded)")
-        if kind == "application/x-www-form-urlencoded" and request.body.read().count(b"&") > MOST_FIELDS:
-            raise Refused(400, f"the form in the body has more than {MOST_FIELDS} fields; none here takes so many")
-        try:
-            value = request.forms.get(name)
-        except ValueError:  # bottle stumbles over multipart headers that are no UTF-8
-            raise Refused(400, "the form in the body cannot be read") from None
-        return utf8(value) if value else None
+    def _text(name: str) -> str | None:
+        """A field of the body that is text; None when it is missing or empty. Raises Refused."""
+        value = body_fields().get(name, "")
+        if not isinstance(value, str):
+            raise Refused(400, f"{name} in the body is {JSON_KINDS[type(value)]}, but must be text")
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise Refused(400, f"{name} in the body is no valid Unicode: it has half of a surrogate pair")
+        return value or None
+
+    @staticmethod
+    def _flag(name: str) -> bool:
+        """Whether a field of the body says yes. Raises Refused."""
+        value = body_fields().get(name, "")
+        if value in ("1", "true", True):
+            return True
+        if value in ("", "0", "false", False):
+            return False
+        raise Refused(400, f"{name} in the body is {shorten(value)}, but must be 1 or 0")
 
     def _answer(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """Bottle's plugin: turn what a route returns or raises into an answer."""
@@ -8645,6 +8733,8 @@ class Web:
                 ahead = [job_view(self.engine, other) for other in jobs_ahead(job, live)]
             checks = [job_view(self.engine, one) for one in jobs if not job or one.id != job.id]
         checks = [view["job"], *checks] if view["job"] else checks
+        view["offers_merge"] = not why_no_merge(view["blockers"], job)
+        view["no_retry"] = self.engine.why_no_retry(job) if job else None
         return self._page("mr", **view, checks=checks, queue=ahead, split=split, **self._changes(view, refs.tip, start))
 
     def _changes(self, view: Mapping[str, Any], tip: str | None, start: str | None) -> dict[str, Any]:
@@ -8698,7 +8788,7 @@ class Web:
     def deployments(self, repo: str) -> Any:
         """The post-merge jobs of a repo with what each brought, newest first, and the commit that was deployed last."""
         engine, ledger = self.engine, self.engine.ledger
-        engine.usable(repo)
+        refs = engine.refs(repo)
         limit, before = page_size(), query_number("before")
 
         def program() -> dict[str, Any]:
@@ -8717,12 +8807,14 @@ class Web:
                 passed = {tree for tree in trees if ledger.result(repo, tree, None, "passed")}
                 older = len(ledger.search(1, deployments[-1]["id"], repo=repo, kind=POST)) > 0 if deployments else False
             icon, words = tab_of(sum(one["status"] == "running" for one in deployments), deployments[:1])
-            about = {"repo": repo, "limit": limit, "first": before is None, "icon": icon, "words": words, "tip": known.tip}
-            about |= {"newest": newest[0].id if newest else None, "holds": self._holds(repo), "base": known.base}
+            about = {"repo": repo, "limit": limit, "first": before is None, "icon": icon, "words": words, "tip": refs.tip}
+            about |= {"newest": newest[0].id if newest else None, "holds": self._holds(repo), "base": refs.base}
             about |= {"older": deployments[-1]["id"] if older else None, "passed": passed, "rolling": known.rollback}
+            about["no_rollbacks"] = engine.no_rollbacks(repo, refs, {one["commit"] for one in deployments})
+            about["no_retry"] = engine.why_no_retry(newest[0]) if newest else None
             return about | {"deployments": deployments}
 
-        return self._show_kept("deployments", program, values)
+        return self._show_kept("deployments", program, values, refs)
 
     def deployment(self, repo: str, job_id: str) -> Any:
         """What a deployment changed since the one before: the files that differ between its base and its commit."""
@@ -8825,7 +8917,13 @@ class Web:
         with self.engine.lock:
             done = self.engine.ledger.merges_of(job.repo, job.branch, 1)
         merge = merge_view(done[0]) if done and done[0]["job"] == job.id else None
-        about = {"merge": merge, "stopping": job.stopping, "sandboxed": job.sandboxed, "digest": parts_of_digest(job.digest)}
+        about: dict[str, Any] = {
+            "merge": merge,
+            "stopping": job.stopping,
+            "sandboxed": job.sandboxed,
+            "digest": parts_of_digest(job.digest),
+        }
+        about["no_retry"] = None if job.live else self.engine.why_no_retry(job)
         return self._show("job", {"job": view}, **about, gone=gone, piece=piece, lines=lines[:PIECE_LINES], later=later)
 
     def _job(self, job_id: str) -> Job:
@@ -8856,6 +8954,8 @@ class Web:
             place = {"Offset": piece.start, "Line": piece.line, "Skipped": piece.skipped, "Size": piece.size}
             return text_response(200, piece.content, headers | {f"X-Log-{name}": str(value) for name, value in place.items()})
         if query.get("follow") == "1":
+            if "forge.head" in bottle.request.environ:  # the headers do not wait for what the job will write
+                return bottle.HTTPResponse(iter([b"-"]), 200, headers | {"Content-Type": "text/plain; charset=utf-8"})
             if not self.followers.acquire(blocking=False):
                 raise Refused(503, "too many follow logs at once; use ?offset=N", headers={"Retry-After": "1"})
             return bottle.HTTPResponse(self._follow(job, path), 200, headers | {"Content-Type": "text/plain; charset=utf-8"})
@@ -8953,7 +9053,7 @@ class Web:
             "GIT_HTTP_EXPORT_ALL": "1",
             "GIT_PROTOCOL": protocol if re.fullmatch(r"[a-z0-9=:.-]{1,50}", protocol) else "",
             "PATH_INFO": f"/{path.name}/{'git-upload-pack' if method == 'POST' else 'info/refs'}",
-            "REQUEST_METHOD": "GET" if method == "HEAD" else method,
+            "REQUEST_METHOD": method,
             "QUERY_STRING": query,
             "CONTENT_TYPE": utf8(bottle.request.content_type),
         }
@@ -8995,8 +9095,8 @@ class Web:
         except Refused as error:
             if wanted_type() != "html" or error.status == 429:
                 raise
-            return self._page("login", error.status, wrong=error.text, to=self._form("to") or "/")
-        target = self._form("to") or "/"
+            return self._page("login", error.status, wrong=error.text, to=self._text("to") or "/")
+        target = self._text("to") or "/"
         answer = self._done({"status": "logged in"}, target if re.fullmatch(r"/(?![/\\])[!-~]*", target) else "/")
         secure = urlsplit(self.engine.url).scheme == "https"
         answer.set_cookie(
@@ -9014,7 +9114,7 @@ class Web:
     def merge(self, repo: str, branch: str) -> Any:
         """Merge now (200) or when the test has passed (202)."""
         self._authorize()
-        result = self.engine.ask_merge(repo, branch, self._form("head"))
+        result = self.engine.ask_merge(repo, branch, self._text("head"))
         if result.get("status") == "queued":
             program = {"status": "queued", "job": job_view(self.engine, result["job"])}
             return self._done(program, mr_url("", repo, branch), 202)
@@ -9022,12 +9122,12 @@ class Web:
 
     def delete_branch(self, repo: str, branch: str) -> Any:
         self._authorize()
-        return self._done({"status": "deleted", **self.engine.delete_branch(repo, branch, self._form("head"))}, f"/r/{repo}")
+        return self._done({"status": "deleted", **self.engine.delete_branch(repo, branch, self._text("head"))}, f"/r/{repo}")
 
     def roll_back(self, repo: str) -> Any:
         """Give base an earlier tree again: now (200), or when it has passed (202)."""
         self._authorize()
-        result = self.engine.roll_back(repo, self._form("commit") or "", self._form("untested") == "1")
+        result = self.engine.roll_back(repo, self._text("commit") or "", self._flag("untested"))
         page = f"/r/{repo}/deployments"
         if result.get("status") == "queued":
             return self._done({"status": "queued", "job": job_view(self.engine, result["job"])}, page, 202)
@@ -9036,8 +9136,8 @@ class Web:
     def hold(self, repo: str) -> Any:
         """Put a commit of base on hold, or lift that."""
         self._authorize()
-        lift = self._form("lift") == "1"
-        hold = self.engine.hold(repo, self._form("commit") or "", lift)
+        lift = self._flag("lift")
+        hold = self.engine.hold(repo, self._text("commit") or "", lift)
         program = {"status": "lifted" if lift else "on hold", "hold": hold_view(repo, hold)}
         return self._done(program, f"/r/{repo}/deployments#holds")
 
@@ -9058,10 +9158,10 @@ class Web:
     def prune(self) -> Any:
         """Free room, as ``forge prune`` asks for it; answers when it is done."""
         self._authorize()
-        days = self._form("days") or str(self.config.log_days)
-        if not re.fullmatch("[0-9]{1,5}", days):
+        days = body_fields().get("days") or self.config.log_days
+        if isinstance(days, bool) or not re.fullmatch("[0-9]{1,5}", str(days)):
             raise Refused(400, f"days is {shorten(days)}, but must be a whole number of at most five digits")
-        dry = self._form("dry_run") == "1"
+        dry = self._flag("dry_run")
         return self._done(prune(self.engine, int(days), dry).view(dry), "/")
 
     def post_receive(self) -> Any:
@@ -9167,6 +9267,44 @@ def wanted_type() -> str:
     return "text" if is_fetch() else "html" if bottle.request.method == "GET" else "json"
 
 
+def body_fields() -> Mapping[str, Any]:
+    """The fields of an action's body, a form or a JSON object; of several with one name the last counts. Raises Refused."""
+    environ = bottle.request.environ
+    if "forge.fields" not in environ:
+        environ["forge.fields"] = _read_fields()
+    fields: Mapping[str, Any] = environ["forge.fields"]
+    return fields
+
+
+def _read_fields() -> Mapping[str, Any]:
+    request = bottle.request
+    kind = request.content_type.partition(";")[0].strip().lower()
+    if request.content_length <= 0:
+        return {}
+    if kind == "application/json":
+        body = request.body.read()
+        check_count(sum(map(body.count, (b",", b"[", b"{"))), MOST_VALUES)
+        return json_object(body)
+    if kind not in ("application/x-www-form-urlencoded", "multipart/form-data"):
+        wanted = "a form (application/x-www-form-urlencoded) or a JSON object (application/json)"
+        raise Refused(400, f"the body is {shorten(kind)}, but must be {wanted}")
+    if kind == "application/x-www-form-urlencoded":
+        body = request.body.read()
+        if body.lstrip()[:1] == b"{":  # so curl sends it without a header; as a form it would be one unknown field
+            raise Refused(400, "the body is JSON, but its Content-Type is that of a form; send Content-Type: application/json")
+        check_count(body.count(b"&"), MOST_FIELDS)
+    try:
+        return {name: utf8(request.forms[name]) for name in request.forms}
+    except ValueError:  # bottle stumbles over multipart headers that are no UTF-8
+        raise Refused(400, "the form in the body cannot be read") from None
+
+
+def check_count(found: int, most: int) -> None:
+    """Refuse a body of very many fields or values, which take time and memory before anybody has shown a password."""
+    if found > most:
+        raise Refused(400, f"the body has more than {most:,} fields or values; no action takes so many")
+
+
 def fetch_body() -> bytes:
     """What a git that fetches has sent, unpacked. Raises Refused."""
     body: bytes = bottle.request.body.read()
@@ -9210,7 +9348,7 @@ def text_response(status: int, body: str | bytes, headers: Mapping[str, str] | N
 def is_known(tag: str) -> bool:
     """Whether who asks has what carries this tag."""
     given = [part.strip().removeprefix("W/") for part in header("If-None-Match").split(",")]
-    return bottle.request.method in ("GET", "HEAD") and (tag in given or given == ["*"])
+    return bottle.request.method == "GET" and (tag in given or given == ["*"])
 
 
 def tagged(body: bytes, kind: str, status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
@@ -9224,18 +9362,24 @@ def tagged(body: bytes, kind: str, status: int = 200, headers: Mapping[str, str]
 
 def file_response(folder: Path, name: str, headers: Mapping[str, str], kind: str | bool = True) -> bottle.HTTPResponse:
     """A file, or a range of it, tagged by its size and time; `kind` True goes by its name."""
-    tag, environ = "", bottle.request.environ
+    tag, size, environ = "", 0, bottle.request.environ
     with contextlib.suppress(OSError):
         facts = (folder / name.strip("/")).stat()
-        tag = f'"{facts.st_size:x}-{facts.st_mtime_ns:x}"'
+        tag, size = f'"{facts.st_size:x}-{facts.st_mtime_ns:x}"', facts.st_size
     if header("If-None-Match"):
         environ.pop("HTTP_IF_MODIFIED_SINCE", None)  # it has whole seconds only
+    ranges = parse_ranges(environ.pop("HTTP_RANGE", ""), size)
     if header("If-Range") not in ("", tag):
-        environ.pop("HTTP_RANGE", None)  # the part would be of another file
+        ranges = None  # the part would be of another file
+    if ranges and len(ranges) == 1:
+        environ["HTTP_RANGE"] = "bytes={}-{}".format(*ranges[0])
     answer = bottle.static_file(name, root=str(folder), mimetype=kind, etag=tag or False)
     if answer.status_code in (200, 206) and is_known(tag):
         answer.close()
         answer = bottle.HTTPResponse(b"", 304, {"ETag": tag})
+    if answer.status_code == 200 and ranges == []:
+        answer.close()
+        raise Refused(416, f"the file has {size} bytes, and no such range", headers={"Content-Range": f"bytes */{size}"})
     if answer.status_code == 206 and "wsgi.file_wrapper" in environ:  # else who reads slowly would hold a worker
         answer.close()
         stream = open(folder / name.strip("/"), "rb")  # noqa: SIM115 (the server closes it)
@@ -9243,6 +9387,34 @@ def file_response(folder: Path, name: str, headers: Mapping[str, str], kind: str
         answer.body = stream
     answer.headers.update(headers)
     return answer
+
+
+BYTE_RANGE = re.compile(r"([0-9]+)-([0-9]*)|-([0-9]+)")
+
+
+def parse_ranges(given: str, size: int) -> list[tuple[int, int]] | None:
+    """The ranges (first and last byte) of a header Range that a file has (pure); None where RFC 9110 14.2 has it passed over.
+
+    That is another unit, what is malformed, and a range of an empty file, which has none to give.
+    """
+    unit, _, text = given.partition("=")
+    parts = [part for part in map(str.strip, text.split(",")) if part]
+    if unit.lower() != "bytes" or not parts or not size:
+        return None
+    found = []
+    for part in parts:
+        words = BYTE_RANGE.fullmatch(part)
+        if not words:
+            return None
+        # of a number only as many digits as any size has: Python refuses to read very long ones
+        first, last, suffix = (int(word.lstrip("0")[:20] or 0) if word else None for word in words.groups())
+        if first is None:
+            first, last = size - min(suffix or 0, size), size - 1
+        elif last is not None and last < first:
+            return None
+        if first < size:
+            found.append((first, size - 1 if last is None else min(last, size - 1)))
+    return found
 
 
 def header(name: str) -> str:
@@ -9331,6 +9503,7 @@ def strict_channel() -> type:
         """A request that comes in."""
 
         error: Any = None
+        method = b"GET"  # or HEAD, by which even a refusal has no body
 
         def __init__(self, adj: Any):
             super().__init__(adj)
@@ -9347,6 +9520,8 @@ def strict_channel() -> type:
 
         def parse_header(self, head: bytes) -> None:
             """Understand the header. Raises ParsingError."""
+            if head.startswith(b"HEAD "):
+                self.method = b"HEAD"
             odd = why_odd(head)
             try:
                 if not odd:
@@ -9357,7 +9532,17 @@ def strict_channel() -> type:
             if odd:
                 raise parser.ParsingError(odd)
 
-    class Refusal(task.WSGITask):  # type: ignore[misc]
+    class Task(task.WSGITask):  # type: ignore[misc]
+        """An answer."""
+
+        def finish(self) -> None:
+            """End the answer. waitress ends one of unknown length by a last chunk, also where HEAD has no body to end."""
+            self.write(b"")
+            if self.request.command == "HEAD":
+                self.chunked_response = False
+            super().finish()
+
+    class Refusal(Task):
         """What waitress refuses goes to the app as a request for nothing, and is said there as all errors are."""
 
         request: Any
@@ -9366,10 +9551,10 @@ def strict_channel() -> type:
             """A request that has been refused."""
             self.channel.refused = True
             self.set_close_on_finish()
-            error, given = self.request.error, self.request.headers
+            error, given, method = self.request.error, self.request.headers, self.request.method
             words = {413: "the body is larger than 1 MiB", 431: "the header is larger than 64 KiB"}
             self.request = Parser(self.channel.adj)
-            self.request.parse_header(b"GET / HTTP/1.0\r\n")
+            self.request.parse_header(method + b" / HTTP/1.0\r\n")
             self.request.headers["ACCEPT"] = given.get("ACCEPT", "")
             refused = (error.code, words.get(error.code, f"{error.reason}: {error.body}"))
             return {**super().get_environment(), "forge.odd_request": refused}
@@ -9377,7 +9562,7 @@ def strict_channel() -> type:
     class Channel(channel.HTTPChannel):  # type: ignore[misc]
         """A connection."""
 
-        parser_class, error_task_class = Parser, Refusal
+        parser_class, task_class, error_task_class = Parser, Task, Refusal
         request: Any = None
         close_when_flushed = refused = False
         leaves = 0.0  # until when what comes is thrown away: closed with bytes unread, a refusal could be lost on its way
