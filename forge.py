@@ -568,6 +568,17 @@ def log(text: str, more: str = "") -> None:
 NO_ROOM = {error: os.strerror(error) for error in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)}
 
 
+NO_RIGHT = re.compile("permission denied|insufficient permission|operation not permitted", re.IGNORECASE)
+
+
+OF_REPO = re.compile(r"repository database|\.lock'|objects/|refs/|packed-refs|logs/|forge-")  # and not of a checkout
+
+
+def lacks_rights(error: BaseException) -> bool:
+    """Whether something failed since a file belongs to another user, or is closed to us."""
+    return bool(NO_RIGHT.search(error.stderr)) if isinstance(error, GitError) else isinstance(error, PermissionError)
+
+
 def lacks_room(error: BaseException) -> str | None:
     """The system's words when something failed since the disk is full or read-only, or None."""
     if isinstance(error, GitError):
@@ -1943,27 +1954,165 @@ def _give(stdin: IO[bytes], text: bytes) -> bytes:
         return b""
 
 
-def why_unusable(repo: Path, name: str) -> str | None:
+class Account(NamedTuple):
+    """The user that a server runs as, or to whom its data directory belongs."""
+
+    uid: int
+    gid: int  # of the data directory
+    groups: frozenset[int]
+
+    def may(self, path: str | Path, facts: os.stat_result, want: int) -> bool:
+        """Whether it may read, write or enter a file (os.R_OK and so on). That a whole disk is read-only is another matter."""
+        shift = 6 if facts.st_uid == self.uid else 3 if facts.st_gid in self.groups else 0
+        if facts.st_mode >> shift & want == want:
+            return True
+        if self.uid != os.geteuid():
+            return self.uid == 0
+        return os.access(path, want) or bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def account_of(uid: int, gid: int) -> Account:
+    """An account with all its groups, as the machine knows it, or this process."""
+    if uid == os.geteuid():
+        return Account(uid, gid, frozenset((gid, os.getegid(), *os.getgroups())))
+    known = user_of(uid)[0]
+    return Account(uid, gid, frozenset((gid, *(() if known == str(uid) else os.getgrouplist(known, gid)))))
+
+
+class Ailment(NamedTuple):
+    """What is wrong with a repo, with the command that mends it."""
+
+    text: str
+    blocks: bool = False  # work in the repo has to wait
+    blind: bool = False  # refs cannot be read, which git passes over as if they were not there
+
+
+WALK_MOST = 10_000  # files of a repo that are looked at; of objects and refs there may be any number
+
+
+def find_ailment(repo: Path, name: str, account: Account, whole: bool = True) -> Ailment | None:
+    """The worst reason why git cannot do all its work in a repo for the server: what a push by another user left, say."""
+    unusable = why_unusable(repo, name, account)
+    if unusable:
+        return Ailment(unusable, True, True)
+    shared = bool(os.stat(repo / "objects").st_mode & stat.S_IWGRP)  # several users of a group may push
+    worst: Ailment | None = None
+    for path, facts in itertools.islice(repo_parts(repo, whole), WALK_MOST):
+        part, is_folder = path.removeprefix(f"{repo}/"), stat.S_ISDIR(facts.st_mode)
+        own, read = facts.st_uid == account.uid, os.R_OK | (os.X_OK if is_folder else 0)
+        whose = f"{part} of {name} " + (
+            f"has mode {facts.st_mode & 0o777:04o}" if own else f"belongs to {spell_user(facts.st_uid)}"
+        )
+        mend = how_to_mend(repo, account, facts.st_uid)
+        wait = f"jobs and merges of {name} wait; {mend}"
+        if not account.may(path, facts, read):
+            found = Ailment(f"{whose}, and the server cannot read it: {wait}", True, part.startswith(("refs", "packed-refs")))
+            if found.blind:
+                return found
+        elif (is_folder or part.startswith("logs/")) and not account.may(path, facts, os.W_OK):
+            found = Ailment(f"{whose}, and the server cannot write there: {wait}", True)
+        elif not own and not shared:
+            found = Ailment(f"{whose}, not to the server's user; {mend}")
+        else:
+            continue
+        if worst is None or found.blocks > worst.blocks:
+            worst = found
+    return worst
+
+
+def repo_parts(repo: Path, whole: bool = True) -> Iterator[tuple[str, os.stat_result]]:
+    """What git reads and writes in a repo, upper folders first, without what is just being written. Links are passed over.
+
+    Of the objects only the folders, unless `whole`: there are many, and of one that git cannot read it says so.
+    """
+    for part in ("packed-refs", "shallow", "hooks", "logs"):
+        with contextlib.suppress(OSError):
+            yield f"{repo}/{part}", os.lstat(repo / part)
+    folders = deque(f"{repo}/{name}" for name in ("refs", "objects", "logs"))
+    while folders:
+        with contextlib.suppress(OSError), os.scandir(folders.popleft()) as entries:
+            for entry in entries:
+                if entry.name.startswith(("tmp_", "incoming-", "forge-push-")) or entry.name.endswith(".lock"):
+                    continue
+                with contextlib.suppress(OSError):  # gone by now
+                    facts = entry.stat(follow_symlinks=False)
+                    if not stat.S_ISLNK(facts.st_mode):
+                        yield entry.path, facts
+                    if stat.S_ISDIR(facts.st_mode) and (whole or not entry.path.startswith(f"{repo}/objects/")):
+                        folders.append(entry.path)
+
+
+def spell_user(uid: int) -> str:
+    """A user by name and number."""
+    name = user_of(uid)[0]
+    return f"another user (uid {uid})" if name == str(uid) else f"{name} (uid {uid})"
+
+
+def how_to_mend(repo: Path, account: Account, uid: int) -> str:
+    """The command that lets an account work in a repo of which something belongs to `uid`."""
+    place = shlex.quote(os.path.realpath(repo))
+    if uid == account.uid:
+        return f"run: chmod -R u+rwX {place}"
+    return f"as root: chown -R {account.uid}:{account.gid} {place}"
+
+
+NOT_BARE = re.compile(rb"^[ \t]*bare[ \t]*=[ \t]*\"?(\w+)", re.MULTILINE | re.IGNORECASE)
+HAS_TREE = re.compile(rb"^[ \t]*worktree[ \t]*=", re.MULTILINE | re.IGNORECASE)
+
+
+def why_not_bare(repo: Path, name: str) -> str | None:
+    """Why git takes a directory for that of a working tree, with the command that mends it, or None. Raises OSError."""
+    with open_plain(repo / "config") as stream:
+        sections = re.split(rb"^[ \t]*(?=\[)", stream.read(), flags=re.MULTILINE)
+    core = b"\n".join(section[6:] for section in sections if section[:6].lower() == b"[core]")
+    said, file = NOT_BARE.findall(core), shlex.quote(f"{repo}/config")
+    if HAS_TREE.search(core):
+        wanted = f"git config --file {file} --unset-all core.worktree && git config --file {file} --replace-all core.bare true"
+        return f"{name} is the .git of a working tree elsewhere (core.worktree), not a bare repository; run: {wanted}"
+    if said and said[-1].lower() in (b"false", b"no", b"off", b"0"):
+        why = "git takes no push to the branch that it takes for checked out"
+        wanted = f"git config --file {file} --replace-all core.bare true"
+        return f"{name} is the .git of a working tree (core.bare is false): {why}; run: {wanted}"
+    return None
+
+
+def why_unusable(repo: Path, name: str, account: Account) -> str | None:
     """Why the server cannot work with a repo, with the command that mends it, or None."""
     try:
         for part in (repo, repo / "HEAD", repo / "config", repo / "objects", repo / "refs"):
             facts = os.stat(part)
-            if facts.st_uid != os.geteuid():
-                return (
-                    f"{name} belongs to another user (uid {facts.st_uid}), so git will not work in it; "
-                    f"as root: chown -R {os.geteuid()}:{os.getegid()} {repo}"
+            if facts.st_uid != account.uid:
+                return f"{name} belongs to another user (uid {facts.st_uid}), so git will not work in it; " + how_to_mend(
+                    repo, account, facts.st_uid
                 )
-            if not os.access(part, os.W_OK) and not os.statvfs(part).f_flag & os.ST_RDONLY:
-                return f"the server cannot write to {part}; run: chmod -R u+rwX {repo}"
+            if not account.may(part, facts, os.W_OK):
+                return f"the server cannot write to {part}; {how_to_mend(repo, account, facts.st_uid)}"
             if part.name in ("HEAD", "config") and not stat.S_ISREG(facts.st_mode):
                 return f"{repo} is not a bare git repository: {part} is no file; restore it, or remove the directory"
             if part.name in ("config", "refs") and part.is_symlink():  # what we and git write there would go elsewhere
                 return f"{part} is a link to {shorten(os.readlink(part))}, by which forge does not go; put there what it leads to"
+        return why_not_bare(repo, name) or why_not_borrowed(repo, name)
     except FileNotFoundError as error:
+        if (repo / ".git").exists():
+            tree, new = shlex.quote(str(repo)), shlex.quote(f"{repo}.new")
+            way = f"git clone --bare {tree} {new} && mv {tree} {shlex.quote(f'{repo}.tree')} && mv {new} {tree}"
+            return f"{repo} is a working tree, not a bare git repository; run: {way}"
         return f"{repo} is not a bare git repository: {error.filename} is missing; restore it, or remove the directory"
     except OSError as error:
-        return f"{repo} cannot be read: {error.strerror}; run: chmod -R u+rwX {repo}"
-    return why_not_borrowed(repo, name)
+        return f"{repo} cannot be read: {error.strerror}; {how_to_mend(repo, account, account.uid)}"
+
+
+QUIET_SECONDS = 0.5  # in which nothing of a repo has changed that was copied in: it is whole, then
+
+
+def is_quiet(repo: Path) -> bool:
+    """Whether nothing has been put into a repo just now; one that is still being copied would be taken for what it is so far."""
+    try:
+        newest = max(os.stat(repo).st_ctime, *(entry.stat(follow_symlinks=False).st_ctime for entry in os.scandir(repo)))
+    except OSError:
+        return False
+    newest = max([newest, *(facts.st_ctime for _, facts in itertools.islice(repo_parts(repo), WALK_MOST))])
+    return not time.time() - QUIET_SECONDS < newest <= time.time() + 1
 
 
 ALTERNATES = "objects/info/alternates"
@@ -2290,10 +2439,11 @@ def _lock_stays(lock: Path, began: int) -> bool:
         return False
     if facts.st_mtime_ns < began:
         return False  # it is not ours
+    place = Path(os.path.realpath(lock.parent)) / lock.name  # as the kernel names directories of processes
     for process in psutil.process_iter(["name", "cwd", "create_time"]):
         name, cwd, born = (process.info[key] for key in ("name", "cwd", "create_time"))
         # every git of ours and every push works in the repo's directory
-        if (name or "").startswith("git") and lock.is_relative_to(cwd or "-") and cwd != "/" and born < facts.st_mtime + 0.1:
+        if (name or "").startswith("git") and place.is_relative_to(cwd or "-") and cwd != "/" and born < facts.st_mtime + 0.1:
             return True
     with contextlib.suppress(FileNotFoundError):
         if lock.stat().st_ino == facts.st_ino:
@@ -2548,11 +2698,14 @@ REPO_CONFIG = {
     "receive.advertisePushOptions": "true",
     "receive.hideRefs": "refs/forge",
     "receive.fsckObjects": "true",
+    "receive.procReceiveRefs": "refs",  # all, so that hooks/proc-receive can refuse some of a push, in one process
 }
 # Set where nothing is. The kinds of faults (git-fsck(1)) are those of old histories, which do no harm.
 OLD_FAULTS = "badDate badDateOverflow badEmail badName badTimezone missingEmail missingNameBeforeEmail missingSpaceBeforeDate"
 OLD_FAULTS += " missingSpaceBeforeEmail zeroPaddedDate zeroPaddedFilemode"
-REPO_DEFAULTS = {"receive.maxInputSize": "1g", **{f"receive.fsck.{kind}": "warn" for kind in OLD_FAULTS.split()}}
+# A client of an old protocol (sshd passes no GIT_PROTOCOL by default) may fetch by ids as well, as Nix does for a pinned input.
+FETCHES = {"uploadpack.allowReachableSHA1InWant": "true", "uploadpack.allowFilter": "true"}
+REPO_DEFAULTS = {"receive.maxInputSize": "1g", **FETCHES, **{f"receive.fsck.{kind}": "warn" for kind in OLD_FAULTS.split()}}
 HOOK_MARK = "# forge's hook"
 
 
@@ -2572,7 +2725,7 @@ def create_repo(config: Config, name: str, base: str) -> Path:
         new.mkdir()
         git(new, "init", "--quiet", "--bare", "--template=")
         git(new, "symbolic-ref", "HEAD", f"refs/heads/{base}")
-        complete_repo(new)
+        complete_repo(new, path)
         new.rename(path)
     except GitError:
         raise Refused(400, f"{base!r} is no name that git takes for a branch") from None
@@ -2581,8 +2734,14 @@ def create_repo(config: Config, name: str, base: str) -> Path:
     return path
 
 
-def complete_repo(repo: Path) -> None:
-    """Give a repo our hooks and config. A hook that was there is kept as ``<hook>.local``, which ours calls."""
+HOME_NOTE = "forge-home"  # in a repo: its path in the data directory, for hooks to which a link has led
+
+
+def complete_repo(repo: Path, home: Path | None = None) -> None:
+    """Give a repo our hooks and config. A hook that was there is kept as ``<hook>.local``, which ours calls.
+
+    `home` is where it will lie, unless that is `repo`. What says so is written last: a repo that has it is complete.
+    """
     hooks = repo / "hooks"
     hooks.mkdir(exist_ok=True)
     for source in sorted(asset("hooks").iterdir()):
@@ -2603,6 +2762,30 @@ def complete_repo(repo: Path) -> None:
     for key, value in [*lacking, *((key, value) for key, value in REPO_DEFAULTS.items() if key.lower() not in keys)]:
         way = "--add" if key == "receive.hideRefs" else "--replace-all"  # others may hide more
         git_locking(repo, ["config.lock"], "config", "--local", way, key, value)
+    write_whole(repo / HOME_NOTE, f"{home or repo}\n".encode(), 0o644)
+
+
+def is_complete(repo: Path) -> bool:
+    """Whether a repo has our hooks and config, by what says so."""
+    with contextlib.suppress(OSError), open_plain(repo / HOME_NOTE) as stream:
+        return stream.read() == f"{repo}\n".encode()
+    return False
+
+
+def inode_of(path: Path) -> int:
+    """By what a directory is known from another of its name; 0 when it is not there."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def drop_verdicts(repo: Path) -> None:
+    """Remove what hooks/pre-receive left for a proc-receive that was never called: the push was killed."""
+    for path in repo.glob("objects/forge-push-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime > 86400:
+                path.unlink()
 
 
 def asset(name: str) -> Path:
@@ -3987,6 +4170,7 @@ class Surroundings:
     secrets: tuple[tuple[Path, Path], ...] = ()  # likewise, in post-merge jobs
     nix: tuple[tuple[Path, Path], ...] = ()
     nix_writable: bool = False
+    linked: tuple[Path, ...] = ()  # repos to which links in `repos/` lead
 
 
 class Mount(NamedTuple):
@@ -4034,10 +4218,10 @@ def sandbox_mounts(config: Config, launch: Launch, around: Surroundings) -> dict
     if launch.kind == POST:  # its pushes to a bare path run hooks, which have to tell the server
         shown += [("--ro-bind-try", data / name) for name in ("hook-token", "hook-header", "address")]
         shown += [("--ro-bind-try", launch.run / SSH_CONFIG)]
-        shown += [("--bind", data / "repos"), ("--bind", data / "incoming")]
+        shown += [("--bind", place) for place in (data / "repos", data / "incoming", *around.linked)]
         mounts |= {place: Mount(("--ro-bind", str(what))) for what, place in around.secrets}
     else:
-        shown.append(("--ro-bind", data / "repos"))
+        shown += [("--ro-bind", place) for place in (data / "repos", *around.linked)]
     mounts |= {place: Mount((option, str(place))) for option, place in shown}
     option = "--bind" if around.nix_writable else "--ro-bind"
     return mounts | {place: Mount((option, str(what))) for what, place in around.nix}
@@ -4090,7 +4274,19 @@ def look_around(config: Config, bwrap: str, environ: Mapping[str, str], secrets_
         secrets=shown(secret_places(secrets_dir)),
         nix=shown(nix),
         nix_writable=nix_writable,
+        linked=tuple(linked_repos(config, hidden)),
     )
+
+
+def linked_repos(config: Config, hidden: set[Path]) -> Iterator[Path]:
+    """Where links in `repos/` lead, if that is a repo and nothing else: a deployment may have made the link."""
+    for link in config.repos.glob("*.git"):
+        target = Path(os.path.realpath(link))
+        if not (link.is_symlink() and is_repo_name(link.stem) and (target / "objects").is_dir() and (target / "HEAD").is_file()):
+            continue
+        secret = config.secrets_dir and target.is_relative_to(os.path.realpath(config.secrets_dir))
+        if not secret and not any(place.is_relative_to(target) for place in hidden):
+            yield target
 
 
 def is_kept_from_others(place: Path) -> bool:
@@ -5337,6 +5533,8 @@ class Engine:
         self.url, self.port = config.url or config.listen_url(), config.port
         self.files = prepare_data_dir(config)
         self.bwrap = find_sandbox(config)
+        facts = config.data_dir.stat()
+        self.account = account_of(os.geteuid(), facts.st_gid if facts.st_uid == os.geteuid() else os.getegid())
         self.lock = threading.Condition()
         self.ledger = Ledger(config.data_dir)
         self.running: dict[int, Running] = {}
@@ -5346,7 +5544,9 @@ class Engine:
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
         self.stepped: set[str] = set()  # what of these a worker is at
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
-        self.waiting: set[str] = set()  # repos whose jobs begin when a look finds all of their objects
+        self.ailing: dict[str, tuple[Ailment, float]] = {}  # by repo: why its work waits, and until when that is believed unseen
+        self.met: dict[str, int] = {}  # by repo: the inode of the directory that has our hooks and config
+        self.copying: set[str] = set()  # repos that are being copied in, which are met when that is over
         self.unrenewed: dict[str, dict[str, tuple[str, str, str]]] = {}  # by repo, branch: head, base, why it is not made anew
         self.stuck: dict[tuple[str, str, str], str] = {}  # by (repo, branch, head): why its merge failed although it was due
         self.ending: set[int] = set()  # jobs whose processes are gone and whose ends an ender tells
@@ -5374,6 +5574,8 @@ class Engine:
         self._looks: dict[str, float] = {}  # by repo, like `turns`: of several pages that need git, one asks it
         self._trees: dict[str, tuple[str, dict[str, str]]] = {}  # by repo: base, and the trees of its own line
         self._making: dict[tuple[str, ...], float] = {}  # likewise, by key: what git is asked for to be kept
+        self._meeting: dict[str, float] = {}  # likewise: repos that are being completed
+        self._listed: tuple[int, int] | None = None  # by what it is known that no repo has come or gone since the last look
         self.hasty = threading.local()  # `on` in threads that have others to serve: those that answer requests, a scan
 
     @property
@@ -5611,11 +5813,109 @@ class Engine:
             if name in self.state.repos:
                 self.poke("")
             raise Refused(404, f"there is no repo {shorten(name)}")
-        trouble = why_unusable(path, name)
+        trouble = why_unusable(path, name, self.account)
         if trouble:
-            self.troubles[name] = trouble
+            self.examine(name)
             raise Refused(409, trouble)
         return path
+
+    def readable(self, name: str) -> Path:
+        """The path of a repo whose refs can be read. Raises Refused as `usable` does."""
+        path, ailment = self.usable(name), self.examine(name, whole=False)
+        if ailment and ailment.blind:
+            raise Refused(409, ailment.text)
+        return path
+
+    def examine(self, name: str, whole: bool = True) -> Ailment | None:
+        """See what is wrong with a repo's files; the reason for which its work has to wait, or None. What was mended goes on.
+
+        Unless `whole`, the files of objects are passed over while nothing is known to be wrong: a push waits for this.
+        """
+        path = self.config.repo(name)
+        whole = whole or name in self.ailing or name in self.troubles
+        found = find_ailment(path, name, self.account, whole) if path.is_dir() else None
+        if not (found and found.blocks) and (hidden := why_jobs_lack_objects(self.config, path, name, self.bwrap)):
+            found = Ailment(hidden, True)
+        with self.lock:
+            before, until = self.ailing.pop(name, (None, 0.0))
+            if found and found.blocks:
+                self.ailing[name] = found, 0.0
+            elif before and time.monotonic() < until:
+                self.ailing[name] = before, until
+            waits, _ = self.ailing.get(name, (None, 0.0))
+            known = self.troubles.pop(name, None)
+            told = (waits or found or Ailment("")).text
+            if told:
+                self.troubles[name] = told
+            mended = before is not None and waits is None
+            if mended:
+                self.stuck = {key: why for key, why in self.stuck.items() if key[0] != name}
+                self.poke(name)
+        if told and told != known:
+            log(f"{name}: {told}")
+        if mended:
+            self.wake()
+        return waits
+
+    def must_wait(self, name: str, error: Exception) -> str | None:
+        """Why work in a repo waits after something failed there; None when its files are not the reason.
+
+        A right that git misses although the files do not show it (an ACL, an attribute) is believed for a while, then
+        tried again.
+        """
+        ailment = self.examine(name)  # git calls an object that it may not read corrupt
+        about = error.stderr if isinstance(error, GitError) else str(error)
+        said = next((line.strip() for line in about.splitlines() if NO_RIGHT.search(line) and OF_REPO.search(line)), None)
+        if ailment is None and said and lacks_rights(error):
+            text = f"git may not do its work in {name}: {said}; {how_to_mend(self.config.repo(name), self.account, -1)}"
+            ailment = Ailment(text, True)
+            with self.lock:
+                self.ailing[name] = ailment, time.monotonic() + HURRY_SECONDS
+                known, self.troubles[name] = self.troubles.get(name), text
+            if known != text:
+                log(f"{name}: {text}")
+        return ailment.text if ailment else None
+
+    def meet(self, name: str) -> bool:
+        """Complete a repo that is new, whoever sees it first: a page, a push, a command, the watcher; whether it is complete now.
+
+        One that is being copied is left alone until that is over. Raises Refused, GitError, OSError.
+        """
+        path = self.usable(name)
+        if not self.has_met(name):
+            with self.alone(self._meeting, name, name):
+                if not self.has_met(name):
+                    seen = inode_of(path)
+                    if name not in self.state.repos:
+                        if not is_quiet(path):
+                            self.copying.add(name)
+                            return False
+                        self.submit(name)  # who pushes as soon as there are hooks begins it, and does not find it
+                    complete_repo(path)
+                    self.met[name] = seen
+        return True
+
+    def has_met(self, name: str) -> bool:
+        """Whether a repo is the one that this server has completed."""
+        path = self.config.repo(name)
+        return name in self.met and self.met[name] == inode_of(path) and is_complete(path)
+
+    def _greet(self) -> None:
+        """Have repos met that came since the last look, and those forgotten that went: one stat while nothing does."""
+        facts = os.stat(self.config.repos)
+        mark = facts.st_ino, facts.st_mtime_ns
+        if mark != self._listed:
+            names = set(self.repo_names())
+            for name in names:
+                if not self.has_met(name):
+                    self.poke(name)
+            if not self.state.repos.keys() <= names:
+                self.poke("")
+            # what comes within one tick of the clock leaves the same mark
+            self._listed = mark if facts.st_mtime_ns + 2_000_000_000 < time.time_ns() else None
+        for name in [*self.copying]:
+            self.copying.discard(name)
+            self.poke(name)
 
     def submit(self, name: str, push: Push = NO_PUSH) -> Refs:
         """Look at a repo now and journal what is new; jobs start and merges follow by themselves.
@@ -5636,9 +5936,7 @@ class Engine:
 
     def look(self, name: str, push: Push = NO_PUSH) -> Refs:
         """Read a repo's refs and journal what is new. The repo's turn is held."""
-        path = self.usable(name)
-        if trouble := self._out_of_reach(name, path):
-            raise Refused(409, trouble)
+        path = self.readable(name)
         try:
             self._settle(name, path)
             refs = read_refs(path)
@@ -5650,25 +5948,14 @@ class Engine:
                     git_locking(path, ["HEAD.lock"], "symbolic-ref", "HEAD", f"refs/heads/{base}")
                     refs = read_refs(path)
         except GitError as error:
-            self.troubles[name] = f"git cannot read {name}: {error}"
+            if not self.must_wait(name, error):
+                self.troubles[name] = f"git cannot read {name}: {error}"
             raise
         with self.lock:
             events = notice(name, self.state, refs, push, self.next_id())
             if events:
                 self.record(*events)
-            self.troubles.pop(name, None)
         return refs
-
-    def _out_of_reach(self, name: str, path: Path) -> str | None:
-        """Why jobs would lack objects that a repo borrows, or None. It is the repo's trouble: its jobs and merges wait."""
-        trouble = why_not_borrowed(path, name) or why_jobs_lack_objects(self.config, path, name, self.bwrap)
-        with self.lock:
-            if trouble:
-                self.troubles[name] = trouble
-                self.waiting.add(name)
-            else:
-                self.waiting.discard(name)
-        return trouble
 
     def scan(self) -> None:
         """Look at everything: undelivered pushes, all repos, those that are gone. A worker runs it."""
@@ -5683,9 +5970,11 @@ class Engine:
             try:
                 path = self.usable(name)
                 mend_locks(path)
-                if name not in self.state.repos:  # who pushes as soon as there are hooks begins it, and does not find it
-                    self.submit(name)
-                complete_repo(path)
+                self.examine(name)
+                self.met.pop(name, None)  # somebody may have taken a hook away
+                if not self.meet(name):
+                    continue  # it is being copied
+                drop_verdicts(path)
                 if name not in self.checked:
                     self._complete_history(name, path)
                 self.submit(name)
@@ -5693,6 +5982,8 @@ class Engine:
                     in_use = {job.id for job in self.state.jobs.values()}
                 drop_tested(path, in_use)
             except (Refused, GitError, OSError) as error:
+                if self.must_wait(name, error) or name in self.ailing:
+                    continue  # it has been said
                 if not (isinstance(error, Refused) and error.status == 503):  # who is at work there tells what is wrong
                     self.troubles.setdefault(name, str(error))
                 self._failed(name, error)
@@ -5745,6 +6036,8 @@ class Engine:
         What is decided or done is not decided by this, but by what git says then. Raises Refused, GitError.
         """
         path = self.usable(name)
+        if name in self.ailing and self.ailing[name][0].blind:
+            raise Refused(409, self.ailing[name][0].text)
         with self.alone(self._looks, name, name):
             refs = self._refs_now(name, path)
             others = [head for branch, head in refs.heads.items() if branch != refs.base]
@@ -5932,7 +6225,7 @@ class Engine:
             free = self.config.max_jobs - sum(job.kind == PRE for job in busy)
             deploying = {job.repo for job in busy if job.kind == POST}
             for job in sorted(live, key=lambda job: (job.is_first, job.id)):  # the queue tests nothing before its time
-                if job.status != "pending" or job.id in self.starting or job.repo in self.waiting:
+                if job.status != "pending" or job.id in self.starting or job.repo in self.ailing:
                     continue
                 if job.kind == POST and job.repo not in deploying:
                     deploying.add(job.repo)
@@ -5984,7 +6277,7 @@ class Engine:
     def _prepare(self, job: Job) -> Launch | None:
         """Make the candidate and the checkout, and journal the start. None when it is not wanted any more, or waits."""
         path = self.config.repo(job.repo)
-        if self._out_of_reach(job.repo, path):
+        if self.examine(job.repo, whole=False):
             return None
         with self.lock:
             known = self.state.repos.get(job.repo, Repo())
@@ -6017,6 +6310,10 @@ class Engine:
             self._end(job.id, error.text)
             return None
         except (GitError, OSError) as error:
+            if self.must_wait(job.repo, error):
+                self.discard(slot)
+                self.littered.set()
+                return None
             self.tries[job.id] = self.tries.get(job.id, 0) + 1
             again = isinstance(error, GitError) and error.passing and self.tries[job.id] < 4
             if isinstance(error, TooLarge):  # it would fill the disk again
@@ -6274,6 +6571,9 @@ class Engine:
                     tick = time.monotonic() + min(TICK_SECONDS, self.manager.every)
                     self._go_on()
                     self._check_jobs()
+                    for name in [*self.ailing]:
+                        self.examine(name)
+                    self._greet()
                     self.dispatch()
                     for name in list(self.eager):
                         self.poke(name)
@@ -6482,7 +6782,8 @@ class Engine:
                 else:
                     self.scan()
             except (Refused, GitError, OSError) as error:
-                self._failed(name or "scan", error)
+                if not (name and (self.must_wait(name, error) or name in self.ailing)):
+                    self._failed(name or "scan", error)
             except Exception:
                 log(name or "scan", traceback.format_exc())
             finally:
@@ -6492,11 +6793,15 @@ class Engine:
 
     def step(self, name: str) -> None:
         """Do what the gate wants done in a repo until it wants nothing more. Raises Refused, GitError."""
+        if not self.meet(name):
+            return
         going = True
         while going and not self.closing:
             with self.turn(name):
                 self.eager = self.eager - {name}  # else a repo that cannot be looked at is asked for each second
                 refs = self.look(name)
+                if name in self.ailing:
+                    return
                 facts = self.gather(name, refs)
                 with self.lock:
                     known = self.state.repos[name]
@@ -6588,7 +6893,8 @@ class Engine:
                 said = self.commit(name, head)
                 facts[head] = Facts(said.auto_merge, merged, self.held(name, refs.tip, merged), said.unheard)
             except GitError as error:  # one broken commit must not hold up the other branches
-                self.complain(f"{name}: {head} cannot be judged", error)
+                if not self.must_wait(name, error):
+                    self.complain(f"{name}: {head} cannot be judged", error)
         return facts
 
     def _merge(self, name: str, refs: Refs, action: Merge) -> bool:
@@ -6607,6 +6913,8 @@ class Engine:
         moved = error is not None and read_refs(self.config.repo(name)) != refs
         if error and self.no_room(error):
             raise error
+        if error and not moved and self.must_wait(name, error):
+            return True  # the next look sees that it waits
         if error:
             self._hurry_after(error)
         with self.lock:
@@ -6743,7 +7051,7 @@ class Engine:
     def _complete_history(self, name: str, path: Path) -> None:
         """Record the newest merges of base that have no record (merges.jsonl was lost in part), by the jobs that tested them."""
         with self.turn(name):
-            self._settle(name, path)
+            self._settle(name, self.readable(name))
             refs = read_refs(path)
             how = ("--first-parent", f"--max-count={HISTORY_CHECKED}")
             line = read_landed(path, refs.tip, *how) if refs.tip else {}
@@ -6851,7 +7159,8 @@ class Engine:
             about = {"repo": name, "branch": branch, "head": head}
             error = self._act(name, ("branch.deleting", about), [(f"refs/heads/{branch}", head, None)])
             if error:
-                raise error if self.no_room(error) else Refused(409, f"{branch} was not deleted: {error}")
+                why = self.must_wait(name, error) or str(error)
+                raise error if self.no_room(error) else Refused(409, f"{branch} was not deleted: {why}")
             self.look(name)  # ends its job
         self.poke(name)
         return about
@@ -6917,7 +7226,8 @@ class Engine:
             else:
                 error = self._roll_back_to(name, refs, target.commit, target.tree, passed)
                 if error:
-                    raise error if self.no_room(error) else Refused(409, f"{refs.base} was not rolled back: {error}")
+                    why = self.must_wait(name, error) or str(error)
+                    raise error if self.no_room(error) else Refused(409, f"{refs.base} was not rolled back: {why}")
                 self.look(name)  # base has moved: post-merge
         self.dispatch()
         self.poke(name)
@@ -6978,7 +7288,7 @@ class Engine:
         error = self._roll_back_to(name, refs, job.commit, job.tree or "", job)
         if error and self.no_room(error):
             raise error
-        if error:
+        if error and not self.must_wait(name, error):
             self._hurry_after(error)
             with self.lock:
                 self.stuck[name, job.branch, job.commit] = f"it could not land, and is tried again within a minute: {error}"
@@ -7252,7 +7562,11 @@ if [ "$*" = shell ]; then
         name=${name#/} name=${name%%\'} name=${name%%.git}
         case $name in
         *[!A-Za-z0-9._-]* | [!A-Za-z0-9]* | '') ;;
-        *) [ ! -d "$FORGE_DATA_DIR/repos/$name.git" ] || clean git "${service#git-}" "$FORGE_DATA_DIR/repos/$name.git" ;;
+        *)  # what was copied in and is not complete yet is for us to see to
+            repo=$FORGE_DATA_DIR/repos/$name.git home=
+            [ ! -r "$repo/forge-home" ] || IFS= read -r home <"$repo/forge-home"
+            [ "$home" != "$repo" ] || clean git "${service#git-}" "$repo"
+            ;;
         esac
         ;;
     esac
@@ -7359,6 +7673,9 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
         waits = job.live or (job.interrupted and job.cause != "rerun") if job else open_for_merge
         soon = is_suspect(repo, refs, branch) or (repo.rollback is not None and len(blockers) == 1)
         view["settled"] = not waits and not (how and (soon or not blockers))
+        if name in engine.ailing and (view["mergeable"] or not view["settled"]):
+            why = engine.ailing[name][0].text
+            view |= {"mergeable": False, "blockers": [why], "why": why}
     return view
 
 
@@ -8158,7 +8475,8 @@ def unit_files(config: Config, environ: Mapping[str, str]) -> tuple[dict[str, st
 
 def unit_places(config: Config, environ: Mapping[str, str], table: dict[str, str]) -> list[tuple[str, str]]:
     """What the service may write, and what lies where it would see nothing; brings `table` in line with that."""
-    links = [Path(os.path.realpath(entry)) for entry in config.data_dir.glob("*") if entry.is_symlink() and entry.is_dir()]
+    entries = [*config.data_dir.glob("*"), *config.repos.glob("*.git")]
+    links = [Path(os.path.realpath(entry)) for entry in entries if entry.is_symlink() and entry.is_dir()]
     writes = [config.data_dir, *(link for link in links if not link.is_relative_to(config.data_dir))]
     nix, nix_writable = find_nix(environ)
     writes += nix if nix_writable else []
@@ -8320,6 +8638,7 @@ LINGER_SECONDS = 5.0  # in which what follows a refused request is read, and thr
 FOLLOW_SECONDS = 30.0
 CLONERS = WEB_THREADS // 4  # clones and fetches at a time: each takes a worker, and a git or two
 STALLED_MS = 120_000  # until who reads nothing of an answer is taken for gone
+MEET_SECONDS = 1.0  # that a page waits until a repo that it sees first has been copied in whole
 CLONE_WAIT = 10.0  # seconds that one more waits for its turn
 FETCH_BYTES = 10 << 20  # of what a git asks for, unpacked; what git http-backend itself allows
 FETCH_PATH = re.compile(r"/r/[^/]+/(?:info/refs|git-upload-pack|git-receive-pack)")
@@ -8504,11 +8823,16 @@ class Web:
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             """A route, whatever it raises."""
+            name = (kwargs.get("repo") or bottle.request.query.get("repo") or "").removesuffix(".git")
             try:
+                self._meet(name)
                 return callback(*args, **kwargs)
             except Refused as error:
                 return self._refusal(error)
             except (GitError, OSError) as error:
+                waits = self.engine.must_wait(name, error) if is_repo_name(name) else None
+                if waits:
+                    return self._refusal(Refused(409, waits))
                 no_room = self.engine.no_room(error)
                 if not no_room and isinstance(error, OSError):
                     raise
@@ -8519,6 +8843,17 @@ class Web:
                 return self._refusal(Refused(507, f"the server has no room on its disk ({words}); make room, then do it again"))
 
         return answer
+
+    def _meet(self, *names: str) -> None:
+        """Let the server complete repos that it has not seen before. What is wrong with one is told by who asks for it."""
+        until = time.monotonic() + MEET_SECONDS
+        for name in names:
+            whole = not is_repo_name(name) or self.engine.has_met(name)
+            while not whole and time.monotonic() < until:
+                whole = True
+                with contextlib.suppress(Refused, GitError, OSError):
+                    whole = self.engine.meet(name)
+                time.sleep(0 if whole else 0.05)
 
     def _refusal(self, error: Refused) -> bottle.HTTPResponse:
         headers = dict(error.extra.get("headers", {}))
@@ -8627,6 +8962,7 @@ class Web:
         """The repos and what runs, from what the journal knows: no git runs."""
         engine = self.engine
         names = engine.repo_names()
+        self._meet(*(name for name in names if name not in engine.state.repos))
         with engine.lock:
             repos = [repo_summary(engine, name) for name in names]
             running, pending = self._running()
@@ -8658,7 +8994,8 @@ class Web:
         def program() -> dict[str, Any]:
             requests = [mr_view(engine, repo, refs, branch) for branch in sorted(refs.heads) if branch != refs.base]
             requests.sort(key=lambda view: -(view["job"] or {"id": 0})["id"])
-            return {"repo": repo, "base": refs.base, "head": refs.tip, "merge_requests": requests, "holds": self._holds(repo)}
+            about = {"repo": repo, "base": refs.base, "head": refs.tip, "trouble": engine.troubles.get(repo)}
+            return {**about, "merge_requests": requests, "holds": self._holds(repo)}
 
         def values(view: Mapping[str, Any]) -> dict[str, Any]:
             order = list(STANDINGS)
@@ -8668,7 +9005,7 @@ class Web:
             wanted.sort(key=lambda request: order.index(request["standing"]))
             listed = wanted[: fitting(map(row_size, wanted), ROWS_BYTES)]
             about = {"heads": len(refs.heads), "path": str(self.config.repo(repo)), "clone": f"{engine.url}/r/{repo}.git"}
-            about |= {"trouble": engine.troubles.get(repo), "standings": STANDINGS, "tally": tally, "shown": shown}
+            about |= {"standings": STANDINGS, "tally": tally, "shown": shown}
             return {"merge_requests": listed, "left_out": len(wanted) - len(listed), **about, **self._pulse(repo)}
 
         return self._show_kept("repo", program, values, *also)
@@ -8917,7 +9254,9 @@ class Web:
         with self.engine.lock:
             done = self.engine.ledger.merges_of(job.repo, job.branch, 1)
         merge = merge_view(done[0]) if done and done[0]["job"] == job.id else None
+        waits = self.engine.ailing.get(job.repo) if job.status == "pending" else None
         about: dict[str, Any] = {
+            "trouble": waits and waits[0].text,
             "merge": merge,
             "stopping": job.stopping,
             "sandboxed": job.sandboxed,
@@ -9181,7 +9520,9 @@ class Web:
         else:
             repo, push = parse_hook_json(body, now())
         refs = self.engine.submit(repo, push)
+        self._meet(repo)
         jobs, lines, watch = self._tell_push(repo, refs, push)
+        lines += [f"forge: {self.engine.troubles[repo]}"] if repo in self.engine.troubles else []
         odd = [option for option in push.options if option not in ("wait", "merge")]
         lines += [f"forge: the push option {shorten(option)} is not known; there are wait and merge" for option in odd]
         if wanted_type() != "text":
@@ -9922,9 +10263,17 @@ def cmd_delete(config: Config, args: argparse.Namespace) -> int:
         raise Fault(2, f"this removes {path} with all its branches for good; say --yes")
     own_data_dir(config)
     (config.data_dir / "trash").mkdir(exist_ok=True)
-    discard(path, config.data_dir / "trash")
+    target = f"; what the link led to is left: {os.path.realpath(path)}" if path.is_symlink() else ""
+    try:
+        discard(path, config.data_dir / "trash")
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # the repos lie on another disk
+            raise Fault(1, f"{args.repo} cannot be removed: {error.strerror} ({path})") from None
+        gone = config.repos / f".gone-{secrets.token_hex(4)}"
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
     tell_server(config, args.repo)
-    print(f"{args.repo} is removed; the records and logs of its jobs are kept")
+    print(f"{args.repo} is removed; the records and logs of its jobs are kept{target}")
     return 0
 
 
@@ -10101,14 +10450,15 @@ def cmd_retry(config: Config, args: argparse.Namespace) -> int:
 
 
 def cmd_check_names(config: Config, args: argparse.Namespace) -> int:
-    """What hooks/pre-receive asks for names that are not ASCII: refs on standard input, a line each."""
-    refused = 0
-    for line in sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\n"):
-        reason = why_name_refused(line) if line else None
+    """What hooks/pre-receive asks for names that are not ASCII: its verdicts on standard input, completed on standard output."""
+    for line in sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\n")[:-1]:
+        verdict, ref, rest = line.split(" ", 2)
+        reason = why_name_refused(ref) if verdict == "??" else None
         if reason:
-            print(f"forge: {line!a} is refused: {reason}")
-            refused = 1
-    return refused
+            print(f"forge: {ref!a} is refused: {reason}", file=sys.stderr)
+        judged = line if verdict != "??" else f"ng {ref} {reason}" if reason else f"ok {ref} {rest}"
+        sys.stdout.buffer.write(judged.encode("utf-8", "surrogateescape") + b"\n")
+    return 0
 
 
 @dataclass
@@ -10473,8 +10823,15 @@ def examine_nix(environ: Mapping[str, str]) -> Check:
 def examine_data_dir(config: Config) -> Iterator[Check]:
     """Check what is in the data directory."""
     root = config.data_dir
-    mine, owner = root.stat().st_uid == os.geteuid() and os.access(root, os.W_OK), root.stat().st_uid
-    yield "data", mine, str(root) if mine else f"{root} belongs to uid {owner}, or is read-only; run forge as its user"
+    facts = root.stat()
+    owner, user = account_of(facts.st_uid, facts.st_gid), user_of(facts.st_uid)[0]
+    mine = os.geteuid() in (0, owner.uid) and os.access(root, os.W_OK)
+    whose = "" if owner.uid == os.geteuid() else f", of {user}: what follows is seen for that user"
+    yield (
+        "data",
+        mine,
+        f"{root}{whose}" if mine else f"{root} belongs to {spell_user(owner.uid)}, or is read-only; run forge as {user}",
+    )
     yield from examine_room(config)
     for name in ("token", "hook-token"):
         with contextlib.suppress(FileNotFoundError):
@@ -10482,9 +10839,10 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
             yield name, mode == 0o600, f"mode {mode:04o}" + ("" if mode == 0o600 else f"; run: chmod 600 {root / name}")
     for path in sorted(config.repos.glob("*.git")):
         stale = [hook.name for hook in asset("hooks").iterdir() if not os.path.exists(path / "hooks" / hook.name)]
-        missing = f"hooks are missing ({', '.join(stale)}); the server adds them within a minute" if stale else None
+        missing = f"hooks are missing ({', '.join(stale)}); a running server adds them at once" if stale else None
         bwrap = None if config.sandbox == "none" else shutil.which("bwrap")
-        trouble = why_unusable(path, path.stem) or why_jobs_lack_objects(config, path, path.stem, bwrap) or missing
+        ailment = find_ailment(path, path.stem, owner)
+        trouble = (ailment and ailment.text) or why_jobs_lack_objects(config, path, path.stem, bwrap) or missing
         yield f"repo {path.stem}", trouble is None, trouble or str(path)
     reading = read_told(root)
     for name in ("jobs.jsonl", "merges.jsonl"):
@@ -11170,8 +11528,9 @@ SHELL_VERBS = (
 def repo_of_path(config: Config, given: str) -> str:
     """The repo that an address over ssh names: `app`, `app.git`, `/app.git`, `~/app.git`, or the whole path. Raises Fault."""
     home = os.environ.get("HOME", "/")
-    whole = Path(os.path.realpath(os.path.join(home, given.removeprefix("~/"))))
-    named = whole.name if whole.parent == config.repos else given.removeprefix("~").strip("/")
+    whole = Path(os.path.normpath(os.path.join(home, given.removeprefix("~/"))))
+    # the repos may lie elsewhere, where a link leads, but their names are here
+    named = whole.name if os.path.realpath(whole.parent) == os.path.realpath(config.repos) else given.removeprefix("~").strip("/")
     name = check_repo(named.removesuffix(".git"))
     if not config.repo(name).is_dir():
         raise Fault(2, f"there is no repo {name}{did_you_mean(name, repos_here(config))}")
@@ -11194,7 +11553,10 @@ def cmd_shell(config: Config, args: argparse.Namespace) -> int:
     except ValueError:
         words = []
     if len(words) == 2 and words[0] in GIT_SERVICES:
-        repo = config.repo(repo_of_path(config, words[1]))
+        name = repo_of_path(config, words[1])
+        repo = config.repo(name)
+        if not is_complete(repo):  # it was copied in just now
+            tell_server(config, name)
         environ = {name: os.environ[name] for name in ("HOME", "USER", "PATH", "LANG", "GIT_PROTOCOL") if name in os.environ}
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and git would, too
         os.execvpe("git", ["git", words[0].removeprefix("git-"), str(repo)], environ)

@@ -56,6 +56,9 @@
 % elif stopping:
 <p class="verdict" data-tone="busy">It is being stopped: {{stopping[1]}}</p>
 % end
+% if trouble:
+<p class="trouble">{{trouble}}</p>
+% end
 % if job.get('flake'):
 <p class="verdict" data-tone="bad">This is a flake: <a href="/jobs/{{job['flake']}}">job {{job['flake']}}</a> ran the same command on the same tree and came to the other verdict.</p>
 % end
