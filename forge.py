@@ -5860,8 +5860,7 @@ class Engine:
     def must_wait(self, name: str, error: Exception) -> str | None:
         """Why work in a repo waits after something failed there; None when its files are not the reason.
 
-        A right that git misses although the files do not show it (an ACL, an attribute) is believed for a while, then
-        tried again.
+        A right that git misses although the files do not show it (an ACL, an attribute) is believed for a while.
         """
         ailment = self.examine(name)  # git calls an object that it may not read corrupt
         about = error.stderr if isinstance(error, GitError) else str(error)
@@ -10774,8 +10773,12 @@ def examine(config: Config) -> Iterator[Check]:
     pidfd, children = hasattr(os, "pidfd_open"), Path(f"/proc/self/task/{os.getpid()}/children").exists()
     yield "pidfd", pidfd, "the kernel tells when a job ends" if pidfd else "needs Linux 5.3 or newer"
     yield "subreaper", children, "what jobs leave behind is found by /proc/<pid>/task/<tid>/children (CONFIG_PROC_CHILDREN)"
-    if not config.data_dir.is_dir():
-        yield "data", False, f"{config.data_dir} is not there; forge serve makes it (FORGE_DATA_DIR)"
+    try:
+        config.data_dir.stat()
+    except OSError as error:
+        closed = f"cannot be seen by {user_of(os.geteuid())[0]}; run forge as its user"
+        why = "is not there; forge serve makes it (FORGE_DATA_DIR)" if error.errno == errno.ENOENT else closed
+        yield "data", False, f"{config.data_dir} {why}"
         return
     if config.sandbox == "none":
         yield "bwrap", True, f"not used, as FORGE_SANDBOX is none; {WITHOUT_SANDBOX}"
@@ -10832,6 +10835,8 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
         mine,
         f"{root}{whose}" if mine else f"{root} belongs to {spell_user(owner.uid)}, or is read-only; run forge as {user}",
     )
+    if os.geteuid() not in (0, owner.uid):
+        return  # the rest is not for others to see
     yield from examine_room(config)
     for name in ("token", "hook-token"):
         with contextlib.suppress(FileNotFoundError):

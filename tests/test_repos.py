@@ -611,8 +611,13 @@ def test_the_doctor_sees_a_data_directory_as_its_owner_does(lone: Server, tmp_pa
     taken(next(work.path.glob("objects/[0-9a-f][0-9a-f]")))
     for uid in (0, 65534):
         assert any("repo healthy" in line and f"chown -R 65534:65534 {work.path}" in line for line in doctor(uid).values())
-    other = "\n".join(doctor(12345).values())
-    assert "run forge as nobody" in other and "chown -R 12345" not in other, other
+    mode = lone.data.parent.stat().st_mode
+    for place, closed in ((lone.data.parent, 0o711), (lone.data, 0o700)):
+        place.chmod(closed)
+        other = "\n".join(doctor(12345).values())
+        assert "run forge as nobody" in other and "chown -R 12345" not in other, other
+    lone.data.parent.chmod(mode)
+    lone.data.chmod(0o755)
     subprocess.run(["chown", "-R", "65534:65534", work.path], check=True)
 
 
