@@ -10788,7 +10788,6 @@ def examine(config: Config) -> Iterator[Check]:
     if nix is not None:
         yield examine_nix(os.environ)
     yield from examine_data_dir(config)
-    yield from examine_secrets(config)
     try:
         Client(config).ask("/healthz")
         yield "server", True, "answers"
@@ -10837,6 +10836,7 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
     )
     if os.geteuid() not in (0, owner.uid):
         return  # the rest is not for others to see
+    yield from examine_secrets(config)
     yield from examine_room(config)
     for name in ("token", "hook-token"):
         with contextlib.suppress(FileNotFoundError):

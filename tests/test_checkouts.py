@@ -586,7 +586,7 @@ def test_a_checkout_of_a_repo_that_borrows_objects_finds_all(store: Store) -> No
     borrow(second / "objects", "# a comment", "", "../../first.git/objects/")
     borrow(third / "objects", str(store.root / "repos/./linked.git/../second.git/objects"), '"quoted"', "../../third.git/objects")
     assert set(forge.borrowed_from(third)) == {first / "objects", second / "objects", third / "objects"}
-    assert forge.why_unusable(third, "third") is None
+    assert forge.why_not_borrowed(third, "third") is None
     tree = forge.fill_checkout(store.slot, store.trash, third, two)
     assert store.run("git", "-C", str(tree), "log", "--format=%H").split() == [two, one]
 
@@ -615,7 +615,7 @@ def test_a_place_that_a_repo_borrows_from_and_that_is_gone_is_named(store: Store
     borrow(store.repo / "objects", line.format(root=store.root))
     listing = store.root / f"repos/{'other' if 'other' in line else 'app'}.git/objects/info/alternates"
     way = f"bring it back, or take its line out of {listing} if no object is missing without it"
-    assert forge.why_unusable(store.repo, "app") == f"app borrows objects from {named.format(root=store.root)}; {way}"
+    assert forge.why_not_borrowed(store.repo, "app") == f"app borrows objects from {named.format(root=store.root)}; {way}"
 
 
 def test_jobs_wait_while_objects_that_their_repo_borrows_are_gone(make_server: Callable[..., Server], tmp_path: Path) -> None:

@@ -454,6 +454,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give fi
 def lone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of an ordinary user, in a place that this user can reach."""
     place = Path(tempfile.mkdtemp(prefix="forge-lone-", dir="/var/lib"))
+    place.chmod(0o755)  # other users look at it, too
     os.chown(place, 65534, 65534)
     server = Server(place / "data", {"FORGE_MAX_JOBS": "1", "FORGE_SANDBOX": "none"}, wrapper=NOBODY)
     try:
