@@ -347,7 +347,9 @@ class Job:
     def is_result(self) -> bool:
         """Whether its command gave a verdict on its tree: it ran to its end, and nobody stopped it."""
         ended = self.status in ("passed", "failed") and self.exit_code is not None and self.command is not None
-        return ended and self.kind == PRE and self.reason == exit_reason(self.exit_code or 0, self.command)
+        by_code = self.reason == exit_reason(self.exit_code or 0, self.command)
+        not_run = self.exit_code in NOT_RUN and (self.reason or "").startswith(f"exit code {self.exit_code}: ")
+        return ended and self.kind == PRE and (by_code or not_run)
 
 
 JOB_FIELDS = tuple(f.name for f in fields(Job))
@@ -763,11 +765,16 @@ def fit(text: str, room: int) -> str:
     return text if sum(widths) <= room else text[: sum(end < room for end in itertools.accumulate(widths))] + "…"
 
 
-def exit_reason(code: int, command: str | None) -> str | None:
-    """An exit code in words; None for 0."""
+NOT_RUN = (126, 127)  # the exit codes by which a shell tells that a program cannot be run, or was not found
+
+
+def exit_reason(code: int, command: str | None, why: str | None = None) -> str | None:
+    """An exit code in words; None for 0. `why` is what could not be run, where that is known."""
     if code == 0:
         return None
-    if code in (126, 127):
+    if why and code in NOT_RUN:
+        return f"exit code {code}: {why}"
+    if code in NOT_RUN:
         what = "cannot be executed" if code == 126 else "was not found"
         return f"exit code {code}: the command, or one it calls, {what} ({command or 'no command'})"
     if 128 < code < 128 + signal.NSIG:
@@ -3369,27 +3376,154 @@ def marked(text: str, needle: str) -> list[tuple[str, bool]]:
 
 DIGEST_BYTES = 2000
 END_BYTES = 2 << 20  # of the beginning and of the end of a log, where a first error is looked for
-MOST_SUSPECTS = 1000  # lines of each of them that the patterns are tried on
+MOST_SUSPECTS = 1000  # lines of each of them that the patterns are tried on, the first and the last ones
+NEAR_END = 1 << 17  # bytes of it that are looked at for the last ones first
+SAME_SUSPECTS = 10  # of them that differ in digits alone
 LINE_BYTES = 300  # of a line, before any pattern sees it: a hostile job writes what makes patterns slow
+TRACE_LINES = 200  # of one traceback
+TRACEBACK = "Traceback (most recent call last):"
 # In small letters: each line that a pattern below finds has one of these, and few others have.
 ERROR_WORD = re.compile(
-    rb"err|fail|fatal|panic|exception|assert|undefined|traceback|denied|fault|dumped|killed|\*\*\*"
-    rb"|not ok|not found|no such|e   |e: "
+    rb"err|fa(?:il|tal|ult)|panic|exception|assert|un(?:defined|bound|used|known|recognized)|traceback|\n! |--(?:> | sc\d)"
+    rb"|d(?:enied|umped|iff in |ata race|idn't exit)|kill|abort|\*\*\*|no(?:t (?:ok|found|format)| such| space| route)"
+    rb"|e(?:   |: )|c(?:annot|ould not|onflict|allstack|ode style|losed by)|re(?:fused|jected|format|quires format)"
+    rb"|time(?:d out|out:)|at \S{1,99} line \d|\.\w{1,5}:[\d(]|== (?:inv|cond|use)|\xe2(?:\x9c[\x95-\x98]|\x97\x8f)|\xc3\x97 "
 )
-CAUSE = re.compile(
-    r"""(?:^|[\s\])>:|(])(?:[Ff]atal\ error|[Ff]atal|FATAL|[Ee]rror|ERROR|panic)(?:\[\w{1,10}\])?:\s*\S  # gcc, git, nix, go
-    | ^(?:ERROR\b|npm\ ERR!|E:|E\s{3,})\s*\S | \[(?:ERROR|FATAL)\]                                      # npm, apt, pytest
-    | ^[\w.]{0,100}(?:Error|Exception)(?::\s|$) | panicked\ at | [Aa]ssertion\ (?:[`'][^`']+[`']\ )?failed # Python, Rust, C
-    | Segmentation\ fault | core\ dumped | \bKilled$ | undefined\ (?:reference|symbol) | ^\S+\ \*\*\*\ .*\bStop\.$
-    | (?:not\ found|No\ such\ file\ or\ directory|Permission\ denied)$""",
-    re.VERBOSE,
+ONE_DIGIT = bytes.maketrans(b"23456789", b"11111111")  # zero tells something else
+# What may stand before the line that a tool wrote: what ran it, and when it was.
+PREFIX = re.compile(
+    r"(?:\s*(?:[A-Za-z][\w.@+/-]{0,60}(?:>|\s*\|)|\#\d+\s[\d.]+|>|│)(?=\s))*\s*"
+    r"(?P<date>\[?\d{4}[-/]\d\d[-/]\d\d[T\s][\d:.,]+(?:Z|[+-][\d:]+)?\]?\s+)?"
+    r"(?:\[?\d\d:\d\d:\d\d[\d.,]*\]?\s+)?"
 )
-SIGN = re.compile(r"(?<![\w./-])(?i:errors?|fail|failed|failures?|exception)(?![\w/-]|\.\w)|^not ok\b")
-NO_ERROR = re.compile(
-    r"(?i:\b(?:no|0|zero|without) (?:errors?|failures?|failed)\b|\b(?:errors?|failures?|failed)[:=]? ?0\b)"
-    r"|^\s*(?:(?i:ok|pass)\b|[✓✔])|(?:\.\.\.|:) ok$|\bPASSED\b"
+LOGGED = re.compile(r"(?:\S+\s+){0,2}\[?(?:(?P<bad>(?i:error|err|fatal|critical|severe))|(?i:log|info|debug|trace|notice))\b")
+GOES_ON = re.compile(r":(?:\s\[[\w-]+\])?$")  # the next line says it
+LOOK_BACK = re.compile(r"\s*(?:CallStack \(from |--> \S+:\d)")  # the line before says it: Haskell; Rust and ruff
+NEAR = 10  # lines between two that belong together
+# How much a line tells about why a job failed: (rank, how it begins, what it has, in small letters); the first row that
+# fits decides. What it has begins with a letter of its own in each alternative, or the search is ten times as slow.
+HARMLESS, UNKNOWN, SUMMARY, SIGN, PLAIN, HEAD, EXACT, CHECKED = range(8)
+RANKS = tuple(
+    (rank, re.compile(begins or "(?!)", re.VERBOSE).match, re.compile(has or "(?!)", re.VERBOSE).search)
+    for rank, begins, has in (
+        # what a test says that did not come out as it should, whatever words it has
+        (
+            CHECKED,
+            r"""E\s{3,}\S | ●\ (?!Console).*\S | \S+:\d+:\ (?:Failure|FAILED:?)$ | Failed\ assertions:""",
+            r"""assert(?:ion)?(?:failed)?error\b.*[:\]]\s?\S | failure/error: | failed\ asserting | panicked\ at\b
+            | \*\*\*\ failed!""",
+        ),
+        # warnings that are a verdict
+        (EXACT, "", r"warning:\ (?:data\ race|threadsanitizer)"),
+        (
+            SIGN,
+            r"\[[EW]\d+\]\ (?:Error|Warning): | \[warn\]\ Code\ style",
+            r"the\ following\ units\ failed: | unused\ declarations\ were\ found | sc\d{4}\ \((?:warning|info|style)\)",
+        ),
+        # what warns, is tried again, is asked of a machine, passes, or is a line of a source or of `set -x`
+        (
+            HARMLESS,
+            r"""\W{0,4}(?:(?:npm|CMake|LaTeX|evaluation|\S{1,200}[:)])\ )?\W{0,2}(?:level=)?
+              (?:[Ww]arn(?:ing)?|WARN(?:ING)?|\w*Warning|NOTICE|W
+              |(?:[Nn]ote|hint|help|[Ii]nfo|INFO|[Dd]ebug|DEBUG|trace)\b(?!.*\b[Ee]rror:))(?:$|[\]:(\s])
+            | --\ (?!Configuring\ incomplete) | [Cc]hecking\b(?!.*\berror:) | (?:Run-time\ dependency|Has\ header)\b | …\s
+            | (?i:ok|pass|passed|xfail|skip|skipped)\b | [✓✔√] | \[\s*(?:OK|PASSED)\s*\] | >?\s*\d+\s*[|│┃] | \++\s""",
+            r"""retrying\b | retry\ in\b | will\ (?:be\ )?retr | tries\ remaining | try(?:ing)?\ again
+            | attempt\ \d+\ ?(?:of|/) | no\ (?:errors?|failures?)\b | zero\ (?:errors|failures) | without\ (?:errors?|failures?)\b
+            | 0(?<![\w.]0)\ (?:errors?|failures?|failed)\b
+            | error(?<!\werror)s?["']?\s?(?:[:=]?\s?0\b|[:=]\s?(?:\[\]|none|null|false)$)
+            | fail(?<!\wfail)(?:ures?|ed|s)?["']?\s?(?:[:=]?\s?0\b|[:=]\s?(?:\[\]|none|null|false)$)
+            | \.\.\.\ ?(?:ok|yes|no)(?:\s\(.*\))?$ | :\ ok(?:\s\(.*\))?$ | \ passed(?:\s*\[.*|\s[\d(].*)?$
+            | \#\ (?:todo|skip)\b | \(ignored\) | ignor(?<!\wignor)(?:ing|ed)\b""",
+        ),
+        # what only tells that something failed
+        (
+            SUMMARY,
+            r"""\S*make\S*:\ \*\*\*\ .*(?:Error\ \d+|Terminated)$ | compilation\ terminated | FAILED:\s | Reason: | rsync\ error:
+            | \d+\ (?:warnings?\ and\ \d+\ )?errors?\b | npm\ (?:ERR!|error)\ \S+@\S+\ \w+: | error\ Command\ failed
+            | npm\ (?:ERR!|error)\ (?:code|errno|syscall|path|command|signal|[Ee]xit|Test\ failed|[Ll]ifecycle|Failed\ at|A\ comp)
+            | FAIL\b\s*(?:$|\t) | FAILED\ \( | test\ result: | [✖✗×]\ \d+\ problem | =+\s.*\s=+$ | error,\ called\ at
+            | (?:Test\ Suites|Tests|Tests\ run|Found|Ran|Failed|Result|ERRORS?|FAILURES?!?)\b:?\s*(?:\d.*|$)
+            | \d+\ (?:failing|failed|out\ of)""",
+            r"""error:\ (?:ld\ returned|could\ not\ compile|aborting\ due\ to|test\ failed,\ to\ rerun|build\ of|builder\ for
+              |recipe|cannot\ build|\d+\ dependenc)
+            | linker\ command\ failed | all\ warnings\ being\ treated | dependenc(?:y|ies)\ of\ derivation | unexpectedly\ closed
+            | build\ failed | build\ failure | failure:\ build | compilation\ (?:error|failed)\b
+            | task\ \S+\ failed | step\ failed
+            | failed\ to\ execute\ goal | execution\ failed\ for | errors?\ occurred | non-?zero
+            | exit(?:ed)?(?:\ with)?(?:\ (?:code|status))?:?\ \(?\d | did\ not\ (?:complete|succeed) | subprocess-exited
+            | terraform\ encountered\ problems | \ \d+\ (?:tests?\ )?(?:failed|failures?|errors?)\b(?!:)""",
+        ),
+        # what names a place, or can be nothing else
+        (
+            EXACT,
+            r"""\S{1,200}?[:(]\d+(?:[:,]\d+)?\)?(?::|\ -)?\s+(?:[Ff]atal\ |syntax\ |runtime\ )?(?:[Ee]rror|ERROR)\b
+            | error(?:\[\w+\]|\ TS\d) | CMake\ Error | \S{1,200}?\.go:\d+:\d+:\ \S | \S{1,200}\.tex:\d+:\ \S | Exception\ in
+            | (?:Uncaught\ |Unhandled\ |\[!\]\ |!!!\ )?[\w.$:]{0,100}(?:\wError|Exception)(?:\ \[\w+\])?:\ \S | Caused\ by:
+            | [A-Za-z].*\ at\ \S+\ line\ \d+\.?$ | \*\*\ \(\w | !\s | e:\ \S | (?:::error|\#\#\[error\])(?!\w)
+            | \[ERROR\]\ \S+:\[\d | \S*ld(?:\.\w+)?:\ (?!warn).*error:""",
+            r"""undefined(?::\ \w|\ reference|\ symbol) | multiple\ definition\ of | cannot\ find\ -l | panic(?<![\w.]panic):\s
+            | segmentation\ fault | core\ dumped | bus\ error | illegal\ instruction | addresssanitizer | leaksanitizer
+            | memorysanitizer | terminate\ called | heap\ out\ of\ memory | ==\d+==\ (?:invalid|conditional|use\ of)
+            | \ killed(?:$|\s\s) | \[killed\] | killed\ process | didn't\ exit\ .*\(signal | no\ space\ left
+            | \.rb:\d+:in\ .*\(\S+\)$ | \*\*\*\ .*\bstop\.$ | assertion\ .*\bfailed\b
+            | error:\ (?:attribute\ '|undefined\ variable|infinite\ recursion|hash\ mismatch|syntax\ error
+              |getting\ status\ of)""",
+        ),
+        # a test or check that failed, by name
+        (
+            HEAD,
+            r"""not\ ok\b | Bail\ out! | ---\ FAIL | FAIL(?:ED)?[:\s]\s*\S | × \s | CONFLICT\ \( | \d+:\d+\s+error\b
+            | .*\bFAILED(?:\s\(FAILED.*\)|\s*\[\s*\d+%?\])?$ | \d+\)\s(?:Failure|Error): | Test\ ".*"\ failed
+            | [^\s:]+\.\w+:\d+(?::\d+:?|:?\ (?:error\b|[A-Z]+\d+\b))\ \S""",
+            r"""✕ | ✗ | ✘ | \[\s*fail(?:ed)?\s*\] | :\s*fail(?:\s\(.*\)|:.*)?$ | \*\*\*failed | \.{5,}failed$ | !\ \[rejected\]
+            | <<<\ (?:failure|error)! | <(?:failure|error)\b | sc\d+\ \(error\)""",
+        ),
+        # what is often asked by the way and not missed, or logged (by Python) of what goes on
+        (
+            SIGN,
+            r"""fatal:\ (?:No\ |no\ |not\ a\ git|ambiguous|bad\ revision) | (?:rm|rmdir|grep|ls|kill|pkill|umount|which):\s
+            | (?:ERROR|CRITICAL):[\w.]+:""",
+            "",
+        ),
+        (HARMLESS, "", "deprecat"),
+        # what a program says
+        (
+            PLAIN,
+            r"""(?:ERROR\b|npm\ (?:ERR!|error)\s|E:|Error\ |\[error\])\s*\S | Host\ key\ verification\ failed | curl:\ \(\d
+            | timeout:\s""",
+            r"""error(?<![^\s\])>:|(]error)(?:\[\w{1,10}\])?:\s*\S | fatal(?<![^\s\])>:|(]fatal):\s*\S | \[(?:error|fatal)\]\s*\S
+            | fatal\ error:\s*\S | err_[a-z_]{3} | :\ (?:command\ )?not\ found(?:$|:\ ) | unbound\ variable
+            | parameter\ (?:null\ or\ )?not\ set | :\ syntax\ error | invalid\ option | unknown\ option | unrecognized\ option
+            | :\ cannot\ \w+\ ['‘] | permission\ denied\ \([a-z,-]+\) | failed\ because\b | connection\ closed\ by | timed\ out\b
+            | no\ such\ file\ or\ directory\.?(?:\ \(\d+\))?$ | permission\ denied\.?(?:\ \(\d+\))?$ | is\ a\ directory$
+            | not\ a\ directory$ | read-only\ file\ system\.?(?:\ \(\d+\))?$ | connection\ (?:refused|reset\ by\ peer)
+            | cannot\ allocate\ memory | too\ many\ open\ files | file\ exists$ | exec\ format\ error | operation\ not\ permitted
+            | address\ already\ in\ use | resource\ busy | no\ route\ to\ host | name\ or\ service\ not\ known
+            | failure\ in\ name\ resolution""",
+        ),
+        # what speaks of an error
+        (
+            SIGN,
+            r"unformatted | Requires\ formatting | Diff\ in\s",
+            r"""error(?<![\w./-]error)s?(?![\w/-]|\.\w) | fail(?<![\w./-]fail)(?:ed|ures?)?(?![\w/-]|\.\w)
+            | exception(?<![\w./-]exception)(?![\w/-]|\.\w) | abort(?<![\w./-]abort)ed(?![\w/-]|\.\w) | not\ found\.?$
+            | would\ (?:be\ |have\ been\ )?reformat | not\ formatted | cannot\b | could\ not\b | unable\ to\b""",
+        ),
+    )
 )
-TRACEBACK = "Traceback (most recent call last):"
+
+
+def rank_of(text: str) -> int:
+    """How much a line tells about why a job failed, one of the ranks (pure)."""
+    before = PREFIX.match(text)
+    rest = text[before.end() :] if before else text
+    logged = LOGGED.match(rest) if before and before["date"] else None
+    if logged and not logged["bad"]:
+        return HARMLESS
+    small = rest.lower()
+    rank = next((rank for rank, begins, has in RANKS if begins(rest) or has(small)), UNKNOWN)
+    return min(rank, SIGN) if logged else rank  # what a program logs, it survives
 
 
 def outcome(job: Job) -> str:
@@ -3416,31 +3550,72 @@ def plain_line(line: bytes) -> str:
     """The beginning of a line of a log as it stands on a screen in the end, with nothing that is not text."""
     line = line.rstrip(b"\r")
     text = ANSI.sub("", line[line.rfind(b"\r") + 1 :][:LINE_BYTES].decode("utf-8", "replace"))
-    return "".join(c if c.isprintable() else " " for c in text).rstrip()
+    return (text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)).rstrip()
 
 
-def suspects(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str, bool]]:
-    """Lines of a log that speak of an error: (number, text, whether it is likely to name the cause)."""
+def suspect_lines(block: bytes) -> Iterator[int]:
+    """Where lines with an error word begin in a block: the first and the last of them, so that no flood hides an end."""
+    find, half = partial(find_suspects, block, block.lower(), {}), MOST_SUSPECTS // 2
+    first = array("L", itertools.islice(find(0, len(block)), half))
+    rest = block.find(b"\n", first[-1]) if len(first) == half else -1
+    if rest < 0:
+        return iter(first)
+    near_end = block.rfind(b"\n", 0, max(rest + 1, len(block) - NEAR_END)) + 1
+    last = deque(find(near_end, len(block)), half)
+    between = deque(find(rest, near_end), half - len(last)) if len(last) < half else ()
+    return itertools.chain(first, between, last)
+
+
+def find_suspects(block: bytes, small: bytes, same: dict[bytes, int], place: int, end: int) -> Iterator[int]:
+    """Where lines with an error word begin, from a place on. `small` is the block in small letters, `same` counts like lines."""
+    while found := ERROR_WORD.search(small, place, end):
+        start = small.rfind(b"\n", 0, found.end() - 1) + 1
+        place = small.find(b"\n", found.end() - 1)
+        place = place if place >= 0 else len(small)
+        if block.find(b"PASS", start, place) >= 0 or block.endswith(b"... ok", start, place):
+            continue  # a test, and only its name is about errors
+        like = small[start : min(place, start + LINE_BYTES)].translate(ONE_DIGIT)
+        same[like] = count = same.get(like, 0) + 1
+        if count <= SAME_SUSPECTS or b"traceback" in like:
+            yield start
+
+
+def lines_from(block: bytes, place: int) -> Iterator[str]:
+    """The lines of a block from a place on, as they stand on a screen."""
+    while 0 <= place < len(block):
+        end = block.find(b"\n", place)
+        yield plain_line(block[place : end if end >= 0 else len(block)])
+        place = end + 1 or len(block)
+
+
+def suspects(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str, int]]:
+    """Lines of a log that speak of an error: (number, text, rank). One that ends in a colon is told with the next one."""
     for first, block in blocks:
-        calls_at, tried = -1, 0  # in a traceback: the column it begins in
-        for number, ended in enumerate(io.BytesIO(block), first):  # a list of them would be large
-            line = ended.removesuffix(b"\n")
-            small = line[line.rfind(b"\r", 0, -1) + 1 :][:LINE_BYTES].lower()
-            if calls_at < 0 and not ERROR_WORD.search(small):
+        number, counted, skip_to = first, 0, 0
+        for start in suspect_lines(block):
+            number += block.count(b"\n", counted, start)
+            counted = start
+            if number < skip_to:
                 continue
-            text, tried = plain_line(line), tried + 1
-            if tried > MOST_SUSPECTS:
-                break
-            if calls_at >= 0:
-                if text[calls_at : calls_at + 1].strip():  # no longer indented, so this is the exception
-                    calls_at = -1
-                    yield number, text.strip(), True
-            elif TRACEBACK in text:
+            lines = lines_from(block, start)
+            text = next(lines, "")
+            if TRACEBACK in text:
                 calls_at = text.index(TRACEBACK)
-            elif not NO_ERROR.search(text):
-                is_cause = CAUSE.search(text) is not None
-                if is_cause or SIGN.search(text):
-                    yield number, text.strip(), is_cause
+                calls = enumerate(itertools.islice(lines, TRACE_LINES), number + 1)
+                ended = next(((at, line) for at, line in calls if line[calls_at : calls_at + 1].strip()), None)
+                if ended:  # no longer indented, so this is the exception
+                    skip_to = ended[0] + 1
+                    yield ended[0], ended[1].strip(), SUMMARY if "non-zero exit status" in ended[1] else EXACT
+                continue
+            if LOOK_BACK.match(text) and start:
+                before = next(lines_from(block, block.rfind(b"\n", 0, start - 1) + 1))
+                if before.strip() and rank_of(before) != HARMLESS:
+                    yield number - 1, before.strip(), max(HEAD, rank_of(before))
+                continue
+            rank = rank_of(text)
+            follows = next(filter(None, itertools.islice(lines, 2)), "") if rank > UNKNOWN else ""
+            if rank > UNKNOWN and not follows.startswith("...ignoring"):
+                yield number, f"{text} {follows.strip() if GOES_ON.search(text) else ''}".strip(), rank
 
 
 def fingerprint(text: str) -> str:
@@ -3454,15 +3629,20 @@ def usual_lines(blocks: Iterable[tuple[int, bytes]]) -> set[str]:
 
 
 def first_error(blocks: Iterable[tuple[int, bytes]], usual: set[str]) -> tuple[int, str] | None:
-    """(number, text) of the first line that names a cause, else of the first that speaks of an error."""
-    sign = None
-    for number, text, is_cause in suspects(blocks):
-        if fingerprint(text) in usual:
+    """(number, text) of the line that tells most about why a job failed, the first of several.
+
+    Of what programs say it is the first after a pause: what they complained of long before, the job has survived.
+    """
+    best, highest, said_at = None, UNKNOWN, 0
+    for number, text, rank in suspects(blocks):
+        if rank < highest or fingerprint(text) in usual:
             continue
-        if is_cause:
-            return number, text
-        sign = sign or (number, text)
-    return sign
+        if rank > highest or (rank in (SIGN, PLAIN) and number > said_at + NEAR):
+            best, highest = (number, text), rank
+        said_at = number
+        if rank == CHECKED:
+            break
+    return best
 
 
 def last_lines(tail: bytes) -> list[str]:
@@ -4413,6 +4593,133 @@ def sandbox_trouble(code: int | None, log_file: Path) -> str | None:
     return f"its sandbox could not be set up: {said or f'exit code {code}'}"
 
 
+# -- what could not be run: why a job ended with 126 or 127, or a tool of it says so ---------------------------
+
+SCRIPT_BYTES = 1 << 16  # of a script that are looked at
+MOST_NAMES = 200  # that are looked at, of one job
+# How shells, env, make, Python and others say that a program cannot be started; some of them show a \r as two letters.
+CANNOT_RUN = re.compile(
+    r"not found|No such file|Permission denied|cannot execute|bad interpreter|Exec format error|\\r\b|\r'|-\r$|\r: "
+)
+NOT_RUN_INSIDE = re.compile(rb"(?:Error|code|status) 12[67]\b")  # as make, just and others tell of it
+NAMES = re.compile(r"[\w./+~@-]+")
+MACHINES = {3: "i686", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}  # e_machine in elf(5)
+CRLF = "Windows line ends (CRLF)"
+ELSEWHERE = "use one that lies elsewhere, as below /usr or /nix"
+
+
+class View(NamedTuple):
+    """What a job that has ended saw: its checkout, its PATH, and what its sandbox mounted ({} without one)."""
+
+    tree: Path
+    path: str
+    mounts: Mapping[Path, Mount]
+
+    def find(self, name: str) -> Path | None:
+        """Where a program lies that the job calls by a name; None for one that is not on its PATH, seen or hidden."""
+        if "/" in name:
+            return Path(os.path.normpath(self.tree / name))
+        places = (Path(folder) / name for folder in self.path.split(":") if folder.startswith("/"))
+        there = [place for place in places if os.path.isfile(place) and os.access(place, os.X_OK)]
+        return next((place for place in there if not self.hidden_in(place)), there[0] if there else None)
+
+    def hidden_in(self, path: Path) -> Path | None:
+        """The hidden place that a path leads the job to, links followed as they are for it; None where it sees it."""
+        hidden = {place for place, mount in self.mounts.items() if mount.hides}
+        for _ in range(40):  # links, as the kernel has it
+            path = seen_at(path, hidden)
+            nearest = next((place for place in (path, *path.parents) if place in self.mounts), None)
+            if nearest in hidden or not os.path.islink(path):
+                return nearest if nearest in hidden else None
+            path = path.parent / os.readlink(path)
+        return None
+
+    def is_own(self, place: Path) -> bool:
+        """Whether the job has a folder of its own at a hidden place, as at /tmp."""
+        return self.mounts[place].option[0] == "--bind"
+
+    def head(self, path: Path) -> bytes:
+        """The beginning of a file that the job sees; nothing when it is none. No link in a checkout leads out of it."""
+        real = Path(os.path.realpath(path))
+        leads_out = self.tree in path.parents and Path(os.path.realpath(self.tree)) not in real.parents
+        if leads_out or self.hidden_in(path):
+            return b""
+        with contextlib.suppress(OSError), open_plain(real, follow=False) as file:
+            return file.read(SCRIPT_BYTES)
+        return b""
+
+
+def why_not_run(code: int, command: str, said: bytes, view: View) -> str | None:
+    """What keeps a program of a job from running, in a sentence, and what to do; None when nothing is found.
+
+    What the job says at its end (`said`) names the program. Where that is not enough, the command and its script do.
+    Raises OSError.
+    """
+    lines = [line[:1000] for line in said.decode("utf-8", "replace").split("\n")[-50:] if CANNOT_RUN.search(line[:1000])]
+    named = [name for line in reversed(lines) for name in NAMES.findall(ANSI.sub("", line))]
+    if code not in NOT_RUN and not NOT_RUN_INSIDE.search(said):  # it may be about files that are only read
+        named = [name for name in named if "/" in name and not name.startswith("/")]
+    elif code in NOT_RUN:
+        words = NAMES.findall(command)
+        scripts = [path for word in words if "/" in word and (path := view.find(word))]
+        if words[:1] == ["just"]:
+            scripts += [view.tree / name for name in os.listdir(view.tree) if name.lower().lstrip(".") == "justfile"]
+        named += words
+        named += [name for path in scripts for name in NAMES.findall(view.head(path).decode("utf-8", "replace"))]
+    told = " ".join(lines)
+    wanted = (name for name in dict.fromkeys(named) if re.search(r"\w", name) and "//" not in name)
+    whys = [why for name in itertools.islice(wanted, MOST_NAMES) if (why := why_not(name, view, told))]
+    by_line_ends = (why for why in whys if "\\r" in told and CRLF in why)  # `python3\r` is another than python3
+    return next(by_line_ends, whys[0] if whys else None)
+
+
+def why_not(name: str, view: View, told: str) -> str | None:
+    """What keeps a program from running that a job calls by a name; `told` is what the job has said of such programs."""
+    path = view.find(name)
+    if path is None:
+        return None
+    inside = view.tree in path.parents
+    called = str(path.relative_to(view.tree)) if inside else name if "/" in name else f"{name} ({path} on the PATH)"
+    place = view.hidden_in(path)
+    if place and (inside or ("/" in name and view.is_own(place))):
+        return None
+    if place:
+        return f"{called} leads to {place}, which jobs do not see; {ELSEWHERE}"
+    head = view.head(path)
+    if inside and head.startswith((b"#!", b"\x7fELF")) and "Permission denied" in told and not os.access(path, os.X_OK):
+        return f"{called} is not executable; run: git update-index --chmod=+x {called}"
+    if head.startswith(b"\x7fELF") and "Exec format error" in told:
+        machine = MACHINES.get(int.from_bytes(head[18:20], "big" if head[5] == 2 else "little"), "another machine")
+        return None if machine == platform.machine() else f"{called} is for {machine}, and this machine is {platform.machine()}"
+    first = head.partition(b"\n")[0]
+    scripted = first.startswith(b"#!")
+    if (scripted or path.suffix == ".sh") and (first.endswith(b"\r") or 2 * head.count(b"\r\n") > head.count(b"\n")):
+        rule = f"*{path.suffix}" if path.suffix else called
+        return f"{called} has {CRLF}; convert it and add `{rule} text eol=lf` to .gitattributes"
+    return why_no_interpreter(called, head, view, inside) if scripted else None
+
+
+def why_no_interpreter(called: str, head: bytes, view: View, inside: bool) -> str | None:
+    """What keeps a script from running that is in order itself: what its first line asks for; of a shim, what it calls."""
+    first, _, rest = head.decode("utf-8", "replace").partition("\n")
+    asked, *words = first.removeprefix("#!").split() or [""]
+    if not asked.startswith("/"):
+        return None
+    if place := view.hidden_in(Path(asked)):
+        return f"{called} asks for {asked} in its first line, but jobs do not see {place}; {ELSEWHERE}"
+    if not os.path.exists(asked):
+        return f"{called} asks for {asked} in its first line, which does not exist on this machine"
+    program = next((word for word in words if not re.match(r"-|\w+=", word)), "") if Path(asked).name == "env" else ""
+    if program and view.find(program) is None:
+        return f"{called} asks for {program} in its first line, which is not on the PATH of jobs"
+    if inside:
+        why = why_not(program, view, "") if program else None
+        return why and f"{called} asks for {why}"
+    calls = [name for line in rest.split("\n") if "exec" in line for name in NAMES.findall(line) if name.startswith("/")]
+    leads = ((name, place) for name in calls[:MOST_NAMES] if (place := view.hidden_in(Path(name))) and not view.is_own(place))
+    return next((f"{called} calls {name}, but jobs do not see {place}; {ELSEWHERE}" for name, place in leads), None)
+
+
 ###############################################################################
 # locks and holds: what a flake.lock names, and what must not come back
 ###############################################################################
@@ -5094,9 +5401,12 @@ def _job_blocker(job: Job) -> str:
 
 
 def verdict_of(
-    job: Job, code: int | None, command: str | None, skipped: str | None, trouble: str | None
+    job: Job, code: int | None, command: str | None, skipped: str | None, trouble: str | None, why: str | None = None
 ) -> tuple[str, str | None]:
-    """(status, reason) of a job that is over. `code` is None without a verdict; `trouble` is why it never ran."""
+    """(status, reason) of a job that is over. `code` is None without a verdict; `trouble` is why it never ran.
+
+    `why` is what it could not run, see `why_not_run`.
+    """
     if job.stopping:
         return job.stopping[0], job.stopping[1]
     if trouble:
@@ -5105,7 +5415,7 @@ def verdict_of(
         return "failed", "interrupted: its processes are gone without a verdict (a reboot, or something killed them)"
     if skipped and code == 0:
         return "skipped", skipped
-    return ("failed" if code else "passed"), exit_reason(code, command)
+    return ("failed" if code else "passed"), exit_reason(code, command, why)
 
 
 def why_no_retry(old: Job, refs: Refs, live: Iterable[Job], rolling: Job | None = None) -> str | None:
@@ -6447,7 +6757,7 @@ class Engine:
         code, up = left or (None, boot_clock())
 
         def judged(job: Job) -> Job:
-            status, reason = verdict_of(job, code, command, skipped, trouble)
+            status, reason = verdict_of(job, code, command, skipped, trouble, why)
             return replace(job, status=status, reason=reason, exit_code=code, command=command, stopping=None)
 
         with self.lock:
@@ -6464,8 +6774,9 @@ class Engine:
             mask.copy(ended=True)
         if job.sandboxed and not trouble and not (command or skipped):
             trouble = sandbox_trouble(code, self.config.log(job.repo, job_id))
+        why = self._why_not_run(job, code, command) if code and command and not trouble else None
         seen = judged(job)
-        digest = self._digest(seen)
+        digest = self._digest(seen, why)
         with self.lock:
             job, running = self.state.jobs.get(job_id), self.running.get(job_id)
             if job is None or not job.live:
@@ -6528,8 +6839,26 @@ class Engine:
             with contextlib.suppress(ValueError):
                 ended.duration = round(max(0.0, finished - seconds_of(ended.started_at)), 3)
 
-    def _digest(self, job: Job) -> str | None:
-        """Why a job that has ended did not pass, or None for one that was not wanted. What cannot be read is left out."""
+    def _why_not_run(self, job: Job, code: int, command: str) -> str | None:
+        """What a job that has ended could not run, see `why_not_run`; its checkout is still there. An ender thread runs this."""
+        work, home = (
+            self.config.data_dir / "work" / job.repo / str(job.checkout),
+            self.config.data_dir / "home" / job.repo / job.kind,
+        )
+        run, log_file = self.config.data_dir / "running" / str(job.id), self.config.log(job.repo, job.id)
+        launch = Launch(job.kind, work / "tree", run, log_file, {}, self.config.repo(job.repo), home)
+        boxed = self.bwrap if job.sandboxed else None
+        mounts = sandbox_mounts(self.config, launch, look_around(self.config, boxed, os.environ)) if boxed else {}
+        with contextlib.suppress(OSError, ValueError):
+            view = View(launch.tree, bare_environ(self.config, str(home))["PATH"], mounts)
+            return why_not_run(code, command, read_tail(log_file), view)
+        return None
+
+    def _digest(self, job: Job, why: str | None) -> str | None:
+        """Why a job that has ended did not pass, or None for one that was not wanted. What cannot be read is left out.
+
+        `why` is what it could not run, where that is known.
+        """
         if job.status not in FAILED:
             return None
         repo, log_file, parts = self.config.repo(job.repo), self.config.log(job.repo, job.id), [outcome(job)]
@@ -6540,6 +6869,7 @@ class Engine:
                 usual = self.config.log(passed.repo, passed.reused_from or passed.id) if passed else None
                 found = first_error(read_ends(log_file), usual_lines(read_ends(usual)) if usual else set())
                 parts += [f"line {found[0]}: {fit(found[1], 160)}"] if found else []
+                parts += [why] if why and why not in parts[0] else []
             parts += last_lines(read_tail(log_file))
             if passed and passed.finished_at:
                 seconds = int(time.time() - seconds_of(passed.finished_at))

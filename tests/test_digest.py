@@ -235,6 +235,12 @@ def test_what_is_no_error(line: str) -> None:
     assert forge.first_error([(1, line.encode())], set()) is None
 
 
+def test_a_traceback_is_found_after_many_that_are_usual() -> None:
+    said = "Traceback (most recent call last):\n  File x, line {0}\nValueError: {0} is handled\n"
+    log = "".join(map(said.format, range(400))) + "Traceback (most recent call last):\n  File y\nKeyError: 'a'\n"
+    assert forge.first_error([(1, log.encode())], forge.usual_lines([(1, said.format(1).encode())])) == (1203, "KeyError: 'a'")
+
+
 def test_what_a_passed_log_says_but_for_numbers_and_times_is_no_suspect() -> None:
     said = "src/a.c:{0}:3: error: kept on purpose\nE   assert {0} == 3\nthread 't{0}' panicked at a.rs:{0}:5:\nat {0}\n"
     said += "Traceback (most recent call last):\n  File x, line {0}\nValueError: {0} at 10:{0}:12\nnot ok {0} - x\n"
@@ -459,6 +465,7 @@ NOT_RUN = {
         126,
         "ci/plain is not executable; run: git update-index --chmod=+x ci/plain",
     ),
+    "no right to run it, called by make": ("make plain", b"#!/bin/sh\n", 2, "ci/plain is not executable; run: git update-index"),
     "another machine": ("./ci/check", FOREIGN, 126, "ci/check is for another machine, and this machine is"),
 }
 
@@ -469,7 +476,7 @@ def scripts(work: Work, content: bytes) -> None:
     for name in ("check.sh", "check", "x.py", "plain"):
         (work.tree / "ci" / name).write_bytes(content)
         (work.tree / "ci" / name).chmod(0o644 if name == "plain" else 0o755)
-    work.write("Makefile", "all:\n\t./ci/check.sh\n")
+    work.write("Makefile", "all:\n\t./ci/check.sh\nplain:\n\t./ci/plain\n")
     work.write("run.py", "import subprocess\nsubprocess.run(['./ci/check.sh'])\n")
 
 
@@ -505,6 +512,8 @@ def test_line_ends_of_the_job_itself_and_of_what_just_calls(make_server: Callabl
 
 
 def test_what_just_was_not_found_is_said_as_before(work: Work) -> None:
+    work.branch("read", run="cat /root/none data; exit 1\n", data="x\r\n")
+    assert "jobs do not see" not in work.server.ended(work.push_job("read"))["digest"]
     work.branch("topic", run="cat /no/such/file; no-such-command\n")
     job = work.server.ended(work.push_job("topic"))
     assert job["reason"] == "exit code 127: the command, or one it calls, was not found (.forge/pre-merge)"

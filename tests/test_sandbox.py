@@ -963,12 +963,15 @@ def test_a_python_that_leads_to_a_hidden_home_is_said(lair: Lair, name: str) -> 
     try:
         work = server.repo()
         for branch, run in {"said": "python9 -V\n", "silent": "exec 2>/dev/null; python9 -V\n"}.items():
-            work.branch(branch, run=run)
+            work.branch(branch)
             work.write(".forge/pre-merge", f"#!/bin/sh\n{run}", executable=True)
             work.commit("Python")
             job = server.ended(work.push_job(branch))
             assert job["exit_code"] in (126, 127) and "jobs do not see" in job["reason"], (job, server.job_log(job["id"]))
             assert words in job["reason"], (job, server.job_log(job["id"]))
+        work.branch("make", Makefile="all:\n\tpython9 -V\n", run="make\n")
+        job = server.ended(work.push_job("make"))
+        assert job["exit_code"] == 2 and words in job["digest"], (job, server.job_log(job["id"]))
         work.branch("script")
         work.write(".forge/pre-merge", "#!/usr/bin/env python9\nprint(1)\n", executable=True)
         work.commit("A script of it")
