@@ -4602,7 +4602,7 @@ CANNOT_RUN = re.compile(
     r"not found|No such file|Permission denied|cannot execute|bad interpreter|Exec format error|\\r\b|\r'|-\r$|\r: "
 )
 NOT_RUN_INSIDE = re.compile(rb"(?:Error|code|status) 12[67]\b")  # as make, just and others tell of it
-NAMES = re.compile(r"[\w./+~@-]+")
+PROGRAM_NAMES = re.compile(r"[\w./+~@-]+")
 MACHINES = {3: "i686", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}  # e_machine in elf(5)
 CRLF = "Windows line ends (CRLF)"
 ELSEWHERE = "use one that lies elsewhere, as below /usr or /nix"
@@ -4656,16 +4656,16 @@ def why_not_run(code: int, command: str, said: bytes, view: View) -> str | None:
     Raises OSError.
     """
     lines = [line[:1000] for line in said.decode("utf-8", "replace").split("\n")[-50:] if CANNOT_RUN.search(line[:1000])]
-    named = [name for line in reversed(lines) for name in NAMES.findall(ANSI.sub("", line))]
+    named = [name for line in reversed(lines) for name in PROGRAM_NAMES.findall(ANSI.sub("", line))]
     if code not in NOT_RUN and not NOT_RUN_INSIDE.search(said):  # it may be about files that are only read
         named = [name for name in named if "/" in name and not name.startswith("/")]
     elif code in NOT_RUN:
-        words = NAMES.findall(command)
+        words = PROGRAM_NAMES.findall(command)
         scripts = [path for word in words if "/" in word and (path := view.find(word))]
         if words[:1] == ["just"]:
             scripts += [view.tree / name for name in os.listdir(view.tree) if name.lower().lstrip(".") == "justfile"]
         named += words
-        named += [name for path in scripts for name in NAMES.findall(view.head(path).decode("utf-8", "replace"))]
+        named += [name for path in scripts for name in PROGRAM_NAMES.findall(view.head(path).decode("utf-8", "replace"))]
     told = " ".join(lines)
     wanted = (name for name in dict.fromkeys(named) if re.search(r"\w", name) and "//" not in name)
     whys = [why for name in itertools.islice(wanted, MOST_NAMES) if (why := why_not(name, view, told))]
@@ -4715,7 +4715,7 @@ def why_no_interpreter(called: str, head: bytes, view: View, inside: bool) -> st
     if inside:
         why = why_not(program, view, "") if program else None
         return why and f"{called} asks for {why}"
-    calls = [name for line in rest.split("\n") if "exec" in line for name in NAMES.findall(line) if name.startswith("/")]
+    calls = [name for line in rest.split("\n") if "exec" in line for name in PROGRAM_NAMES.findall(line) if name.startswith("/")]
     leads = ((name, place) for name in calls[:MOST_NAMES] if (place := view.hidden_in(Path(name))) and not view.is_own(place))
     return next((f"{called} calls {name}, but jobs do not see {place}; {ELSEWHERE}" for name, place in leads), None)
 
@@ -6848,7 +6848,8 @@ class Engine:
         run, log_file = self.config.data_dir / "running" / str(job.id), self.config.log(job.repo, job.id)
         launch = Launch(job.kind, work / "tree", run, log_file, {}, self.config.repo(job.repo), home)
         boxed = self.bwrap if job.sandboxed else None
-        mounts = sandbox_mounts(self.config, launch, look_around(self.config, boxed, os.environ)) if boxed else {}
+        seen = secrets_seen(self.config, job.secrets) if job.kind == POST else None
+        mounts = sandbox_mounts(self.config, launch, look_around(self.config, boxed, os.environ, seen)) if boxed else {}
         with contextlib.suppress(OSError, ValueError):
             view = View(launch.tree, bare_environ(self.config, str(home))["PATH"], mounts)
             return why_not_run(code, command, read_tail(log_file), view)
