@@ -571,8 +571,6 @@ NO_ROOM = {error: os.strerror(error) for error in (errno.ENOSPC, errno.EROFS, er
 
 
 NO_RIGHT = re.compile("permission denied|insufficient permission|operation not permitted", re.IGNORECASE)
-
-
 OF_REPO = re.compile(r"repository database|\.lock'|objects/|refs/|packed-refs|logs/|forge-")  # and not of a checkout
 
 
@@ -1994,44 +1992,41 @@ class Ailment(NamedTuple):
     blind: bool = False  # refs cannot be read, which git passes over as if they were not there
 
 
-WALK_MOST = 10_000  # files of a repo that are looked at; of objects and refs there may be any number
+WALK_MOST, DEEP_MOST = 3000, 30_000  # files of a repo that are looked at; of objects and refs there may be any number
 
 
-def find_ailment(repo: Path, name: str, account: Account, whole: bool = True) -> Ailment | None:
-    """The worst reason why git cannot do all its work in a repo for the server: what a push by another user left, say."""
+def find_ailment(repo: Path, name: str, account: Account, deep: bool = True) -> Ailment | None:
+    """The worst reason why git cannot do all its work in a repo for the server: what a push by another user left, say.
+
+    Unless it is to be `deep`, the files of single objects are left out: there are many, and git misses what it cannot read.
+    """
     unusable = why_unusable(repo, name, account)
     if unusable:
         return Ailment(unusable, True, True)
     shared = bool(os.stat(repo / "objects").st_mode & stat.S_IWGRP)  # several users of a group may push
     worst: Ailment | None = None
-    for path, facts in itertools.islice(repo_parts(repo, whole), WALK_MOST):
-        part, is_folder = path.removeprefix(f"{repo}/"), stat.S_ISDIR(facts.st_mode)
-        own, read = facts.st_uid == account.uid, os.R_OK | (os.X_OK if is_folder else 0)
-        whose = f"{part} of {name} " + (
-            f"has mode {facts.st_mode & 0o777:04o}" if own else f"belongs to {spell_user(facts.st_uid)}"
-        )
-        mend = how_to_mend(repo, account, facts.st_uid)
-        wait = f"jobs and merges of {name} wait; {mend}"
-        if not account.may(path, facts, read):
-            found = Ailment(f"{whose}, and the server cannot read it: {wait}", True, part.startswith(("refs", "packed-refs")))
-            if found.blind:
-                return found
+    for path, facts in itertools.islice(repo_parts(repo, deep), DEEP_MOST if deep else WALK_MOST):
+        part, is_folder, own = path[len(str(repo)) + 1 :], stat.S_ISDIR(facts.st_mode), facts.st_uid == account.uid
+        if not account.may(path, facts, os.R_OK | (os.X_OK if is_folder else 0)):
+            cannot, blind = ", and the server cannot read it", part.startswith(("refs", "packed-refs"))
         elif (is_folder or part.startswith("logs/")) and not account.may(path, facts, os.W_OK):
-            found = Ailment(f"{whose}, and the server cannot write there: {wait}", True)
-        elif not own and not shared:
-            found = Ailment(f"{whose}, not to the server's user; {mend}")
-        else:
+            cannot, blind = ", and the server cannot write there", False
+        elif own or shared or worst:
             continue
-        if worst is None or found.blocks > worst.blocks:
-            worst = found
+        else:
+            cannot, blind = "", False
+        whose = f"has mode {facts.st_mode & 0o777:04o}" if own else f"belongs to {spell_user(facts.st_uid)}"
+        waits = f": jobs and merges of {name} wait" if cannot else ""
+        mend = how_to_mend(repo, account, facts.st_uid)
+        if blind or worst is None or (cannot and not worst.blocks):
+            worst = Ailment(f"{part} of {name} {whose}{cannot}{waits}; {mend}", bool(cannot), blind)
+        if blind:
+            break
     return worst
 
 
-def repo_parts(repo: Path, whole: bool = True) -> Iterator[tuple[str, os.stat_result]]:
-    """What git reads and writes in a repo, upper folders first, without what is just being written. Links are passed over.
-
-    Of the objects only the folders, unless `whole`: there are many, and of one that git cannot read it says so.
-    """
+def repo_parts(repo: Path, deep: bool = True) -> Iterator[tuple[str, os.stat_result]]:
+    """What git reads and writes in a repo, upper folders first, without what is just being written. Links are passed over."""
     for part in ("packed-refs", "shallow", "hooks", "logs"):
         with contextlib.suppress(OSError):
             yield f"{repo}/{part}", os.lstat(repo / part)
@@ -2045,7 +2040,9 @@ def repo_parts(repo: Path, whole: bool = True) -> Iterator[tuple[str, os.stat_re
                     facts = entry.stat(follow_symlinks=False)
                     if not stat.S_ISLNK(facts.st_mode):
                         yield entry.path, facts
-                    if stat.S_ISDIR(facts.st_mode) and (whole or not entry.path.startswith(f"{repo}/objects/")):
+                    if stat.S_ISDIR(facts.st_mode) and (
+                        deep or len(entry.name) > 2 or not entry.path.startswith(f"{repo}/objects/")
+                    ):
                         folders.append(entry.path)
 
 
@@ -6131,19 +6128,16 @@ class Engine:
 
     def readable(self, name: str) -> Path:
         """The path of a repo whose refs can be read. Raises Refused as `usable` does."""
-        path, ailment = self.usable(name), self.examine(name, whole=False)
+        path, ailment = self.usable(name), self.examine(name)
         if ailment and ailment.blind:
             raise Refused(409, ailment.text)
         return path
 
-    def examine(self, name: str, whole: bool = True) -> Ailment | None:
-        """See what is wrong with a repo's files; the reason for which its work has to wait, or None. What was mended goes on.
-
-        Unless `whole`, the files of objects are passed over while nothing is known to be wrong: a push waits for this.
-        """
+    def examine(self, name: str, deep: bool = False) -> Ailment | None:
+        """See what is wrong with a repo's files; the reason for which its work has to wait, or None. What was mended goes on."""
         path = self.config.repo(name)
-        whole = whole or name in self.ailing or name in self.troubles
-        found = find_ailment(path, name, self.account, whole) if path.is_dir() else None
+        deep = deep or name in self.ailing or name in self.troubles
+        found = find_ailment(path, name, self.account, deep) if path.is_dir() else None
         if not (found and found.blocks) and (hidden := why_jobs_lack_objects(self.config, path, name, self.bwrap)):
             found = Ailment(hidden, True)
         with self.lock:
@@ -6172,7 +6166,7 @@ class Engine:
 
         A right that git misses although the files do not show it (an ACL, an attribute) is believed for a while.
         """
-        ailment = self.examine(name)  # git calls an object that it may not read corrupt
+        ailment = self.examine(name, deep=True)  # git calls an object that it may not read corrupt
         about = error.stderr if isinstance(error, GitError) else str(error)
         said = next((line.strip() for line in about.splitlines() if NO_RIGHT.search(line) and OF_REPO.search(line)), None)
         if ailment is None and said and lacks_rights(error):
@@ -6279,7 +6273,7 @@ class Engine:
             try:
                 path = self.usable(name)
                 mend_locks(path)
-                self.examine(name)
+                self.examine(name, deep=True)
                 self.met.pop(name, None)  # somebody may have taken a hook away
                 if not self.meet(name):
                     continue  # it is being copied
@@ -6345,8 +6339,9 @@ class Engine:
         What is decided or done is not decided by this, but by what git says then. Raises Refused, GitError.
         """
         path = self.usable(name)
-        if name in self.ailing and self.ailing[name][0].blind:
-            raise Refused(409, self.ailing[name][0].text)
+        ailment, _ = self.ailing.get(name, (None, 0.0))
+        if ailment and ailment.blind:
+            raise Refused(409, ailment.text)
         with self.alone(self._looks, name, name):
             refs = self._refs_now(name, path)
             others = [head for branch, head in refs.heads.items() if branch != refs.base]
@@ -6586,7 +6581,7 @@ class Engine:
     def _prepare(self, job: Job) -> Launch | None:
         """Make the candidate and the checkout, and journal the start. None when it is not wanted any more, or waits."""
         path = self.config.repo(job.repo)
-        if self.examine(job.repo, whole=False):
+        if self.examine(job.repo):
             return None
         with self.lock:
             known = self.state.repos.get(job.repo, Repo())
