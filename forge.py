@@ -4176,14 +4176,28 @@ def check_update(old: object, new: object, ref: object) -> Update:
     return Update(str(old), str(new), ref)
 
 
+JSON_KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+JSON_KINDS |= {type(None): "null"}
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a request's body is; of fields with the same name the last counts, as in a form. Raises Refused."""
+    try:
+        said = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise Refused(400, "the body cannot be parsed as JSON") from None
+    if not isinstance(said, dict):
+        raise Refused(400, f"the body is {JSON_KINDS[type(said)]}, but must be a JSON object")
+    return said
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
+
+
 def parse_hook_json(body: bytes, at: str) -> tuple[str, Push]:
     """(repo, push) from the JSON that /hooks/post-receive takes. Raises Refused."""
-    try:
-        said = json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refused(400, "the body is no JSON that can be read") from None
-    if not isinstance(said, dict):
-        raise Refused(400, "the body must be a JSON object with repo, and ref, oldrev, newrev or updates")
+    said = json_object(body)
     updates, options = said.get("updates", [said] if "ref" in said else None), said.get("options", [])
     if not isinstance(updates, list) or not all(isinstance(u, dict) for u in updates):
         raise Refused(400, "updates must be a list of objects with ref, oldrev and newrev")
@@ -7785,7 +7799,7 @@ SECURITY_HEADERS = {
 }
 XML_ODD = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what no XML may hold, however it is spelled
 MAX_BODY = 1 << 20
-MOST_FIELDS = 100  # of a form
+MOST_FIELDS, MOST_VALUES = 100, 10_000  # of a form; of JSON, with what is nested in unknown fields
 PAGES_BYTES = 8 << 20  # of pages that are not made anew for each reader
 OLDEST_WAITRESS = (3, 0, 2)
 WEB_THREADS = 16
@@ -7824,7 +7838,7 @@ class Web:
         self._add_routes()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """WSGI. Every answer gets the headers that keep browsers from harm."""
+        """WSGI. Every answer gets the headers that keep browsers from harm; HEAD is answered as GET, without the body."""
 
         def start(status: str, headers: list[tuple[str, str]], error: Any = None) -> Any:
             return start_response(status, [*headers, *SECURITY_HEADERS.items()], error)
@@ -7835,8 +7849,15 @@ class Web:
             path = "\0"
         if any(char < " " or char == "\x7f" for char in path):
             environ |= {"PATH_INFO": "/", "forge.odd_path": True}
+        if environ["REQUEST_METHOD"] == "HEAD":
+            environ |= {"REQUEST_METHOD": "GET", "forge.head": True}  # no route can forget to answer both alike
         self.engine.hasty.on = True
         answer: Iterable[bytes] = self.app(environ, start)
+        if "forge.head" in environ:
+            close = getattr(answer, "close", None)
+            if close:
+                close()
+            return []
         return answer
 
     def _add_routes(self) -> None:
@@ -7893,7 +7914,7 @@ class Web:
                     raise Refused(413, "the body is larger than 1 MiB")
             open_path = request.path in ("/login", "/healthz", "/hooks/post-receive") or request.path.startswith("/static/")
             if self.config.private and not open_path:
-                self._authorize(wants_form=request.method == "POST" and not is_fetch())
+                self._authorize(wants_body=request.method == "POST" and not is_fetch())
         except Refused as error:
             raise self._refusal(error) from None
 
@@ -7915,8 +7936,9 @@ class Web:
         if site not in ("same-origin", "none") or (origin and origin not in ours):
             raise Refused(403, "this request comes from another site")
 
-    def _authorize(self, wants_form: bool = True) -> None:
-        """Let pass who may act: token or password as bearer, the form field, a session. Raises Refused 401 or 429."""
+    def _authorize(self, wants_body: bool = True) -> None:
+        """Let pass who may act: token or password as bearer, a field of the body, a session. Raises Refused 400, 401 or 429."""
+        password = self._text("password") if wants_body else None  # a body that cannot be read is refused, whoever sends it
         given = bearer()
         if given is not None:
             if not self.door.is_token(given):
@@ -7924,7 +7946,6 @@ class Web:
             return
         if self.door.knows(session_cookie()):
             return
-        password = self._form("password") if wants_form else None
         if not password:
             raise Refused(
                 401, "this needs the merge password: log in, or send the token or the password as Authorization: Bearer"
@@ -7933,18 +7954,24 @@ class Web:
             self.door.check_password(password)
 
     @staticmethod
-    def _form(name: str) -> str | None:
-        request = bottle.request
-        kind = request.content_type.partition(";")[0].strip().lower()
-        if request.content_length > 0 and kind not in ("application/x-www-form-urlencoded", "multipart/form-data"):
-            raise Refused(400, f"the body is {shorten(kind)}, but must be a form (application/x-www-form-urlencoded)")
-        if kind == "application/x-www-form-urlencoded" and request.body.read().count(b"&") > MOST_FIELDS:
-            raise Refused(400, f"the form in the body has more than {MOST_FIELDS} fields; none here takes so many")
-        try:
-            value = request.forms.get(name)
-        except ValueError:  # bottle stumbles over multipart headers that are no UTF-8
-            raise Refused(400, "the form in the body cannot be read") from None
-        return utf8(value) if value else None
+    def _text(name: str) -> str | None:
+        """A field of the body that is text; None when it is missing or empty. Raises Refused."""
+        value = body_fields().get(name, "")
+        if not isinstance(value, str):
+            raise Refused(400, f"{name} in the body is {JSON_KINDS[type(value)]}, but must be text")
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise Refused(400, f"{name} in the body is no valid Unicode: it has half of a surrogate pair")
+        return value or None
+
+    @staticmethod
+    def _flag(name: str) -> bool:
+        """Whether a field of the body says yes. Raises Refused."""
+        value = body_fields().get(name, "")
+        if value in ("1", "true", True):
+            return True
+        if value in ("", "0", "false", False):
+            return False
+        raise Refused(400, f"{name} in the body is {shorten(value)}, but must be 1 or 0")
 
     def _answer(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """Bottle's plugin: turn what a route returns or raises into an answer."""
@@ -8389,6 +8416,8 @@ class Web:
             place = {"Offset": piece.start, "Line": piece.line, "Skipped": piece.skipped, "Size": piece.size}
             return text_response(200, piece.content, headers | {f"X-Log-{name}": str(value) for name, value in place.items()})
         if query.get("follow") == "1":
+            if "forge.head" in bottle.request.environ:  # the headers do not wait for what the job will write
+                return bottle.HTTPResponse(iter([b"-"]), 200, headers | {"Content-Type": "text/plain; charset=utf-8"})
             if not self.followers.acquire(blocking=False):
                 raise Refused(503, "too many follow logs at once; use ?offset=N", headers={"Retry-After": "1"})
             return bottle.HTTPResponse(self._follow(job, path), 200, headers | {"Content-Type": "text/plain; charset=utf-8"})
@@ -8486,7 +8515,7 @@ class Web:
             "GIT_HTTP_EXPORT_ALL": "1",
             "GIT_PROTOCOL": protocol if re.fullmatch(r"[a-z0-9=:.-]{1,50}", protocol) else "",
             "PATH_INFO": f"/{path.name}/{'git-upload-pack' if method == 'POST' else 'info/refs'}",
-            "REQUEST_METHOD": "GET" if method == "HEAD" else method,
+            "REQUEST_METHOD": method,
             "QUERY_STRING": query,
             "CONTENT_TYPE": utf8(bottle.request.content_type),
         }
@@ -8528,8 +8557,8 @@ class Web:
         except Refused as error:
             if wanted_type() != "html" or error.status == 429:
                 raise
-            return self._page("login", error.status, wrong=error.text, to=self._form("to") or "/")
-        target = self._form("to") or "/"
+            return self._page("login", error.status, wrong=error.text, to=self._text("to") or "/")
+        target = self._text("to") or "/"
         answer = self._done({"status": "logged in"}, target if re.fullmatch(r"/(?![/\\])[!-~]*", target) else "/")
         secure = urlsplit(self.engine.url).scheme == "https"
         answer.set_cookie(
@@ -8547,7 +8576,7 @@ class Web:
     def merge(self, repo: str, branch: str) -> Any:
         """Merge now (200) or when the test has passed (202)."""
         self._authorize()
-        result = self.engine.ask_merge(repo, branch, self._form("head"))
+        result = self.engine.ask_merge(repo, branch, self._text("head"))
         if result.get("status") == "queued":
             program = {"status": "queued", "job": job_view(self.engine, result["job"])}
             return self._done(program, mr_url("", repo, branch), 202)
@@ -8555,12 +8584,12 @@ class Web:
 
     def delete_branch(self, repo: str, branch: str) -> Any:
         self._authorize()
-        return self._done({"status": "deleted", **self.engine.delete_branch(repo, branch, self._form("head"))}, f"/r/{repo}")
+        return self._done({"status": "deleted", **self.engine.delete_branch(repo, branch, self._text("head"))}, f"/r/{repo}")
 
     def roll_back(self, repo: str) -> Any:
         """Give base an earlier tree again: now (200), or when it has passed (202)."""
         self._authorize()
-        result = self.engine.roll_back(repo, self._form("commit") or "", self._form("untested") == "1")
+        result = self.engine.roll_back(repo, self._text("commit") or "", self._flag("untested"))
         page = f"/r/{repo}/deployments"
         if result.get("status") == "queued":
             return self._done({"status": "queued", "job": job_view(self.engine, result["job"])}, page, 202)
@@ -8569,8 +8598,8 @@ class Web:
     def hold(self, repo: str) -> Any:
         """Put a commit of base on hold, or lift that."""
         self._authorize()
-        lift = self._form("lift") == "1"
-        hold = self.engine.hold(repo, self._form("commit") or "", lift)
+        lift = self._flag("lift")
+        hold = self.engine.hold(repo, self._text("commit") or "", lift)
         program = {"status": "lifted" if lift else "on hold", "hold": hold_view(repo, hold)}
         return self._done(program, f"/r/{repo}/deployments#holds")
 
@@ -8591,10 +8620,10 @@ class Web:
     def prune(self) -> Any:
         """Free room, as ``forge prune`` asks for it; answers when it is done."""
         self._authorize()
-        days = self._form("days") or str(self.config.log_days)
-        if not re.fullmatch("[0-9]{1,5}", days):
+        days = body_fields().get("days") or self.config.log_days
+        if isinstance(days, bool) or not re.fullmatch("[0-9]{1,5}", str(days)):
             raise Refused(400, f"days is {shorten(days)}, but must be a whole number of at most five digits")
-        dry = self._form("dry_run") == "1"
+        dry = self._flag("dry_run")
         return self._done(prune(self.engine, int(days), dry).view(dry), "/")
 
     def post_receive(self) -> Any:
@@ -8696,6 +8725,44 @@ def wanted_type() -> str:
     return "text" if is_fetch() else "html" if bottle.request.method == "GET" else "json"
 
 
+def body_fields() -> Mapping[str, Any]:
+    """The fields of an action's body, a form or a JSON object; of several with one name the last counts. Raises Refused."""
+    environ = bottle.request.environ
+    if "forge.fields" not in environ:
+        environ["forge.fields"] = _read_fields()
+    fields: Mapping[str, Any] = environ["forge.fields"]
+    return fields
+
+
+def _read_fields() -> Mapping[str, Any]:
+    request = bottle.request
+    kind = request.content_type.partition(";")[0].strip().lower()
+    if request.content_length <= 0:
+        return {}
+    if kind == "application/json":
+        body = request.body.read()
+        check_count(sum(map(body.count, (b",", b"[", b"{"))), MOST_VALUES)
+        return json_object(body)
+    if kind not in ("application/x-www-form-urlencoded", "multipart/form-data"):
+        wanted = "a form (application/x-www-form-urlencoded) or a JSON object (application/json)"
+        raise Refused(400, f"the body is {shorten(kind)}, but must be {wanted}")
+    if kind == "application/x-www-form-urlencoded":
+        body = request.body.read()
+        if body.lstrip()[:1] == b"{":  # so curl sends it without a header; as a form it would be one unknown field
+            raise Refused(400, "the body is JSON, but its Content-Type is that of a form; send Content-Type: application/json")
+        check_count(body.count(b"&"), MOST_FIELDS)
+    try:
+        return {name: utf8(request.forms[name]) for name in request.forms}
+    except ValueError:  # bottle stumbles over multipart headers that are no UTF-8
+        raise Refused(400, "the form in the body cannot be read") from None
+
+
+def check_count(found: int, most: int) -> None:
+    """Refuse a body of very many fields or values, which take time and memory before anybody has shown a password."""
+    if found > most:
+        raise Refused(400, f"the body has more than {most:,} fields or values; no action takes so many")
+
+
 def fetch_body() -> bytes:
     """What a git that fetches has sent, unpacked. Raises Refused."""
     body: bytes = bottle.request.body.read()
@@ -8739,7 +8806,7 @@ def text_response(status: int, body: str | bytes, headers: Mapping[str, str] | N
 def is_known(tag: str) -> bool:
     """Whether who asks has what carries this tag."""
     given = [part.strip().removeprefix("W/") for part in header("If-None-Match").split(",")]
-    return bottle.request.method in ("GET", "HEAD") and (tag in given or given == ["*"])
+    return bottle.request.method == "GET" and (tag in given or given == ["*"])
 
 
 def tagged(body: bytes, kind: str, status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
@@ -8753,18 +8820,24 @@ def tagged(body: bytes, kind: str, status: int = 200, headers: Mapping[str, str]
 
 def file_response(folder: Path, name: str, headers: Mapping[str, str], kind: str | bool = True) -> bottle.HTTPResponse:
     """A file, or a range of it, tagged by its size and time; `kind` True goes by its name."""
-    tag, environ = "", bottle.request.environ
+    tag, size, environ = "", 0, bottle.request.environ
     with contextlib.suppress(OSError):
         facts = (folder / name.strip("/")).stat()
-        tag = f'"{facts.st_size:x}-{facts.st_mtime_ns:x}"'
+        tag, size = f'"{facts.st_size:x}-{facts.st_mtime_ns:x}"', facts.st_size
     if header("If-None-Match"):
         environ.pop("HTTP_IF_MODIFIED_SINCE", None)  # it has whole seconds only
+    ranges = parse_ranges(environ.pop("HTTP_RANGE", ""), size)
     if header("If-Range") not in ("", tag):
-        environ.pop("HTTP_RANGE", None)  # the part would be of another file
+        ranges = None  # the part would be of another file
+    if ranges and len(ranges) == 1:
+        environ["HTTP_RANGE"] = "bytes={}-{}".format(*ranges[0])
     answer = bottle.static_file(name, root=str(folder), mimetype=kind, etag=tag or False)
     if answer.status_code in (200, 206) and is_known(tag):
         answer.close()
         answer = bottle.HTTPResponse(b"", 304, {"ETag": tag})
+    if answer.status_code == 200 and ranges == []:
+        answer.close()
+        raise Refused(416, f"the file has {size} bytes, and no such range", headers={"Content-Range": f"bytes */{size}"})
     if answer.status_code == 206 and "wsgi.file_wrapper" in environ:  # else who reads slowly would hold a worker
         answer.close()
         stream = open(folder / name.strip("/"), "rb")  # noqa: SIM115 (the server closes it)
@@ -8772,6 +8845,34 @@ def file_response(folder: Path, name: str, headers: Mapping[str, str], kind: str
         answer.body = stream
     answer.headers.update(headers)
     return answer
+
+
+BYTE_RANGE = re.compile(r"([0-9]+)-([0-9]*)|-([0-9]+)")
+
+
+def parse_ranges(given: str, size: int) -> list[tuple[int, int]] | None:
+    """The ranges (first and last byte) of a header Range that a file has (pure); None where RFC 9110 14.2 has it passed over.
+
+    That is another unit, what is malformed, and a range of an empty file, which has none to give.
+    """
+    unit, _, text = given.partition("=")
+    parts = [part for part in map(str.strip, text.split(",")) if part]
+    if unit.lower() != "bytes" or not parts or not size:
+        return None
+    found = []
+    for part in parts:
+        words = BYTE_RANGE.fullmatch(part)
+        if not words:
+            return None
+        # of a number only as many digits as any size has: Python refuses to read very long ones
+        first, last, suffix = (int(word.lstrip("0")[:20] or 0) if word else None for word in words.groups())
+        if first is None:
+            first, last = size - min(suffix or 0, size), size - 1
+        elif last is not None and last < first:
+            return None
+        if first < size:
+            found.append((first, size - 1 if last is None else min(last, size - 1)))
+    return found
 
 
 def header(name: str) -> str:
@@ -8860,6 +8961,7 @@ def strict_channel() -> type:
         """A request that comes in."""
 
         error: Any = None
+        method = b"GET"  # or HEAD, by which even a refusal has no body
 
         def __init__(self, adj: Any):
             super().__init__(adj)
@@ -8876,6 +8978,8 @@ def strict_channel() -> type:
 
         def parse_header(self, head: bytes) -> None:
             """Understand the header. Raises ParsingError."""
+            if head.startswith(b"HEAD "):
+                self.method = b"HEAD"
             odd = why_odd(head)
             try:
                 if not odd:
@@ -8886,7 +8990,17 @@ def strict_channel() -> type:
             if odd:
                 raise parser.ParsingError(odd)
 
-    class Refusal(task.WSGITask):  # type: ignore[misc]
+    class Task(task.WSGITask):  # type: ignore[misc]
+        """An answer."""
+
+        def finish(self) -> None:
+            """End the answer. waitress ends one of unknown length by a last chunk, also where HEAD has no body to end."""
+            self.write(b"")
+            if self.request.command == "HEAD":
+                self.chunked_response = False
+            super().finish()
+
+    class Refusal(Task):
         """What waitress refuses goes to the app as a request for nothing, and is said there as all errors are."""
 
         request: Any
@@ -8895,10 +9009,10 @@ def strict_channel() -> type:
             """A request that has been refused."""
             self.channel.refused = True
             self.set_close_on_finish()
-            error, given = self.request.error, self.request.headers
+            error, given, method = self.request.error, self.request.headers, self.request.method
             words = {413: "the body is larger than 1 MiB", 431: "the header is larger than 64 KiB"}
             self.request = Parser(self.channel.adj)
-            self.request.parse_header(b"GET / HTTP/1.0\r\n")
+            self.request.parse_header(method + b" / HTTP/1.0\r\n")
             self.request.headers["ACCEPT"] = given.get("ACCEPT", "")
             refused = (error.code, words.get(error.code, f"{error.reason}: {error.body}"))
             return {**super().get_environment(), "forge.odd_request": refused}
@@ -8906,7 +9020,7 @@ def strict_channel() -> type:
     class Channel(channel.HTTPChannel):  # type: ignore[misc]
         """A connection."""
 
-        parser_class, error_task_class = Parser, Refusal
+        parser_class, task_class, error_task_class = Parser, Task, Refusal
         request: Any = None
         close_when_flushed = refused = False
         leaves = 0.0  # until when what comes is thrown away: closed with bytes unread, a refusal could be lost on its way

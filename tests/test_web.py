@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,7 +90,7 @@ def test_the_log_by_ranges_and_offsets(work: Work) -> None:
     whole = ask(f"/jobs/{job_id}/log")
     assert whole.body == b"0123456789" and whole.headers["Content-Type"] == "text/plain; charset=utf-8"
     part = ask(f"/jobs/{job_id}/log", Range="bytes=2-4")
-    assert (part.status, part.body) == (206, b"234")
+    assert (part.status, part.body, part.headers["Content-Range"]) == (206, b"234", "bytes 2-4/10")
     rest = ask(f"/jobs/{job_id}/log?offset=7")
     assert rest.body == b"789" and rest.headers["X-Job-Status"] == "passed"
     none = ask(f"/jobs/{job_id}/log?offset=10&wait=1")
@@ -99,6 +100,166 @@ def test_the_log_by_ranges_and_offsets(work: Work) -> None:
     (work.server.data / f"logs/{work.name}/{job_id}.log").unlink()
     assert ask(f"/jobs/{job_id}/log").status == 410 and ask(f"/jobs/{job_id}/log?offset=3").status == 410
     assert "was pruned" in ask(f"/jobs/{job_id}", Accept="text/html").text
+
+
+RANGES = {
+    "0123": ["bytes=0-3", "BYTES=0-3", "bytes=0-3,", "bytes= 0-3 , 50-60", f"bytes={'0' * 30}-3"],
+    "4": ["bytes=4-4"],
+    "789": ["bytes=-3", "bytes=7-", "bytes=7-99", "bytes=7-" + "9" * 5000],
+    "0123456789": ["bytes=0-", "bytes=-10", "bytes=-" + "9" * 5000],
+}
+UNSATISFIABLE = ["bytes=10-", "bytes=10-20", "bytes=-0", "bytes=99-,50-60", "bytes=" + "9" * 5000 + "-"]
+NO_BYTE_RANGES = [
+    "lines=1-2",
+    "bytes",
+    "bytes=",
+    "bytes=-",
+    "bytes=5-2",
+    "bytes=0-1,5-2",
+    "bytes=a-b",
+    "bytes=0-1;2-3",
+    "bytes=1",
+]
+NO_BYTE_RANGES += [
+    "bytes 0-1",
+    "=0-1",
+    "0-1",
+    "bytes=0x1-2",
+    "bytes=+1-2",
+    "bytes=1--2",
+    "bytes=--2",
+    "bytes=\u0661-",
+    "items=0-",
+]
+NO_BYTE_RANGES += ["bytes=0-1,4-5", "bytes=0-4,2-8", "bytes=" + ",".join(["0-0"] * 2000), "bytes=0-1,x", ",", "bytes=,"]
+
+
+def test_what_is_no_byte_range_is_passed_over(work: Work) -> None:
+    """RFC 9110, 14.2: other units and what is malformed; of several ranges that are there the whole is sent."""
+    work.branch("topic", run="printf 0123456789\n")
+    log = f"/jobs/{work.server.ended(work.push_job('topic'))['id']}/log"
+    ask = partial(work.server.ask, log)
+    for body, given in ((body, given) for body, ranges in RANGES.items() for given in ranges):
+        answer = ask(Range=given)
+        assert (answer.status, answer.text) == (206, body), given[:60]
+    for given in UNSATISFIABLE:
+        answer = ask(Range=given)
+        assert (answer.status, answer.headers["Content-Range"], set(answer.json)) == (416, "bytes */10", {"error"}), given[:60]
+    for given in NO_BYTE_RANGES:
+        answer = ask(Range=given.encode().decode("latin-1"))
+        assert (answer.status, answer.body, answer.headers["Content-Range"]) == (200, b"0123456789", None), given[:60]
+    tag = ask().headers["ETag"]
+    assert ask(Range="bytes=99-", If_None_Match=tag).status == 304
+    for other in ('"other"', f"W/{tag}", "Mon, 01 Jan 2024 00:00:00 GMT"):
+        assert [ask(Range=given, If_Range=other).status for given in ("bytes=2-4", "bytes=99-")] == [200, 200], other
+    assert [ask(Range=given, If_Range=tag).status for given in ("bytes=2-4", "bytes=99-")] == [206, 416]
+    assert [ask(Range="lines=1-2", Accept=accept).status for accept in ("text/html", "*/*")] == [200, 200]
+
+
+def test_an_empty_log_has_no_ranges(work: Work) -> None:
+    work.branch("topic", run="true\n")
+    log = f"/jobs/{work.server.ended(work.push_job('topic'))['id']}/log"
+    for given in ("bytes=0-", "bytes=-5", "bytes=5-", "lines=1-2"):
+        answer = work.server.ask(log, Range=given)
+        assert (answer.status, answer.body) == (200, b""), given
+
+
+@pytest.mark.parametrize("given", ["lines=1-2", "bytes=5-2", "bytes=x"])
+def test_of_a_static_file_too_what_is_no_byte_range_is_passed_over(shared: Server, given: str) -> None:
+    whole = shared.ask("/static/forge.css")
+    answer = shared.ask("/static/forge.css", Range=given)
+    assert (answer.status, answer.body) == (200, whole.body)
+    assert shared.ask("/static/forge.css", Range=f"bytes={len(whole.body)}-").status == 416
+
+
+ACCEPTS = (
+    None,
+    "*/*",
+    "text/html",
+    "application/json",
+    "text/plain",
+    "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
+)
+
+
+def test_head_answers_as_get_would(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    work = server.repo()
+    work.branch("topic", run="printf 0123456789; exit 1\n")
+    job = server.ended(work.push_job("topic"))["id"]
+    work.branch("done", AUTO)
+    work.push("done")
+    work.landed("done")
+    server.idle()
+    deployment = server.get("/jobs?kind=post-merge&limit=1")["jobs"][0]["id"]
+    config = forge.load_config(server.environ)
+    rules = [route.rule for route in forge.Web(SimpleNamespace(config=config)).app.routes if route.method == "GET"]  # type: ignore[arg-type]
+    names = {"repo": "app", "branch:path": "topic", "job_id": str(job), "path:path": "forge.css"}
+    paths = [re.sub("<([^>]*)>", lambda word: names[word[1]], rule) for rule in rules]
+    assert len(paths) > 15
+    paths += [f"/r/app/deployments/{deployment}", f"/jobs/{job}?facts=1", "/r/app?show=failed", "/search?q=5", "/jobs?status=x"]
+    paths += [f"/jobs/{job}/log?{query}" for query in ("offset=3", "offset=99", "line=1", "before=5", "find=5", "follow=1")]
+    paths += ["/r/app/info/refs?service=git-upload-pack", "/r/app.git/info/refs?service=git-receive-pack", "/r/app/mr/done"]
+    paths += [
+        "/nope",
+        "/jobs/99",
+        "/r/nope",
+        "/static/nope.css",
+        "/r/app/mr/topic/merge",
+        "/jobs/1/cancel",
+        "/hooks/post-receive",
+    ]
+    paths += ["/%ff", "/jobs?before=x"]
+    tag = server.ask(f"/jobs/{job}/log").headers["ETag"]
+    asked: list[tuple[str, dict[str, str]]] = [(path, {"Accept": each} if each else {}) for path in paths for each in ACCEPTS]
+    asked += [(f"/jobs/{job}/log", {"Range": given}) for given in ("bytes=2-4", "bytes=99-", "lines=1-2")]
+    asked += [(f"/jobs/{job}/log", {"If-None-Match": tag}), ("/", {"Host": "evil.example"}), ("/", {"Host": "localhost"})]
+    for path, headers in asked:
+        got, told = (without_body(server, method, path, headers) for method in ("GET", "HEAD"))
+        assert got == told, (path, headers)
+    private = make_server("private", FORGE_PRIVATE="1")
+    for path in ("/", "/jobs/1/log", "/r/app/info/refs?service=git-upload-pack", "/metrics", "/healthz", "/static/forge.css"):
+        assert without_body(private, "GET", path, {}) == without_body(private, "HEAD", path, {}), path
+
+
+def without_body(server: Server, method: str, path: str, headers: dict[str, str]) -> dict[str, str]:
+    """Status and headers of an answer, but for the time, and for what an answer full of figures has."""
+    host, port = server.url[7:].split(":")
+    given = {"Host": "localhost", "Connection": "close", **headers}
+    request = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in given.items()) + "\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(request.encode())
+        head, _, body = b"".join(iter(lambda: connection.recv(1 << 16), b"")).partition(b"\r\n\r\n")
+    assert method == "GET" or body == b"", (path, body)
+    first, *lines = head.decode("latin-1").split("\r\n")
+    found = {"status": first} | dict(line.split(": ", 1) for line in lines)
+    changing = {"Date", *(["Content-Length"] if path == "/metrics" else [])}
+    return {name: value for name, value in found.items() if name not in changing}
+
+
+def test_head_waits_for_nothing(work: Work) -> None:
+    work.branch("topic", run=f"while [ ! -e {work.gate('end')} ]; do sleep 0.05; done\n")
+    job = work.push_job("topic")
+    work.server.running(job)
+    began = time.monotonic()
+    for _ in range(forge.WEB_THREADS):
+        told = without_body(work.server, "HEAD", f"/jobs/{job}/log?follow=1", {})
+        assert told["X-Job-Status"] == "running" and "Content-Length" not in told
+    assert time.monotonic() - began < 10
+    work.gate("end").touch()
+    work.server.ended(job)
+
+
+@pytest.mark.parametrize(
+    "odd", [b"Host: other\r\n", b"Content-Length: 9999999\r\n", b"X: a\r\n b\r\n", b"Content-Length: 1, 2\r\n"]
+)
+def test_a_refused_head_has_no_body_either(shared: Server, odd: bytes) -> None:
+    host, port = shared.url[7:].split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"HEAD / HTTP/1.1\r\nHost: localhost\r\n" + odd + b"\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert answer[9:11] in (b"40", b"41") and answer.partition(b"\r\n\r\n")[2] == b""
 
 
 def test_the_log_grows_while_it_is_followed(work: Work) -> None:
@@ -599,11 +760,126 @@ def test_a_body_of_a_mebibyte_and_one_more(shared: Server) -> None:
     assert refused.status == 413 and "1 MiB" in refused.json["error"]
 
 
-def test_json_is_not_taken_for_a_form(work: Work, branch: str) -> None:
-    token = (work.server.data / "token").read_text().strip()
-    body = json.dumps({"head": "1" * 40}).encode()
-    answer = work.server.ask(f"{branch}/merge", body=body, Content_Type="application/json", Authorization=f"Bearer {token}")
-    assert answer.status == 400 and "must be a form" in answer.json["error"]
+# -- the body of an action ------------------------------------------------------------------------------
+
+
+def send(server: Server, path: str, body: bytes | str | dict[str, Any], kind: str = "application/json", **headers: str) -> Any:
+    """Post a body as JSON, or as what else it says to be, with the token unless told otherwise."""
+    told = json.dumps(body) if isinstance(body, dict) else body
+    token = (server.data / "token").read_text().strip()
+    given = {"Authorization": f"Bearer {token}", "Content_Type": kind} | headers
+    return server.ask(path, body=told.encode() if isinstance(told, str) else told, **given)
+
+
+def test_every_action_takes_a_json_object(work: Work, branch: str) -> None:
+    server, head = work.server, work.heads()["topic"]
+    assert send(server, f"{branch}/merge", {"head": "1" * 40}).status == 409
+    merged = send(server, f"{branch}/merge", {"head": head, "unknown": [{"a": None}], "x": 1.5})
+    assert (merged.status, merged.json["head"]) == (200, head)
+    work.landed("topic")
+    before, tip = work.bare("rev-list", "--first-parent", "main").split("\n")[1], merged.json["merge_commit"]
+    for lifted in ({"lift": False}, {"lift": 0}, {"lift": ""}, {}):
+        assert send(server, f"/r/{work.name}/hold", {"commit": tip, **lifted}).json["status"] == "on hold", lifted
+    for lifted in ({"lift": True}, {"lift": 1}, {"lift": "1"}, {"lift": "true"}):
+        assert send(server, f"/r/{work.name}/hold", {"commit": tip, **lifted}).json["status"] == "lifted", lifted
+        assert send(server, f"/r/{work.name}/hold", {"commit": tip}).status == 200
+    server.idle()
+    assert send(server, f"/r/{work.name}/rollback", {"commit": before, "untested": True}).json["untested"] is True
+    server.idle()
+    pruned = [send(server, "/prune", {"days": days, "dry_run": True}) for days in (365, "365")]
+    assert [(one.status, one.json["dry_run"]) for one in pruned] == [(200, True)] * 2
+    work.branch("other")
+    job = work.push_job("other")
+    server.ended(job)
+    again = send(server, f"/jobs/{job}/retry", {})
+    assert again.status == 202 and send(server, f"/jobs/{again.json['id']}/cancel", {}).status in (200, 409)
+    server.ended(again.json["id"])
+    other = f"/r/{work.name}/mr/other/delete"
+    assert (
+        send(server, other, {"head": head}).status == 409 and send(server, other, {"head": work.heads()["other"]}).status == 200
+    )
+
+
+def test_the_password_may_be_a_field_of_the_json(work: Work, branch: str) -> None:
+    server, nobody = work.server, {"Authorization": ""}
+    assert send(server, f"{branch}/merge", {"password": "wrong"}, **nobody).status == 401
+    assert send(server, f"{branch}/merge", {}, **nobody).status == 401
+    assert send(server, f"{branch}/delete", {"password": PASSWORD}, **nobody).status == 200
+    login = send(server, "/login", {"password": PASSWORD, "to": "/jobs"}, **nobody)
+    session = login.headers["Set-Cookie"].split(";")[0]
+    assert login.status == 200 and ">Log out<" in server.ask("/", Cookie=session, Accept="text/html").text
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "application/json; charset=utf-8", "Application/JSON;charset=latin-1", "application/json ;x=y"]
+)
+def test_what_else_the_type_of_json_says_does_not_matter(shared: Server, kind: str) -> None:
+    assert send(shared, "/login", {"password": PASSWORD}, kind, Authorization="").status == 200
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain", ""])
+def test_a_body_of_nothing_has_no_fields(work: Work, branch: str, kind: str) -> None:
+    assert send(work.server, f"{branch}/delete", b"", kind).status == 200
+
+
+DEEP = b'{"x": ' + b"[" * 90_000 + b"]" * 90_000 + b"}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"x", b"{", b'{"head": "a"', b"{}{}", b"{'a': 1}", b" ", b"\0", b"[]", b'["head"]', b"5", b'"head"', b"null", b"true"]
+    + [b"[" * 90_000, DEEP, b'{"x": ' + b"[" * 9000, b'{"x": NaN}', b'{"x": -Infinity}', b'{"x": "\xff"}', b"\xff\xfe{\x00}\x00"]
+    + [b'{"x": ' + b"9" * 9000 + b"}", json.dumps({"x": [0] * 20_000}).encode()]
+    + [b'{"password": %s}' % value for value in (b"1", b"true", b"null", b"{}", b'["x"]', b'"\\ud800"', b'"\\udc80"')],
+    ids=lambda body: repr(body[:40]),
+)
+def test_json_that_makes_no_sense_is_refused_by_every_action(shared: Server, body: bytes) -> None:
+    token = (shared.data / "token").read_text().strip()
+    for path in ("/login", "/jobs/1/cancel", "/jobs/1/retry", "/r/app/mr/topic/merge", "/r/app/rollback", "/prune"):
+        for sent in ({"Authorization": ""}, {"Authorization": f"Bearer {token}"}):
+            answer = send(shared, path, body, **sent)
+            assert (answer.status, set(answer.json)) == (400, {"error"}), (path, answer.body)
+            assert "\n" not in answer.json["error"] and len(answer.json["error"]) < 300
+
+
+@pytest.mark.parametrize("wrong", [5, 1, 1.5, True, None, ["x"], {}, "\udcff"])
+def test_a_field_of_the_wrong_type_is_refused(work: Work, branch: str, wrong: object) -> None:
+    for path, field in ((f"{branch}/merge", "head"), (f"{branch}/delete", "head"), (f"/r/{work.name}/rollback", "commit")):
+        answer = send(work.server, path, {field: wrong})
+        assert answer.status == 400 and field in answer.json["error"], (path, answer.body)
+    for flag in (wrong, 2, "yes"):
+        if flag not in (0, 1):
+            answer = send(work.server, f"/r/{work.name}/hold", {"commit": "1" * 40, "lift": flag})
+            assert answer.status == 400 and "lift" in answer.json["error"], (flag, answer.body)
+    assert work.heads()["topic"] and send(work.server, "/prune", {"days": 1.5, "dry_run": 1}).status == 400
+
+
+def test_of_fields_with_one_name_the_last_counts_in_json_as_in_a_form(work: Work, branch: str) -> None:
+    head, other = work.heads()["topic"], "1" * 40
+    form = "application/x-www-form-urlencoded"
+    assert send(work.server, f"{branch}/delete", f"head={head}&head={other}", form).status == 409
+    assert send(work.server, f"{branch}/delete", f'{{"head": "{head}", "head": "{other}"}}').status == 409
+    assert send(work.server, f"{branch}/delete", f'{{"head": "{other}", "head": "{head}"}}').status == 200
+
+
+def test_json_that_is_called_something_else_is_not_passed_over(work: Work, branch: str) -> None:
+    for kind, said in (("application/x-www-form-urlencoded", "send Content-Type: application/json"), ("text/plain", "must be")):
+        answer = send(work.server, f"{branch}/delete", {"head": "1" * 40}, kind)
+        assert answer.status == 400 and said in answer.json["error"]
+
+
+def test_json_is_no_way_around_what_guards_the_forms(work: Work, branch: str) -> None:
+    server, topic = work.server, work.heads()["topic"]
+    session = send(server, "/login", {"password": PASSWORD}, Authorization="").headers["Set-Cookie"].split(";")[0]
+    for elsewhere in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec_Fetch_Site": "cross-site"}):
+        for path, body in ((f"{branch}/merge", {"head": topic}), ("/login", {"password": PASSWORD}), ("/jobs/1/cancel", {})):
+            for kind in ("application/json", "text/plain"):
+                answer = send(server, path, body, kind, Authorization="", Cookie=session, **elsewhere)
+                assert (answer.status, "Set-Cookie" in answer.headers) == (403, False), (path, elsewhere, kind)
+    asked = server.ask(f"{branch}/merge", method="OPTIONS", Origin="https://evil.example", Access_Control_Request_Method="POST")
+    assert not any(name.lower().startswith("access-control") for name in asked.headers)
+    assert send(server, f"{branch}/merge", b'{"x": "' + b"x" * (1 << 20) + b'"}').status == 413
+    assert work.heads()["topic"] == topic
 
 
 def test_logging_in_leads_back_to_any_page(work: Work) -> None:
