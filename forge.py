@@ -4497,8 +4497,11 @@ def verdict_of(
     return ("failed" if code else "passed"), exit_reason(code, command)
 
 
-def why_no_retry(old: Job, refs: Refs, live: Iterable[Job]) -> str | None:
-    """Why a job cannot be run again, or None. `live` are the repo's pending and running jobs."""
+def why_no_retry(old: Job, refs: Refs, live: Iterable[Job], rolling: Job | None = None) -> str | None:
+    """Why a job cannot be run again, or None: what refuses a retry, and what a page asks before it offers one.
+
+    `live` are the repo's pending and running jobs, `rolling` is the one that tests a rollback.
+    """
     if old.live:
         return f"job {old.id} has not ended yet: {old.status}"
     if old.is_rollback and (refs.base, refs.tip) != (old.branch, old.base):
@@ -4515,7 +4518,27 @@ def why_no_retry(old: Job, refs: Refs, live: Iterable[Job]) -> str | None:
             return f"job {job.id} is {job.status} for this {'deployment' if old.kind == POST else 'head'} already"
         if job.kind == PRE and not job.is_first and not old.is_first:
             return f"job {job.id} is {job.status} for the queue; retry when it has ended"
+    return why_no_rollback_test(rolling) if old.is_rollback and rolling else None
+
+
+def why_no_rollback_test(rolling: Job) -> str:
+    """Why no other rollback is tested while one is."""
+    wait = "wait for it, cancel it, or do without a test (untested=1, --untested)"
+    return f"job {rolling.id} tests a rollback to {rolling.commit[:12]} already; {wait}"
+
+
+def why_no_rollback(base: str, tip: str, trees: Mapping[str, str], commit: str) -> str | None:
+    """Why base cannot be given the tree of a commit, or None. `trees` are those of the commits of base's own line."""
+    if commit not in trees:
+        return f"{commit[:12]} is not among the newest {LINE_MOST} commits of {base}'s own line (first parents)"
+    if trees[commit] == trees[tip]:
+        return f"{base} {'is at' if commit == tip else 'has the tree of'} {commit[:12]} already; there is nothing to roll back"
     return None
+
+
+def why_no_merge(blockers: Iterable[str], job: Job | None) -> list[str]:
+    """What refuses a merge that is asked for now: all that blocks it, but not its own test, for which it can wait."""
+    return [blocker for blocker in blockers if not (job and job.live and blocker == _job_blocker(job))]
 
 
 def still_open(job: Job, refs: Refs) -> tuple[tuple[str, str], ...]:
@@ -4933,6 +4956,7 @@ class Engine:
         self._cache: OrderedDict[tuple[str, ...], Any] = OrderedDict()
         self._seen: dict[str, tuple[object, Refs]] = {}  # by repo: its branches for pages, and by what they are known again
         self._looks: dict[str, float] = {}  # by repo, like `turns`: of several pages that need git, one asks it
+        self._trees: dict[str, tuple[str, dict[str, str]]] = {}  # by repo: base, and the trees of its own line
         self._making: dict[tuple[str, ...], float] = {}  # likewise, by key: what git is asked for to be kept
         self.hasty = threading.local()  # `on` in threads that have others to serve: those that answer requests, a scan
 
@@ -5293,11 +5317,7 @@ class Engine:
         """
         path = self.usable(name)
         with self.alone(self._looks, name, name):
-            mark = refs_mark(path)
-            known, refs = self._seen.get(name, (None, Refs(None, {})))
-            if mark is None or mark != known:
-                refs = read_refs(path)
-                self._seen[name] = mark, refs
+            refs = self._refs_now(name, path)
             others = [head for branch, head in refs.heads.items() if branch != refs.base]
             ahead = [head for branch, head in refs.heads.items() if branch in refs.ahead]
             self._learn(("commit", name), others, partial(read_commits, path))
@@ -5310,6 +5330,54 @@ class Engine:
                 others.sort(key=lambda head: age.get(head, ""), reverse=True)
                 self._learn(("count", name, refs.tip), others, partial(count_many, path, refs.tip))
         return refs
+
+    def _refs_now(self, name: str, path: Path) -> Refs:
+        """A repo's branches, read again when a file of theirs has changed."""
+        mark = refs_mark(path)
+        known, refs = self._seen.get(name, (None, Refs(None, {})))
+        if mark is None or mark != known:
+            refs = read_refs(path)
+            self._seen[name] = mark, refs
+        return refs
+
+    def refs(self, name: str) -> Refs:
+        """A repo's branches, for a page that asks nothing else of git. Raises Refused, GitError."""
+        path = self.usable(name)
+        with self.alone(self._looks, name, name):
+            return self._refs_now(name, path)
+
+    def why_no_retry(self, job: Job) -> str | None:
+        """Why `retry` would refuse to run a job again now, or None: then a page may offer it."""
+        try:
+            refs = self.refs(job.repo)
+            with self.lock:
+                reason = why_no_retry(job, refs, self.state.live_jobs(job.repo), self._rolling(job.repo))
+            if reason or job.kind != PRE or job.is_first or job.is_rollback or not refs.tip:
+                return reason
+            merges = [self.merged(job.repo, refs.tip, head) for _, head in still_open(job, refs)]
+            if any(one.tree and not one.conflicts and not self.held(job.repo, refs.tip, one) for one in merges):
+                return None
+            return f"nothing of it can be merged into {refs.base} by now"
+        except (Refused, GitError) as error:
+            return str(error)
+
+    def no_rollbacks(self, name: str, refs: Refs, commits: Iterable[str]) -> dict[str, str]:
+        """Why `roll_back` would refuse to go back to some commits of base, for those it would, untested ones aside."""
+        if refs.base is None or refs.tip is None:
+            return dict.fromkeys(commits, f"{name} has no base")
+        known, trees = self._trees.get(name, (None, {}))
+        try:
+            if known != refs.tip:
+                line = read_landed(self.usable(name), refs.tip, "--first-parent", f"--max-count={LINE_MOST}").values()
+                trees = {landed.commit: landed.tree for landed in line}
+                self._trees[name] = refs.tip, trees
+        except (Refused, GitError) as error:
+            return dict.fromkeys(commits, str(error))
+        with self.lock:
+            rolling = self._rolling(name)
+        reasons = {commit: why_no_rollback(refs.base, refs.tip, trees, commit) for commit in commits}
+        tested = why_no_rollback_test(rolling) if rolling else None
+        return {commit: why for commit, reason in reasons.items() if (why := reason or tested)}
 
     # -- what a commit says; never changes, so it is kept -----------------------
 
@@ -6292,9 +6360,7 @@ class Engine:
             held = self.held(name, refs.tip, merged)
             with self.lock:
                 known, job = self.state.repos[name], self.state.newest_job(name, branch)
-                blockers = why_blocked(branch, refs, known, job, merged, held)
-                if job and job.live:
-                    blockers = [blocker for blocker in blockers if blocker != _job_blocker(job)]
+                blockers = why_no_merge(why_blocked(branch, refs, known, job, merged, held), job)
                 if blockers:
                     raise Refused(409, f"{branch} cannot be merged: {'; '.join(blockers)}")
                 (asked,) = self.record(("merge.asked", {"repo": name, "branch": branch, "head": head, "how": "manual"}))
@@ -6361,11 +6427,9 @@ class Engine:
         with self.turn(old.repo):
             refs = self.look(old.repo)
             with self.lock:
-                reason = why_no_retry(old, refs, self.state.live_jobs(old.repo))
+                reason = why_no_retry(old, refs, self.state.live_jobs(old.repo), self._rolling(old.repo))
                 if reason:
                     raise Refused(409, reason)
-                if old.is_rollback:
-                    self._check_no_rollback(old.repo)
                 if old.kind == POST or old.is_first:
                     base = old.base if old.kind == POST else None
                     event = queue_job(self.next_id(), old.repo, old.kind, pairs(old.heads), "retry", base=base, retry_of=job_id)
@@ -6388,14 +6452,14 @@ class Engine:
         with self.turn(name):
             refs = self.look(name)
             line, target = self._base_commit(name, refs, given)
-            if target.tree == next(iter(line.values())).tree:
-                is_tip = target.commit == refs.tip
-                why = f"is at {target.commit[:12]}" if is_tip else f"has the tree of {target.commit[:12]}"
-                raise Refused(409, f"{refs.base} {why} already; there is nothing to roll back")
+            trees = {landed.commit: landed.tree for landed in line.values()}
+            reason = why_no_rollback(refs.base or "", refs.tip or "", trees, target.commit)
             with self.lock:
-                passed = self.ledger.result(name, target.tree, None, "passed")
-                if not untested:
-                    self._check_no_rollback(name)
+                passed, rolling = self.ledger.result(name, target.tree, None, "passed"), self._rolling(name)
+            if not reason and rolling and not untested:
+                reason = why_no_rollback_test(rolling)
+            if reason:
+                raise Refused(409, reason)
             if not passed and not untested:
                 job = self._queue_rollback(name, refs, target.commit)
             else:
@@ -6410,12 +6474,9 @@ class Engine:
         with self.lock:
             return self.ledger.merges_of(name, refs.base, 1)[0]
 
-    def _check_no_rollback(self, name: str) -> None:
-        """Raises Refused while a rollback of a repo is being tested; the lock is held."""
-        job = self.state.jobs.get(self.state.repos[name].rollback or 0)
-        if job:
-            wait = "wait for it, cancel it, or do without a test (untested=1, --untested)"
-            raise Refused(409, f"job {job.id} tests a rollback to {job.commit[:12]} already; {wait}")
+    def _rolling(self, name: str) -> Job | None:
+        """The job that tests a rollback of a repo; the lock is held."""
+        return self.state.jobs.get(self.state.repos.get(name, Repo()).rollback or 0)
 
     def _base_commit(self, name: str, refs: Refs, given: str) -> tuple[dict[str, Landed], Landed]:
         """The newest commits of base's own line, and the one of them that an id or its beginning means. Raises Refused."""
@@ -8205,6 +8266,8 @@ class Web:
                 ahead = [job_view(self.engine, other) for other in jobs_ahead(job, live)]
             checks = [job_view(self.engine, one) for one in jobs if not job or one.id != job.id]
         checks = [view["job"], *checks] if view["job"] else checks
+        view["offers_merge"] = not why_no_merge(view["blockers"], job)
+        view["no_retry"] = self.engine.why_no_retry(job) if job else None
         return self._page("mr", **view, checks=checks, queue=ahead, split=split, **self._changes(view, refs.tip, start))
 
     def _changes(self, view: Mapping[str, Any], tip: str | None, start: str | None) -> dict[str, Any]:
@@ -8258,7 +8321,7 @@ class Web:
     def deployments(self, repo: str) -> Any:
         """The post-merge jobs of a repo with what each brought, newest first, and the commit that was deployed last."""
         engine, ledger = self.engine, self.engine.ledger
-        engine.usable(repo)
+        refs = engine.refs(repo)
         limit, before = page_size(), query_number("before")
 
         def program() -> dict[str, Any]:
@@ -8277,12 +8340,14 @@ class Web:
                 passed = {tree for tree in trees if ledger.result(repo, tree, None, "passed")}
                 older = len(ledger.search(1, deployments[-1]["id"], repo=repo, kind=POST)) > 0 if deployments else False
             icon, words = tab_of(sum(one["status"] == "running" for one in deployments), deployments[:1])
-            about = {"repo": repo, "limit": limit, "first": before is None, "icon": icon, "words": words, "tip": known.tip}
-            about |= {"newest": newest[0].id if newest else None, "holds": self._holds(repo), "base": known.base}
+            about = {"repo": repo, "limit": limit, "first": before is None, "icon": icon, "words": words, "tip": refs.tip}
+            about |= {"newest": newest[0].id if newest else None, "holds": self._holds(repo), "base": refs.base}
             about |= {"older": deployments[-1]["id"] if older else None, "passed": passed, "rolling": known.rollback}
+            about["no_rollbacks"] = engine.no_rollbacks(repo, refs, {one["commit"] for one in deployments})
+            about["no_retry"] = engine.why_no_retry(newest[0]) if newest else None
             return about | {"deployments": deployments}
 
-        return self._show_kept("deployments", program, values)
+        return self._show_kept("deployments", program, values, refs)
 
     def deployment(self, repo: str, job_id: str) -> Any:
         """What a deployment changed since the one before: the files that differ between its base and its commit."""
@@ -8385,7 +8450,13 @@ class Web:
         with self.engine.lock:
             done = self.engine.ledger.merges_of(job.repo, job.branch, 1)
         merge = merge_view(done[0]) if done and done[0]["job"] == job.id else None
-        about = {"merge": merge, "stopping": job.stopping, "sandboxed": job.sandboxed, "digest": parts_of_digest(job.digest)}
+        about: dict[str, Any] = {
+            "merge": merge,
+            "stopping": job.stopping,
+            "sandboxed": job.sandboxed,
+            "digest": parts_of_digest(job.digest),
+        }
+        about["no_retry"] = None if job.live else self.engine.why_no_retry(job)
         return self._show("job", {"job": view}, **about, gone=gone, piece=piece, lines=lines[:PIECE_LINES], later=later)
 
     def _job(self, job_id: str) -> Job:

@@ -20,14 +20,14 @@
 % elif now and now['status'] in ('failed', 'timeout', 'canceled') and now['started_at']:
 <p class="verdict" data-key="now" data-tone="bad">Job {{now['id']}} was to deploy <code>{{now['commit'][:10]}}</code> and ended as {{now['status']}}\\
 %   if (now['reason'] or '').startswith('interrupted'):
-: it was interrupted, so how far it came is not known. It is not run again by itself; when that does no harm, use Retry.\\
+: it was interrupted, so how far it came is not known. It is not run again by itself{{'; when that does no harm, use Retry.' if now['id'] == newest and not no_retry else '.'}}\\
 %   else:
 ; how far it came is in its log.\\
 %   end
 </p>
 % end
 % if rolling:
-<p class="verdict" data-key="rolling" data-tone="busy"><a href="/jobs/{{rolling}}">Job {{rolling}}</a> tests a rollback; base moves when it has passed, and nothing is merged before.</p>
+<p class="verdict" data-key="rolling" data-tone="busy"><a href="/jobs/{{rolling}}">Job {{rolling}}</a> tests a rollback; base moves when it has passed, and nothing is merged before. For another rollback, wait for it or cancel it.</p>
 % end
 % if holds:
 <h2 id="holds">On hold</h2>
@@ -142,13 +142,22 @@
 %   moment(d['created_at'])
 </td>
 <td>
-%   if d['commit'] != tip and d['status'] != 'pending':
+%   refused = no_rollbacks.get(d['commit'])
+%   if d['commit'] != tip and d['status'] != 'pending' and refused:
+%     if not rolling:
+<div class="dim">{{refused}}</div>
+%     end
+%   elif d['commit'] != tip and d['status'] != 'pending':
 <button name="commit" value="{{d['commit']}}" aria-describedby="rollback-words">Roll back</button>
 %     if d['tree'] and d['tree'] not in passed:
 <div class="dim">is tested first</div>
 %     end
 %   elif d['id'] == newest and d['status'] not in ('passed', 'pending', 'running'):
+%     if no_retry:
+<div class="dim">{{visible(no_retry, 300)}}</div>
+%     else:
 <button formaction="/jobs/{{d['id']}}/retry">Retry</button>
+%     end
 %   end
 </td>
 </tr>

@@ -45,7 +45,7 @@
 <form method="post" action="/jobs/{{job['id']}}/cancel">
 % password_field()
 <button class="danger">Cancel</button></form>
-% else:
+% elif not no_retry:
 <form method="post" action="/jobs/{{job['id']}}/retry">
 % password_field()
 <button>Retry</button></form>
@@ -101,6 +101,9 @@
 % if job['reused_from']:
 <dt>Result of</dt><dd><a href="/jobs/{{job['reused_from']}}">job {{job['reused_from']}}</a>, which ran the same command on the same tree</dd>
 % end
+% if no_retry:
+<dt>No retry</dt><dd>{{visible(no_retry, 1000)}}</dd>
+% end
 % if job['retry_of']:
 <dt>Retry of</dt><dd><a href="/jobs/{{job['retry_of']}}">job {{job['retry_of']}}</a></dd>
 % end
@@ -115,7 +118,7 @@
 % end
 </span></h2>
 % if gone:
-<p class="empty">The log of this job was pruned to save room. What it came to is above; Retry makes a new one.</p>
+<p class="empty">The log of this job was pruned to save room. What it came to is above{{'' if no_retry else '; Retry makes a new one'}}.</p>
 % elif not piece:
 <section id="logview" data-keep></section>
 % else:

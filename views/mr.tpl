@@ -29,7 +29,7 @@
 <p class="verdict" data-key="flake" data-tone="bad">It has a flake: jobs <a href="/jobs/{{flaky['reused_from'] or flaky['id']}}">{{flaky['reused_from'] or flaky['id']}}</a> and <a href="/jobs/{{flaky['flake']}}">{{flaky['flake']}}</a> ran the same command on the same tree and came to different verdicts.</p>
 % end
 <div class="actions" data-key="actions">
-% if mergeable or live:
+% if offers_merge:
 <form data-key="merge" method="post" action="{{here}}/merge"><input type="hidden" name="head" value="{{head}}">
 % password_field()
 <button class="go">Merge</button></form>
@@ -38,7 +38,7 @@
 <form data-key="cancel" method="post" action="/jobs/{{job['id']}}/cancel">
 % password_field()
 <button class="danger">Cancel</button></form>
-% elif job and not live and job['status'] != 'passed':
+% elif job and not live and job['status'] != 'passed' and not no_retry:
 <form data-key="retry" method="post" action="/jobs/{{job['id']}}/retry">
 % password_field()
 <button>Retry</button></form>
@@ -52,6 +52,9 @@
 % password_field()
 <button class="danger">Delete branch</button></form>
 </div>
+% if job and not live and job['status'] != 'passed' and no_retry:
+<p class="dim" data-key="no-retry">No retry: {{visible(no_retry, 1000)}}</p>
+% end
 % if conflicts:
 <h2>Conflicts</h2>
 <ul class="paths">
