@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conftest import Server, Work, needs_browser, wait_for
+import pytest
+from conftest import AUTO, Server, Work, needs_browser, wait_for
 
 pytestmark = needs_browser
 
@@ -355,3 +359,228 @@ def test_no_link_is_made_of_what_is_left_of_other_sequences(work: Work, page: An
     until(page, "document.querySelector('#log .ansi-red-fg') !== null", "colours")
     assert page.locator("#log span a").count() == 0
     assert "click" in shown(page)[0] and "red" in shown(page)[0]
+
+
+# -- what the reader looks at stays where it is ------------------------------------------------------
+
+SHIFTS = """window.shifts = [];
+new PerformanceObserver((list) => window.shifts.push(...list.getEntries().map((entry) => entry.value)))
+  .observe({ type: "layout-shift", buffered: true });"""
+SCREENS = [(1280, 720), (1366, 768), (390, 844)]
+
+
+@contextmanager
+def screen(browser: Any, width: int, height: int, **about: Any) -> Iterator[Any]:
+    """A page on a screen of this size, which keeps what moved by itself."""
+    context = browser.new_context(viewport={"width": width, "height": height}, **about)
+    context.add_init_script(SHIFTS)
+    yield context.new_page()
+    context.close()
+
+
+def box(page: Any, line: int) -> Any:
+    """Where a line is on the screen."""
+    return page.locator(f"#L{line}").bounding_box()
+
+
+def on_screen(page: Any, line: int) -> bool:
+    """Whether all of a line's height can be seen: in the window, and in the log."""
+    place, log = box(page, line), page.locator("#log").bounding_box()
+    bottom = min(page.viewport_size["height"], log["y"] + log["height"])
+    return bool(place["y"] >= log["y"] and place["y"] + place["height"] <= bottom + 1)
+
+
+def moved(page: Any) -> float:
+    return float(page.evaluate("window.shifts.reduce((sum, shift) => sum + shift, 0)"))
+
+
+@pytest.mark.parametrize(("width", "height"), SCREENS)
+def test_the_newest_line_is_on_the_screen_and_nothing_moves_when_the_job_ends(
+    work: Work, browser: Any, width: int, height: int
+) -> None:
+    script = "wait_for first; say 1 30; wait_for more; say 31 120; echo 'error: it broke'; wait_for end; exit 3\n"
+    with running(work, script) as url, screen(browser, width, height) as page:
+        page.goto(url)
+        page.wait_for_selector("#logtools:visible")
+        for gate, line in (("first", 30), ("more", 121)):
+            work.gate(gate).touch()
+            page.wait_for_selector(f"#L{line}")
+            wait_for(lambda line=line: on_screen(page, line), f"line {line} on the screen", 10)
+        place = box(page, 121)
+        work.gate("end").touch()
+        page.wait_for_selector(".digest")
+        page.get_by_role("button", name="Retry").wait_for()
+        assert page.locator(".digest .cause").is_visible()
+        assert (box(page, 121), on_screen(page, 121)) == (place, True) and moved(page) <= 0.02
+
+
+@pytest.mark.parametrize(("width", "height"), SCREENS)
+def test_who_reads_further_up_is_not_moved_when_the_job_ends(work: Work, browser: Any, width: int, height: int) -> None:
+    with (
+        running(work, "say 1 300; echo 'error: it broke'; wait_for end; exit 3\n") as url,
+        screen(browser, width, height) as page,
+    ):
+        page.goto(url)
+        page.wait_for_selector("#L301")
+        wait_for(lambda: in_sight(page, 301), "the end")
+        scroll(page, "1000")
+        page.get_by_role("button", name="Follow the log").wait_for()
+        line = next(number for number in range(40, 80) if on_screen(page, number))
+        page.evaluate("window.scrollTo(0, 100)")
+        place = box(page, line)
+        work.gate("end").touch()
+        page.wait_for_selector(".digest")
+        page.get_by_role("button", name="Retry").wait_for()
+        assert box(page, line) == place and page.evaluate("scrollY") == 100 and moved(page) <= 0.02
+
+
+def test_a_job_that_passes_and_is_merged_moves_nothing_either(work: Work, browser: Any) -> None:
+    with screen(browser, 1280, 720) as page:
+        work.branch("topic", AUTO, run=f"{SAY}{WAIT}say 1 5; wait_for end\n")
+        job = work.push_job("topic")
+        work.server.running(job)
+        page.goto(f"{work.server.url}/jobs/{job}")
+        page.wait_for_selector("#L5")
+        place = box(page, 5)
+        work.gate("end").touch()
+        page.wait_for_selector("text=Merged into base as", timeout=20000)
+        assert box(page, 5) == place and moved(page) <= 0.02
+
+
+def test_without_javascript_the_newest_line_is_on_the_screen_too(work: Work, browser: Any) -> None:
+    with running(work, "say 1 60; wait_for end\n") as url:
+        wait_for(lambda: b"line 60\n" in work.server.ask(f"{url.removeprefix(work.server.url)}/log").body, "the output")
+        with screen(browser, 1280, 720, java_script_enabled=False) as page:
+            page.goto(url)
+            assert on_screen(page, 60) and not page.locator("#logtools").is_visible()
+
+
+# -- numbers and marks -------------------------------------------------------------------------------
+
+COLUMNS = """(rows) => rows.map(([number, text]) => {
+  const range = document.createRange();
+  range.selectNodeContents(number);
+  const { left, right } = range.getBoundingClientRect();
+  return [left, right, number.parentElement.getBoundingClientRect().left, text.getBoundingClientRect().left];
+})"""
+
+
+def check_columns(page: Any, rows: str) -> None:
+    """That numbers lie left of their texts, within their row, and all texts begin at one place; `rows` are such pairs."""
+    found = page.evaluate(f"({COLUMNS})({rows})")
+    assert len(found) > 3
+    for left, right, row, text in found:
+        assert row <= left and right < text, (left, right, row, text)
+    assert len({round(text) for *_, text in found}) == 1
+
+
+LOG_ROWS = "[...document.querySelectorAll('.line')].map((line) => [line.firstChild, line.lastChild])"
+HIT_ROWS = "[...document.querySelectorAll('.hit li')].map((line) => [line.querySelector('a'), line.querySelector('bdi')])"
+DIFF_ROWS = "[...document.querySelectorAll('.lines a')].map((a) => [a, a.parentElement.parentElement.lastElementChild])"
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_long_numbers_of_lines_do_not_run_into_the_text(work: Work, browser: Any, width: int) -> None:
+    url = put_log(work, b"".join(b"seen %d\n" % number for number in range(1, 1_000_101)))
+    for scripts in (True, False):
+        with screen(browser, width, 720, java_script_enabled=scripts) as page:
+            page.goto(f"{url}?line=999990")
+            page.wait_for_selector("#L1000001")
+            if scripts:
+                page.wait_for_selector("#logtools:visible")
+            check_columns(page, LOG_ROWS)
+    with screen(browser, width, 720) as page:
+        page.goto(url)
+        page.fill("#find", "seen 99999")
+        page.wait_for_selector("#count:text-is('1 of 11')")
+        page.get_by_label("Only matching lines").check()
+        page.wait_for_selector("#matches .line")
+        check_columns(page, LOG_ROWS.replace(".line'", "#matches .line'"))
+        page.goto(f"{work.server.url}/search?q=seen+99999&repo={work.name}")
+        check_columns(page, HIT_ROWS)
+
+
+def test_the_column_of_numbers_grows_with_the_log(work: Work, page: Any) -> None:
+    with running(work, "seq 99998; wait_for more; seq 99999 100002; wait_for end\n") as url:
+        page.set_viewport_size({"width": 360, "height": 720})
+        page.goto(url)
+        page.wait_for_selector("#L99998")
+        work.gate("more").touch()
+        page.wait_for_selector("#L100002")
+        check_columns(page, LOG_ROWS)
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_long_numbers_of_lines_have_room_in_diffs(work: Work, browser: Any, width: int) -> None:
+    many = "\n" * 1_000_010
+    work.git("checkout", "-q", "-B", "main", "origin/main")
+    work.commit("Many lines", many=many)
+    work.push("main")
+    work.server.idle()
+    work.branch("topic", many=f"{many[:-4]}here_it_is\n")
+    work.server.ended(work.push_job("topic"))
+    for view in ("unified", "split"):
+        with screen(browser, width, 720) as page:
+            page.goto(f"{work.server.url}/r/{work.name}/mr/topic?view={view}")
+            page.wait_for_selector(".lines a")
+            numbers = page.evaluate(COLUMNS.join(["(", f")({DIFF_ROWS})"]))
+            assert all(cell <= left and right < text for left, right, cell, text in numbers), (view, numbers)
+            cells = "[...document.querySelectorAll('.lines a')].map((a) => [a.offsetWidth, a.parentElement.clientWidth])"
+            assert page.evaluate(cells) and all(inner <= outer for inner, outer in page.evaluate(cells)), view
+
+
+COLUMN = """async (picture) => {
+  const image = new Image();
+  image.src = picture;
+  await image.decode();
+  const canvas = new OffscreenCanvas(image.width, image.height), context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0);
+  const { data } = context.getImageData(image.width >> 1, 0, 1, image.height);
+  return Array.from({ length: image.height }, (_, y) => (data[4 * y] * 3 + data[4 * y + 1] * 6 + data[4 * y + 2]) / 10);
+}"""
+PLACE = """([selector, char]) => {
+  const text = document.createTreeWalker(document.querySelector(selector), NodeFilter.SHOW_TEXT).nextNode();
+  const range = document.createRange(), at = text.data.indexOf(char);
+  range.setStart(text, at);
+  range.setEnd(text, at + 1);
+  const { x, y, width, height } = range.getBoundingClientRect();
+  return { x: x + width / 2 - 1, y: y - 3, width: 2, height: height + 9 };
+}"""
+
+
+def column(browser: Any, page: Any, selector: str) -> list[float]:
+    """How bright the pixels are that lie above and below the middle of the first underscore in an element, from the top down."""
+    page.locator(selector).first.scroll_into_view_if_needed()
+    picture = base64.b64encode(page.screenshot(clip=page.evaluate(PLACE, [selector, "_"]))).decode()
+    reader = browser.new_page()
+    found: list[float] = reader.evaluate(COLUMN, f"data:image/png;base64,{picture}")
+    reader.close()
+    return found
+
+
+def runs(pixels: list[float]) -> list[tuple[bool, int]]:
+    """Where a column differs much from its commonest brightness, and for how many pixels; the other stretches as well."""
+    ground = Counter(round(pixel) for pixel in pixels).most_common(1)[0][0]
+    return [(far, len(list(part))) for far, part in itertools.groupby(abs(pixel - ground) > 35 for pixel in pixels)]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_an_underscore_can_be_seen_where_it_is_marked_or_in_a_link(work: Work, browser: Any, scale: int, scheme: str) -> None:
+    work.branch("a_b", run="echo a_b; echo g_j; exit 1\n")
+    url = work.server.ended(work.push_job("a_b"))["url"]
+    with screen(browser, 1280, 720, color_scheme=scheme, device_scale_factor=scale) as page:
+        page.goto(url)
+        page.wait_for_selector("#logtools:visible")
+        page.fill("#find", "_")
+        page.wait_for_selector("#L2 mark")
+        page.mouse.move(0, 0)
+        for selector in ("#L1 mark", "#L2 mark"):
+            inside = [far for far, _ in runs(column(browser, page, selector))]
+            assert inside in ([True, False, True, False, True], [False, True, False]), (
+                selector
+            )  # around, mark, underscore, mark, around
+        assert [far for far, _ in runs(column(browser, page, ".crumbs a:last-child"))] == [False, True, False, True, False]
+        page.goto(f"{work.server.url}/search?q=_&repo={work.name}")
+        inside = [far for far, _ in runs(column(browser, page, ".hit mark"))]
+        assert inside in ([True, False, True, False, True], [False, True, False]), "/search"

@@ -36,7 +36,8 @@
 %   end
 % end
 % def table(mark, lines, split):
-<div class="scroll"><table class="lines {{'split' if split else 'unified'}}">
+%   last = max((number for line in lines for number in (line.old, line.new) if number), default=0)
+<div class="scroll"><table class="lines {{'split' if split else 'unified'}}" data-digits="{{len(str(last))}}">
 %   (halves if split else unified)(mark, lines)
 </table></div>
 % end

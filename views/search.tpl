@@ -34,7 +34,7 @@
 <span class="dim">\\
 %     moment(job['created_at'])
 </span></h2>
-<ol>
+<ol data-digits="{{len(str(job['matches'][-1]['line']))}}">
 %     for match in job['matches']:
 <li><a href="/jobs/{{job['id']}}#L{{match['line']}}" aria-label="Line {{match['line']}}">{{match['line']}}</a> <bdi>\\
 %       for text, found in marked(match['text'], query):

@@ -150,8 +150,15 @@ const live = () => LIVE.includes(log.dataset.status);
 const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 30;
 const toBottom = () => (log.scrollTop = log.scrollHeight);
 
+// The column of numbers is as wide as the longest of them.
+function fitNumbers(number) {
+  const digits = String(Math.max(number, rows.at(-1)?.number ?? 0));
+  if (log.dataset.digits !== `${digits.length}`) log.dataset.digits = digits.length;
+}
+
 function put(made, before) {
   made.forEach(paint);
+  if (made.length) fitNumbers(made.at(-1).number);
   $("rows")[before ? "prepend" : "append"](...made.map((row) => row.element));
 }
 
@@ -472,6 +479,7 @@ function showMatches() {
     log.append(place);
   }
   const only = filtered();
+  if (only && search.matches.length) fitNumbers(search.matches.at(-1).line);
   place.replaceChildren(...(only ? search.matches.map(shownMatch) : []));
   place.hidden = !only;
   $("rows").hidden = only;
@@ -564,6 +572,7 @@ log.addEventListener("scroll", () => {
 new ResizeObserver(() => following && toBottom()).observe(log);
 
 async function begin() {
+  if (live()) document.body.classList.add("watched");
   $("logtools").hidden = false;
   setWrap(localStorage.getItem("forge-wrap") === "yes");
   const { offset, line, skipped, size } = log.dataset, range = lines(location.hash);
