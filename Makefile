@@ -7,7 +7,7 @@ WORKERS ?= $(shell echo $$(($$(nproc) * 2))) # of the tests, most of which wait 
 SOAK_SECONDS ?= 900
 FUZZ_SECONDS ?= 900
 
-.PHONY: demo test soak fuzz check bench audit-deps format lock clean
+.PHONY: demo test test-trixie soak fuzz check bench audit-deps format lock clean
 
 demo: .venv/run ## a tour: a forge of its own, a branch that fails and one that merges
 	@$(BIN)/python forge.py demo $(ARGS)
@@ -17,6 +17,9 @@ test: .venv/test ## everything that must hold before a merge
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-trixie: ## on Debian 13, in a folder of its own: what touches git, Nix, bubblewrap, ssh, systemd and the command line
+	@.ci/trixie $(ARGS)
 
 bench: .venv/run ## figures beside those of the bare commands, in one run
 	@$(BIN)/python tests/bench.py $(ARGS)

@@ -104,6 +104,7 @@ import unicodedata
 import uuid
 import zlib
 from array import array
+from base64 import b64encode
 from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -115,7 +116,7 @@ from heapq import merge as merge_sorted
 from ipaddress import ip_address
 from pathlib import Path
 from types import UnionType
-from typing import IO, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import IO, Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import bottle
@@ -317,6 +318,7 @@ class Job:
     checkout: int | None = None
     timeout: int | None = None
     sandboxed: bool = False
+    secrets: str | None = None  # the folder with its secrets, see `secrets_folder`
     stopping: list[str] | None = None  # [status, reason] once it has been told to stop
 
     @property
@@ -345,7 +347,9 @@ class Job:
     def is_result(self) -> bool:
         """Whether its command gave a verdict on its tree: it ran to its end, and nobody stopped it."""
         ended = self.status in ("passed", "failed") and self.exit_code is not None and self.command is not None
-        return ended and self.kind == PRE and self.reason == exit_reason(self.exit_code or 0, self.command)
+        by_code = self.reason == exit_reason(self.exit_code or 0, self.command)
+        not_run = self.exit_code in NOT_RUN and (self.reason or "").startswith(f"exit code {self.exit_code}: ")
+        return ended and self.kind == PRE and (by_code or not_run)
 
 
 JOB_FIELDS = tuple(f.name for f in fields(Job))
@@ -447,9 +451,10 @@ class CommitFacts(NamedTuple):
     subject: str
     body: str
     author: str
-    authored_at: str
+    authored_at: str | None
     auto_merge: bool
     cause: str = ""  # of a bump: what brought it about, as `Cause` spells it
+    unheard: str = ""  # why what looks like a trailer Auto-Merge is none, and what to do
 
 
 class Cause(NamedTuple):
@@ -536,18 +541,44 @@ def at_time(seconds: float) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
+def commit_time(seconds: str) -> str | None:
+    """The date of a commit, seconds since the epoch as git prints them for %at, as all times; None for one that is none.
+
+    Anybody may write a commit with any date. For %aI git prints what it cannot read as 1970, or the letters %aI.
+    """
+    return at_time(int(seconds)) if re.fullmatch("[0-9]{1,12}", seconds) and int(seconds) <= LAST_SECOND else None
+
+
+LAST_SECOND = 253_402_300_799  # of the year 9999: RFC 3339 has no later one
+
+
 def seconds_of(moment: str) -> float:
     """A time of the journal in seconds since the epoch."""
     return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
 
 
-def log(text: str) -> None:
-    """One line in the server's log, which is its standard error."""
+def log(text: str, more: str = "") -> None:
+    """One line on standard error, where the server's log is: whatever foreign words are in it do not make it two.
+
+    The lines of `more` (a traceback) follow, marked so that none of them can be taken for one of ours.
+    """
+    lines = [visible(text), *(f"| {visible(line)}" for line in more.splitlines())]
     with contextlib.suppress(OSError):  # it may lie on a full disk
-        print(f"forge: {text}\n", end="", file=sys.stderr, flush=True)  # one write, so that lines stay whole
+        print("".join(f"forge: {line}\n" for line in lines), end="", file=sys.stderr, flush=True)  # lines stay whole
 
 
 NO_ROOM = {error: os.strerror(error) for error in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)}
+
+
+NO_RIGHT = re.compile("permission denied|insufficient permission|operation not permitted", re.IGNORECASE)
+
+
+OF_REPO = re.compile(r"repository database|\.lock'|objects/|refs/|packed-refs|logs/|forge-")  # and not of a checkout
+
+
+def lacks_rights(error: BaseException) -> bool:
+    """Whether something failed since a file belongs to another user, or is closed to us."""
+    return bool(NO_RIGHT.search(error.stderr)) if isinstance(error, GitError) else isinstance(error, PermissionError)
 
 
 def lacks_room(error: BaseException) -> str | None:
@@ -586,12 +617,17 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 
 ODD = re.compile(
-    "[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\U0001d173-\U0001d17a\ud800-\udfff\U000e0000-\U000e0fff]"
 )
 
 
 def visible(text: str, most: int | None = None) -> str:
-    """The beginning of a foreign text, in which what could not be seen, or would change how the rest is read, is spelled out."""
+    """The beginning of a foreign text, in which what could not be seen, or would change how the rest is read, is spelled out.
+
+    It is one line, and stays the same when it is done again. Each way out does it once: `log`, `sentences`, `printable`,
+    `for_programs` and `for_pages`.
+    """
     seen = ODD.sub(lambda found: spell_char(ord(found[0])), text[:most])
     return seen + "…" if text[most or len(text) :] else seen
 
@@ -601,6 +637,62 @@ def spell_char(code: int) -> str:
     if code < 0x20 or code == 0x7F:
         return chr(0x2421 if code == 0x7F else 0x2400 + code)
     return f"⟨{code - 0xDC00:02X}⟩" if 0xDC80 <= code <= 0xDCFF else f"⟨U+{code:04X}⟩"
+
+
+def sentences(lines: Iterable[str]) -> str:
+    """Lines of plain text for a pusher or a terminal, whatever foreign words are in them."""
+    return "".join(f"{visible(line)}\n" for line in lines)
+
+
+def for_pages(text: str) -> str:
+    """A text for a page: what HTML would obey and what could not be seen is spelled out, line breaks stay."""
+    return bottle.html_escape(text if text.isprintable() else "\n".join(map(visible, text.split("\n"))))  # type: ignore[no-any-return]
+
+
+NO_TEXT = re.compile("[\ud800-\udfff]")  # a byte that is no UTF-8, or half of a pair of UTF-16
+SAID = frozenset(("error", "why", "blockers", "reason", "trouble"))  # sentences; all else in JSON is exact
+NAMES = frozenset(("path", "old_path", "name", "branch", "base", "conflicts", "branches", "included"))
+
+
+def for_programs(value: Any, key: str = "") -> Any:
+    """What JSON is made of, as valid Unicode; beside a name that is no UTF-8 its bytes, as `<key>_b64`, in a list all of them."""
+    if isinstance(value, str):
+        text = NO_TEXT.sub("\ufffd", value)
+        return visible(text) if key in SAID else text
+    if isinstance(value, (list, tuple)):
+        return [for_programs(item, key) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    made = {}
+    for name, item in value.items():
+        made[for_programs(name)] = for_programs(item, name)
+        if name in NAMES and has_odd_bytes(item):
+            made[f"{name}_b64"] = in_base64(item) if isinstance(item, str) else [in_base64(part) for part in item]
+    return made
+
+
+def has_odd_bytes(value: Any) -> bool:
+    """Whether a name, or one in a list of names, has bytes that are no UTF-8."""
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(part, str) for part in value) and any(map(has_odd_bytes, value))
+    return isinstance(value, str) and NO_TEXT.search(value) is not None
+
+
+def in_base64(name: str) -> str:
+    """The bytes of a name. Half of a pair of UTF-16, which stands for no byte, is left as UTF-8 would spell it."""
+    try:
+        exact = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        exact = name.encode("utf-8", "surrogatepass")
+    return b64encode(exact).decode()
+
+
+def json_text(program: Any, indent: int | None = None) -> str:
+    """JSON for programs: of pages, of the command line, of notices."""
+    text = json.dumps(program, indent=indent)
+    if "\\" not in text and "\x7f" not in text:  # then there is nothing in it to see to, which is most often so
+        return text
+    return json.dumps(for_programs(program), indent=indent)
 
 
 def shorten(value: object) -> str:
@@ -673,11 +765,16 @@ def fit(text: str, room: int) -> str:
     return text if sum(widths) <= room else text[: sum(end < room for end in itertools.accumulate(widths))] + "…"
 
 
-def exit_reason(code: int, command: str | None) -> str | None:
-    """An exit code in words; None for 0."""
+NOT_RUN = (126, 127)  # the exit codes by which a shell tells that a program cannot be run, or was not found
+
+
+def exit_reason(code: int, command: str | None, why: str | None = None) -> str | None:
+    """An exit code in words; None for 0. `why` is what could not be run, where that is known."""
     if code == 0:
         return None
-    if code in (126, 127):
+    if why and code in NOT_RUN:
+        return f"exit code {code}: {why}"
+    if code in NOT_RUN:
         what = "cannot be executed" if code == 126 else "was not found"
         return f"exit code {code}: the command, or one it calls, {what} ({command or 'no command'})"
     if 128 < code < 128 + signal.NSIG:
@@ -1116,6 +1213,9 @@ class State:
         return [job for _, job in sorted(self.jobs.items()) if job.live and repo in (None, job.repo)]
 
 
+NEWER = "a newer version of forge wrote what this one passes over"
+
+
 def fold(state: State, record: Mapping[str, Any]) -> None:
     """Bring `state` up to date with one record of the journal. Events of a newer version change nothing."""
     if record["event"] in FOLDS:
@@ -1467,6 +1567,7 @@ class Ledger:
         self.state, self.finished, self.merges, self.tally = found.state, found.finished, found.merges, found.tally
         self.read_lately: OrderedDict[int, Job] = OrderedDict()
         self.fresh = 0  # records since the last snapshot
+        self.unknown = set[str]()  # events that were told of
         for name, place, record in self.journal.replay(found.sizes, found.seq):
             self._take(name, place, record)
 
@@ -1487,6 +1588,11 @@ class Ledger:
 
     def _take(self, name: str, place: int, record: dict[str, Any]) -> None:
         self.fresh += 1
+        if record["event"] not in FOLDS:
+            if record["event"] not in self.unknown:  # once, since there may be many
+                self.unknown.add(record["event"])
+                log(f"{name}.jsonl, record {record['seq']} ({record['event']}) is not understood: {NEWER}")
+            return
         try:
             check_record(self.state, record)
             if (record["event"] in MERGE_EVENTS) != (name == "merges"):
@@ -1678,7 +1784,8 @@ GIT_ENVIRONMENT["GIT_CONFIG_COUNT"] = str(len(GIT_SETTINGS))
 # These need objects alone, named by ids, and get a git directory of ours instead of the repo's: its config and attributes, which
 # a copied repo brings and a deployment may write, name programs (filters, merge drivers) and change what is printed.
 OBJECT_VERBS = frozenset(
-    "cat-file commit-tree diff-tree hash-object log ls-files ls-tree merge-base merge-tree mktree read-tree rev-list".split()
+    "cat-file checkout commit-tree diff-index diff-tree hash-object log ls-files ls-tree merge-base merge-tree mktree"
+    " read-tree rev-list".split()
 )
 PLAIN_CONFIG = {
     "sha1": "repositoryformatversion = 0\n",
@@ -1688,8 +1795,15 @@ PLAIN_CONFIG = {
 }
 
 
+def plain_dirs(repo: Path) -> Path:
+    """Where the git directories without configuration lie for a repo of a data directory."""
+    return repo.parent.parent / "git"
+
+
 def make_plain_dirs(root: Path) -> None:
     """Make the git directories of a data directory that hold nothing but their format. Raises OSError."""
+    for left in root.glob(f"{ATTRIBUTES}*"):  # by a server that was killed
+        shutil.rmtree(left)
     for name, config in PLAIN_CONFIG.items():
         (root / name / "refs").mkdir(parents=True, exist_ok=True)
         write_whole(root / name / "config", f"[core]\n\tbare = true\n\t{config}".encode(), 0o644)
@@ -1704,7 +1818,7 @@ def without_config(repo: Path) -> dict[str, str]:
         shared = os.stat(repo / "objects").st_mode & stat.S_IWGRP  # several users of a group may push
     except OSError as error:
         raise GitError(("config",), 128, f"fatal: {error.filename} cannot be read: {error.strerror}") from None
-    plain = repo.parent.parent / "git" / f"{'sha256' if sha256 else 'sha1'}{'-shared' if shared else ''}"
+    plain = plain_dirs(repo) / f"{'sha256' if sha256 else 'sha1'}{'-shared' if shared else ''}"
     place = str(plain if (plain / "HEAD").exists() else repo)  # there was no room, or no server has made it yet: an audit runs
     return {"GIT_DIR": place, "GIT_OBJECT_DIRECTORY": f"{repo}/objects", "GIT_SHALLOW_FILE": f"{repo}/shallow"}
 
@@ -1721,8 +1835,9 @@ def git_process(
     pipe = subprocess.PIPE
     try:
         held, command = () if keep is None else (keep,), ["git", *args]
+        where = environ.get("GIT_WORK_TREE", repo)
         process = subprocess.Popen(
-            command, cwd=repo, env=env, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=held, start_new_session=group
+            command, cwd=where, env=env, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=held, start_new_session=group
         )
     except FileNotFoundError as error:
         raise GitError(args, 127, f"fatal: {error.filename} is not there") from None
@@ -1846,27 +1961,206 @@ def _give(stdin: IO[bytes], text: bytes) -> bytes:
         return b""
 
 
-def why_unusable(repo: Path, name: str) -> str | None:
+class Account(NamedTuple):
+    """The user that a server runs as, or to whom its data directory belongs."""
+
+    uid: int
+    gid: int  # of the data directory
+    groups: frozenset[int]
+
+    def may(self, path: str | Path, facts: os.stat_result, want: int) -> bool:
+        """Whether it may read, write or enter a file (os.R_OK and so on). That a whole disk is read-only is another matter."""
+        shift = 6 if facts.st_uid == self.uid else 3 if facts.st_gid in self.groups else 0
+        if facts.st_mode >> shift & want == want:
+            return True
+        if self.uid != os.geteuid():
+            return self.uid == 0
+        return os.access(path, want) or bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def account_of(uid: int, gid: int) -> Account:
+    """An account with all its groups, as the machine knows it, or this process."""
+    if uid == os.geteuid():
+        return Account(uid, gid, frozenset((gid, os.getegid(), *os.getgroups())))
+    known = user_of(uid)[0]
+    return Account(uid, gid, frozenset((gid, *(() if known == str(uid) else os.getgrouplist(known, gid)))))
+
+
+class Ailment(NamedTuple):
+    """What is wrong with a repo, with the command that mends it."""
+
+    text: str
+    blocks: bool = False  # work in the repo has to wait
+    blind: bool = False  # refs cannot be read, which git passes over as if they were not there
+
+
+WALK_MOST = 10_000  # files of a repo that are looked at; of objects and refs there may be any number
+
+
+def find_ailment(repo: Path, name: str, account: Account, whole: bool = True) -> Ailment | None:
+    """The worst reason why git cannot do all its work in a repo for the server: what a push by another user left, say."""
+    unusable = why_unusable(repo, name, account)
+    if unusable:
+        return Ailment(unusable, True, True)
+    shared = bool(os.stat(repo / "objects").st_mode & stat.S_IWGRP)  # several users of a group may push
+    worst: Ailment | None = None
+    for path, facts in itertools.islice(repo_parts(repo, whole), WALK_MOST):
+        part, is_folder = path.removeprefix(f"{repo}/"), stat.S_ISDIR(facts.st_mode)
+        own, read = facts.st_uid == account.uid, os.R_OK | (os.X_OK if is_folder else 0)
+        whose = f"{part} of {name} " + (
+            f"has mode {facts.st_mode & 0o777:04o}" if own else f"belongs to {spell_user(facts.st_uid)}"
+        )
+        mend = how_to_mend(repo, account, facts.st_uid)
+        wait = f"jobs and merges of {name} wait; {mend}"
+        if not account.may(path, facts, read):
+            found = Ailment(f"{whose}, and the server cannot read it: {wait}", True, part.startswith(("refs", "packed-refs")))
+            if found.blind:
+                return found
+        elif (is_folder or part.startswith("logs/")) and not account.may(path, facts, os.W_OK):
+            found = Ailment(f"{whose}, and the server cannot write there: {wait}", True)
+        elif not own and not shared:
+            found = Ailment(f"{whose}, not to the server's user; {mend}")
+        else:
+            continue
+        if worst is None or found.blocks > worst.blocks:
+            worst = found
+    return worst
+
+
+def repo_parts(repo: Path, whole: bool = True) -> Iterator[tuple[str, os.stat_result]]:
+    """What git reads and writes in a repo, upper folders first, without what is just being written. Links are passed over.
+
+    Of the objects only the folders, unless `whole`: there are many, and of one that git cannot read it says so.
+    """
+    for part in ("packed-refs", "shallow", "hooks", "logs"):
+        with contextlib.suppress(OSError):
+            yield f"{repo}/{part}", os.lstat(repo / part)
+    folders = deque(f"{repo}/{name}" for name in ("refs", "objects", "logs"))
+    while folders:
+        with contextlib.suppress(OSError), os.scandir(folders.popleft()) as entries:
+            for entry in entries:
+                if entry.name.startswith(("tmp_", "incoming-", "forge-push-")) or entry.name.endswith(".lock"):
+                    continue
+                with contextlib.suppress(OSError):  # gone by now
+                    facts = entry.stat(follow_symlinks=False)
+                    if not stat.S_ISLNK(facts.st_mode):
+                        yield entry.path, facts
+                    if stat.S_ISDIR(facts.st_mode) and (whole or not entry.path.startswith(f"{repo}/objects/")):
+                        folders.append(entry.path)
+
+
+def spell_user(uid: int) -> str:
+    """A user by name and number."""
+    name = user_of(uid)[0]
+    return f"another user (uid {uid})" if name == str(uid) else f"{name} (uid {uid})"
+
+
+def how_to_mend(repo: Path, account: Account, uid: int) -> str:
+    """The command that lets an account work in a repo of which something belongs to `uid`."""
+    place = shlex.quote(os.path.realpath(repo))
+    if uid == account.uid:
+        return f"run: chmod -R u+rwX {place}"
+    return f"as root: chown -R {account.uid}:{account.gid} {place}"
+
+
+NOT_BARE = re.compile(rb"^[ \t]*bare[ \t]*=[ \t]*\"?(\w+)", re.MULTILINE | re.IGNORECASE)
+HAS_TREE = re.compile(rb"^[ \t]*worktree[ \t]*=", re.MULTILINE | re.IGNORECASE)
+
+
+def why_not_bare(repo: Path, name: str) -> str | None:
+    """Why git takes a directory for that of a working tree, with the command that mends it, or None. Raises OSError."""
+    with open_plain(repo / "config") as stream:
+        sections = re.split(rb"^[ \t]*(?=\[)", stream.read(), flags=re.MULTILINE)
+    core = b"\n".join(section[6:] for section in sections if section[:6].lower() == b"[core]")
+    said, file = NOT_BARE.findall(core), shlex.quote(f"{repo}/config")
+    if HAS_TREE.search(core):
+        wanted = f"git config --file {file} --unset-all core.worktree && git config --file {file} --replace-all core.bare true"
+        return f"{name} is the .git of a working tree elsewhere (core.worktree), not a bare repository; run: {wanted}"
+    if said and said[-1].lower() in (b"false", b"no", b"off", b"0"):
+        why = "git takes no push to the branch that it takes for checked out"
+        wanted = f"git config --file {file} --replace-all core.bare true"
+        return f"{name} is the .git of a working tree (core.bare is false): {why}; run: {wanted}"
+    return None
+
+
+def why_unusable(repo: Path, name: str, account: Account) -> str | None:
     """Why the server cannot work with a repo, with the command that mends it, or None."""
     try:
         for part in (repo, repo / "HEAD", repo / "config", repo / "objects", repo / "refs"):
             facts = os.stat(part)
-            if facts.st_uid != os.geteuid():
-                return (
-                    f"{name} belongs to another user (uid {facts.st_uid}), so git will not work in it; "
-                    f"as root: chown -R {os.geteuid()}:{os.getegid()} {repo}"
+            if facts.st_uid != account.uid:
+                return f"{name} belongs to another user (uid {facts.st_uid}), so git will not work in it; " + how_to_mend(
+                    repo, account, facts.st_uid
                 )
-            if not os.access(part, os.W_OK) and not os.statvfs(part).f_flag & os.ST_RDONLY:
-                return f"the server cannot write to {part}; run: chmod -R u+rwX {repo}"
+            if not account.may(part, facts, os.W_OK):
+                return f"the server cannot write to {part}; {how_to_mend(repo, account, facts.st_uid)}"
             if part.name in ("HEAD", "config") and not stat.S_ISREG(facts.st_mode):
                 return f"{repo} is not a bare git repository: {part} is no file; restore it, or remove the directory"
             if part.name in ("config", "refs") and part.is_symlink():  # what we and git write there would go elsewhere
                 return f"{part} is a link to {shorten(os.readlink(part))}, by which forge does not go; put there what it leads to"
+        return why_not_bare(repo, name) or why_not_borrowed(repo, name)
     except FileNotFoundError as error:
+        if (repo / ".git").exists():
+            tree, new = shlex.quote(str(repo)), shlex.quote(f"{repo}.new")
+            way = f"git clone --bare {tree} {new} && mv {tree} {shlex.quote(f'{repo}.tree')} && mv {new} {tree}"
+            return f"{repo} is a working tree, not a bare git repository; run: {way}"
         return f"{repo} is not a bare git repository: {error.filename} is missing; restore it, or remove the directory"
     except OSError as error:
-        return f"{repo} cannot be read: {error.strerror}; run: chmod -R u+rwX {repo}"
+        return f"{repo} cannot be read: {error.strerror}; {how_to_mend(repo, account, account.uid)}"
+
+
+QUIET_SECONDS = 0.5  # in which nothing of a repo has changed that was copied in: it is whole, then
+
+
+def is_quiet(repo: Path) -> bool:
+    """Whether nothing has been put into a repo just now; one that is still being copied would be taken for what it is so far."""
+    try:
+        newest = max(os.stat(repo).st_ctime, *(entry.stat(follow_symlinks=False).st_ctime for entry in os.scandir(repo)))
+    except OSError:
+        return False
+    newest = max([newest, *(facts.st_ctime for _, facts in itertools.islice(repo_parts(repo), WALK_MOST))])
+    return not time.time() - QUIET_SECONDS < newest <= time.time() + 1
+
+
+ALTERNATES = "objects/info/alternates"
+
+
+def why_not_borrowed(repo: Path, name: str, hides: Callable[[Path], bool] = lambda _: False) -> str | None:
+    """Why objects that a repo borrows are out of reach, with what to do, or None. `hides` knows what jobs do not see."""
+    for place, named_in in borrowed_from(repo).items():
+        if hides(place):
+            alone = f"git -C {repo} repack -a -d && rm {repo / ALTERNATES}"
+            return f"{name} borrows objects from {visible(str(place))}, which the sandbox hides from jobs; copy them: {alone}"
+        if not os.access(place, os.R_OK | os.X_OK) or not place.is_dir():
+            fault = "which the server cannot read" if os.path.lexists(place) else "which does not exist"
+            way = f"bring it back, or take its line out of {visible(str(named_in))} if no object is missing without it"
+            return f"{name} borrows objects from {visible(str(place))}, {fault}; {way}"
     return None
+
+
+def borrowed_from(repo: Path) -> dict[Path, Path]:
+    """The folders from which a repo borrows objects, directly or by way of another, each with the file that names it.
+
+    As git reads these files (gitrepository-layout(5)); quoted lines, which git does not write there, are passed over.
+    """
+    found: dict[Path, Path] = {}
+    todo = [repo / "objects"]
+    while todo:
+        objects = todo.pop()
+        listing = objects / "info/alternates"
+        lines = b""
+        with contextlib.suppress(OSError), open_plain(listing) as stream:
+            lines = stream.read(GIT_BYTES)
+        for line in lines.split(b"\n"):
+            if not line or line.startswith((b"#", b'"')) or b"\0" in line:
+                continue
+            place = Path(os.path.realpath(objects), os.fsdecode(line))
+            if ".." in place.parts:  # up from where links lead to
+                place = Path(os.path.realpath(place))
+            if place not in found:
+                found[place] = listing
+                todo.append(place)
+    return found
 
 
 def read_refs(repo: Path) -> Refs:
@@ -1950,25 +2244,54 @@ def merge_tree(repo: Path, base: str, head: str) -> Merged:
         return Merged(None, trouble=f"git cannot merge it: {error}")
 
 
-def merge_trees(repo: Path, base: str, heads: Sequence[str]) -> Iterator[tuple[str, Merged]]:
-    """Yield each head with what git makes of it and `base`. Raises GitError at one that git cannot merge with it."""
-    args = ("merge-tree", "--write-tree", "--stdin", "-z", "--name-only")
-    while heads:
-        failure = None
+ATTRIBUTES = "attributes-"  # how directories for them are called, beside the git directories without configuration
+
+
+@contextlib.contextmanager
+def attributes_worktree(repo: Path, commit: str) -> Iterator[Path]:
+    """A directory for a while that has of a commit's worktree only its attribute files. Raises GitError."""
+    place = plain_dirs(repo)
+    try:
+        made = tempfile.TemporaryDirectory(prefix=ATTRIBUTES, dir=place if place.is_dir() else None)
+    except OSError as error:
+        raise GitError(("checkout",), 128, f"fatal: no directory can be made in {place}: {error.strerror}") from None
+    with made as folder:
+        worktree = Path(folder, "worktree")
+        worktree.mkdir()
+        args = ("checkout", "--quiet", commit, "--", ":(glob)**/.gitattributes")
         try:
-            out = git_output(git_process(repo, args), args, "".join(f"{base} {head}\n" for head in heads))
+            git(repo, *args, GIT_WORK_TREE=str(worktree), GIT_INDEX_FILE=f"{folder}/index")
         except GitError as error:
-            if error.code < 0:
+            if "did not match any file" not in error.stderr:  # most commits have none
                 raise
-            failure, out = error, error.out
-        found = list(_parse_merges(out))
-        yield from zip(heads, found, strict=False)
-        heads = heads[len(found) :]
-        if failure and not (heads and "unrelated histories" in failure.stderr):
-            raise failure
-        if heads:  # git gives up at the first without common history; the others come after it
-            yield heads[0], Merged(None, unrelated=True)
-            heads = heads[1:]
+        yield worktree
+
+
+def merge_trees(repo: Path, base: str, heads: Sequence[str]) -> Iterator[tuple[str, Merged]]:
+    """Yield each head with what git makes of it and `base`. Raises GitError at one that git cannot merge with it.
+
+    The attributes of `base` count, as they do for git-merge(1) in a worktree of it. Those that name a program fall back to
+    the three-way merge, since no configuration defines it.
+    """
+    with attributes_worktree(repo, base) as worktree:
+        args = ("merge-tree", "--write-tree", "--stdin", "-z", "--name-only")
+        while heads:
+            failure = None
+            try:
+                process = git_process(repo, args, None, GIT_WORK_TREE=str(worktree))
+                out = git_output(process, args, "".join(f"{base} {head}\n" for head in heads))
+            except GitError as error:
+                if error.code < 0:
+                    raise
+                failure, out = error, error.out
+            found = list(_parse_merges(out))
+            yield from zip(heads, found, strict=False)
+            heads = heads[len(found) :]
+            if failure and not (heads and "unrelated histories" in failure.stderr):
+                raise failure
+            if heads:  # git gives up at the first without common history; the others come after it
+                yield heads[0], Merged(None, unrelated=True)
+                heads = heads[1:]
 
 
 def _parse_merges(text: str) -> Iterator[Merged]:
@@ -2007,8 +2330,10 @@ def commit_again(repo: Path, commit: str, tree: str, parent: str) -> str:
     how = ("-1", "-z", "--date=raw", "--no-show-signature", "--format=%an%x00%ae%x00%ad%x00%B", "--end-of-options")
     rooms = (TEXT_BYTES, TEXT_BYTES, TEXT_BYTES, MESSAGE_BYTES)
     name, email, date, message = git_fields(repo, rooms, "log", *how, commit)
-    author = partial(git, GIT_AUTHOR_NAME=name, GIT_AUTHOR_EMAIL=email, GIT_AUTHOR_DATE=f"@{date}")
-    return author(repo, "commit-tree", tree, "-p", parent, text=message.strip("\n") + "\n").strip()
+    about = {"GIT_AUTHOR_NAME": name, "GIT_AUTHOR_EMAIL": email, "GIT_AUTHOR_DATE": date and f"@{date}"}
+    known = {variable: value for variable, value in about.items() if value}  # of what git cannot read it prints nothing
+    args = ("commit-tree", tree, "-p", parent)
+    return git_output(git_process(repo, args, None, **known), args, message.strip("\n") + "\n").strip()
 
 
 def tree_with(repo: Path, commit: str, name: str, text: str) -> str:
@@ -2121,10 +2446,11 @@ def _lock_stays(lock: Path, began: int) -> bool:
         return False
     if facts.st_mtime_ns < began:
         return False  # it is not ours
+    place = Path(os.path.realpath(lock.parent)) / lock.name  # as the kernel names directories of processes
     for process in psutil.process_iter(["name", "cwd", "create_time"]):
         name, cwd, born = (process.info[key] for key in ("name", "cwd", "create_time"))
         # every git of ours and every push works in the repo's directory
-        if (name or "").startswith("git") and lock.is_relative_to(cwd or "-") and cwd != "/" and born < facts.st_mtime + 0.1:
+        if (name or "").startswith("git") and place.is_relative_to(cwd or "-") and cwd != "/" and born < facts.st_mtime + 0.1:
             return True
     with contextlib.suppress(FileNotFoundError):
         if lock.stat().st_ino == facts.st_ino:
@@ -2141,7 +2467,7 @@ def read_commit(repo: Path, commit: str) -> CommitFacts:
 def read_commits(repo: Path, commits: Iterable[str]) -> dict[str, CommitFacts]:
     """What commits say; a merge trailer counts where git's own %(trailers) sees it: in the last paragraph only."""
     keys = "".join(f",key={key}" for key in ("Auto-Merge", "Forge-Auto-Merge", "Forge-Cause"))
-    form = f"%H%x00%an%x00%aI%x00%s%x00%B%x00%(trailers:only=true,unfold=true{keys})"
+    form = f"%H%x00%an%x00%at%x00%s%x00%B%x00%(trailers:only=true,unfold=true{keys})"
     how = ("--no-walk=unsorted", "--stdin", "-z", "--no-show-signature", f"--format={form}")
     rooms = (64, TEXT_BYTES, TEXT_BYTES, TEXT_BYTES, BODY_BYTES, TRAILER_BYTES)
     words = git_fields(repo, rooms, "log", *how, text="".join(f"{commit}\n" for commit in commits))
@@ -2149,7 +2475,9 @@ def read_commits(repo: Path, commits: Iterable[str]) -> dict[str, CommitFacts]:
     for at in range(0, len(words) - 5, 6):
         commit, author, authored_at, subject, body, trailers = words[at : at + 6]
         cause = str(cause_in(trailers) or "")
-        found[commit] = CommitFacts(subject, body.strip("\n"), author, authored_at, asks_for_merge(trailers), cause)
+        date, message = commit_time(authored_at), body.strip("\n")
+        unheard = why_unheard(message, trailers)
+        found[commit] = CommitFacts(subject, message, author, date, asks_for_merge(trailers), cause, unheard)
     return found
 
 
@@ -2159,7 +2487,7 @@ class Landed(NamedTuple):
     commit: str
     tree: str
     parents: str
-    authored_at: str
+    authored_at: str | None
     subject: str
     branch: str
     head: str
@@ -2183,10 +2511,14 @@ LANDED_TRAILERS = ("Branch", "Head", "Job", "Rollback-To")
 def read_landed(repo: Path, tip: str, *how: str) -> dict[str, Landed]:
     """The commits of `tip` by id, newest first, with one git. Raises GitError."""
     trailers = (f"%(trailers:key=Forge-{key},valueonly,unfold,separator=%x2C)" for key in LANDED_TRAILERS)
-    form = "%x00".join(("%H", "%T", "%P", "%aI", "%s", *trailers))
+    form = "%x00".join(("%H", "%T", "%P", "%at", "%s", *trailers))
     args = ("log", *how, "-z", "--no-show-signature", f"--format={form}", "--end-of-options", tip)
     words = git_fields(repo, (64, 64, TRAILER_BYTES, *[TEXT_BYTES] * 6), *args)
-    return {words[at]: Landed(*words[at : at + 9]) for at in range(0, len(words) - 8, 9)}
+    found = {}
+    for at in range(0, len(words) - 8, 9):
+        commit, tree, parents, date, *rest = words[at : at + 9]
+        found[commit] = Landed(commit, tree, parents, commit_time(date), *rest)
+    return found
 
 
 def asks_for_merge(trailers: str) -> bool:
@@ -2196,6 +2528,39 @@ def asks_for_merge(trailers: str) -> bool:
         if key.strip().lower() in ("auto-merge", "forge-auto-merge") and value.strip().lower() in ("yes", "true"):
             return True
     return False
+
+
+WISH = re.compile(
+    r"(?im)^(?P<lead>[^\w\n]*)(?P<key>(?:forge[-_ ]?)?auto[-_ ]?merge)[ \t]*(?P<mark>[:=]?)[ \t]*(?P<value>yes|true)[ \t\r]*$"
+)
+
+
+def why_unheard(message: str, trailers: str) -> str:
+    """Why the trailer Auto-Merge of a commit, or a line like it, asks for nothing, and how to mend it; "" without such a line."""
+    values = [line.partition(":")[2].strip() for line in trailers.split("\n") if line.lower().startswith(("auto-", "forge-auto"))]
+    wish = [*WISH.finditer(message)][-1:]
+    if asks_for_merge(trailers):
+        return ""
+    if values and values[-1].lower() not in ("no", "false", "off"):
+        return f"its trailer Auto-Merge says {values[-1][:60]!r}, but only yes and true count; {MEND_WISH}"
+    if not wish or values:
+        return ""
+    (found,) = wish
+    above, below = message[: found.start()], message[found.end() :]
+    places = {
+        "is in its subject; a blank line has to be before it": not re.search(r"\n[ \t\r]*\n", above),
+        "is not in the last paragraph, where git looks for trailers": re.search(r"\n[ \t\r]*\n", below.rstrip()),
+        "is indented, so git does not take it for a trailer": found["lead"] and not found["lead"].strip(),
+        "does not begin its line, so git does not take it for a trailer": found["lead"],
+        "lacks the colon of a trailer": found["mark"] != ":",
+        "is not spelled Auto-Merge": found["key"].lower() not in ("auto-merge", "forge-auto-merge"),
+        "stands among lines that are no trailers; a blank line has to be before it": True,
+    }
+    why = next(words for words, is_so in places.items() if is_so)
+    return f"{found[0].strip()!r} is in the message of its head commit, but {why}; {MEND_WISH}"
+
+
+MEND_WISH = "write Auto-Merge: yes into its last paragraph with git commit --amend, and push it with --force"
 
 
 def cause_in(trailers: str) -> Cause | None:
@@ -2340,11 +2705,14 @@ REPO_CONFIG = {
     "receive.advertisePushOptions": "true",
     "receive.hideRefs": "refs/forge",
     "receive.fsckObjects": "true",
+    "receive.procReceiveRefs": "refs",  # all, so that hooks/proc-receive can refuse some of a push, in one process
 }
 # Set where nothing is. The kinds of faults (git-fsck(1)) are those of old histories, which do no harm.
 OLD_FAULTS = "badDate badDateOverflow badEmail badName badTimezone missingEmail missingNameBeforeEmail missingSpaceBeforeDate"
 OLD_FAULTS += " missingSpaceBeforeEmail zeroPaddedDate zeroPaddedFilemode"
-REPO_DEFAULTS = {"receive.maxInputSize": "1g", **{f"receive.fsck.{kind}": "warn" for kind in OLD_FAULTS.split()}}
+# A client of an old protocol (sshd passes no GIT_PROTOCOL by default) may fetch by ids as well, as Nix does for a pinned input.
+FETCHES = {"uploadpack.allowReachableSHA1InWant": "true", "uploadpack.allowFilter": "true"}
+REPO_DEFAULTS = {"receive.maxInputSize": "1g", **FETCHES, **{f"receive.fsck.{kind}": "warn" for kind in OLD_FAULTS.split()}}
 HOOK_MARK = "# forge's hook"
 
 
@@ -2364,7 +2732,7 @@ def create_repo(config: Config, name: str, base: str) -> Path:
         new.mkdir()
         git(new, "init", "--quiet", "--bare", "--template=")
         git(new, "symbolic-ref", "HEAD", f"refs/heads/{base}")
-        complete_repo(new)
+        complete_repo(new, path)
         new.rename(path)
     except GitError:
         raise Refused(400, f"{base!r} is no name that git takes for a branch") from None
@@ -2373,8 +2741,14 @@ def create_repo(config: Config, name: str, base: str) -> Path:
     return path
 
 
-def complete_repo(repo: Path) -> None:
-    """Give a repo our hooks and config. A hook that was there is kept as ``<hook>.local``, which ours calls."""
+HOME_NOTE = "forge-home"  # in a repo: its path in the data directory, for hooks to which a link has led
+
+
+def complete_repo(repo: Path, home: Path | None = None) -> None:
+    """Give a repo our hooks and config. A hook that was there is kept as ``<hook>.local``, which ours calls.
+
+    `home` is where it will lie, unless that is `repo`. What says so is written last: a repo that has it is complete.
+    """
     hooks = repo / "hooks"
     hooks.mkdir(exist_ok=True)
     for source in sorted(asset("hooks").iterdir()):
@@ -2395,6 +2769,30 @@ def complete_repo(repo: Path) -> None:
     for key, value in [*lacking, *((key, value) for key, value in REPO_DEFAULTS.items() if key.lower() not in keys)]:
         way = "--add" if key == "receive.hideRefs" else "--replace-all"  # others may hide more
         git_locking(repo, ["config.lock"], "config", "--local", way, key, value)
+    write_whole(repo / HOME_NOTE, f"{home or repo}\n".encode(), 0o644)
+
+
+def is_complete(repo: Path) -> bool:
+    """Whether a repo has our hooks and config, by what says so."""
+    with contextlib.suppress(OSError), open_plain(repo / HOME_NOTE) as stream:
+        return stream.read() == f"{repo}\n".encode()
+    return False
+
+
+def inode_of(path: Path) -> int:
+    """By what a directory is known from another of its name; 0 when it is not there."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def drop_verdicts(repo: Path) -> None:
+    """Remove what hooks/pre-receive left for a proc-receive that was never called: the push was killed."""
+    for path in repo.glob("objects/forge-push-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime > 86400:
+                path.unlink()
 
 
 def asset(name: str) -> Path:
@@ -2428,6 +2826,17 @@ class TooLarge(GitError):
     """A tree that would fill the disk; the message says what it weighs."""
 
 
+class Origin(NamedTuple):
+    """What the git of a checkout knows of the repo it comes from. Empty: there is no origin, or no base yet."""
+
+    url: str = ""
+    base: str = ""  # the branch
+    tip: str = ""  # its commit as the job is concerned with it
+
+
+NO_ORIGIN = Origin()
+
+
 def tidy_checkout(slot: Path, trash: Path, repo: Path) -> None:
     """Take away what a job left in a checkout, or the whole checkout where that is not worth it. Raises OSError.
 
@@ -2435,37 +2844,60 @@ def tidy_checkout(slot: Path, trash: Path, repo: Path) -> None:
     reaches it. Git runs with the bare repo's own directory and this index, so nothing a job wrote is read as configuration.
     """
     try:
-        if not (slot / "index").exists():
-            raise Surprise("there is no checkout yet")
-        if (slot / "index").stat().st_size > INDEX_BYTES:
+        facts = os.stat(slot / "index")
+        if facts.st_size > INDEX_BYTES:
             raise Surprise("its paths are too many to have in memory")
         discard(slot / "tree/.git", trash)
         discard(slot / "tmp", trash)
-        sweep_tree(slot / "tree", tracked_paths(repo, slot / "index"), trash)
+        # git wrote the index after all files, and before the job began
+        sweep_tree(slot / "tree", tracked_paths(repo, slot / "index"), facts.st_mtime_ns, trash)
     except (Surprise, GitError, OSError):
         discard(slot, trash)
 
 
-def fill_checkout(slot: Path, trash: Path, repo: Path, commit: str, most: int = CHECKOUT_BYTES) -> Path:
+def fill_checkout(
+    slot: Path, trash: Path, repo: Path, commit: str, most: int = CHECKOUT_BYTES, origin: Origin = NO_ORIGIN
+) -> Path:
     """Bring a tidy checkout to `commit` and return its tree. Raises GitError or OSError when not even a new one can be made.
 
     It may get `most` bytes large: a small push can hold a tree of any size. Raises TooLarge; what was written stays in `slot`.
     """
     tree, index = slot / "tree", slot / "index"
-    try:
-        if not index.exists():
-            raise Surprise("there is no checkout yet")
-        read_tree(repo, tree, index, commit, most)
-    except TooLarge:
-        raise
-    except (Surprise, GitError):
-        discard(slot, trash)
-        tree.mkdir(parents=True)
-        read_tree(repo, tree, index, commit, most)
-    write_git_dir(tree / ".git", repo, commit, index)
+    with ThreadPoolExecutor(1) as beside:
+        tags = beside.submit(read_tags, repo)
+        try:
+            mend_tree(repo, tree, index, commit, most)
+        except TooLarge:
+            raise
+        except (Surprise, GitError, FileNotFoundError):
+            discard(slot, trash)
+            tree.mkdir(parents=True)
+            read_tree(repo, tree, index, commit, most)
+    write_git_dir(tree / ".git", repo, commit, index, origin, tags.result())
     (slot / "tmp").mkdir()  # on disk, so that a large build does not fill the memory
     (slot / "tmp").chmod(0o1777)
     return tree
+
+
+def mend_tree(repo: Path, tree: Path, index: Path, commit: str, most: int = CHECKOUT_BYTES) -> None:
+    """Make the files of a tidy checkout those of `commit`, and keep those that do not differ. Raises as `read_tree`, OSError.
+
+    The bytes of a file follow from its blob and from the tree's attributes. Raises Surprise when those differ: any file may
+    have to be written again, though its blob is the same.
+    """
+    with open(index, "rb") as before, ThreadPoolExecutor(1) as beside:  # `read_tree` puts another file in its place
+        differ = beside.submit(attributes_differ, repo, before, commit)
+        read_tree(repo, tree, index, commit, most)
+        if differ.result():
+            raise Surprise("other attributes hold for its files")
+
+
+def attributes_differ(repo: Path, index: IO[bytes], commit: str) -> bool:
+    """Whether any .gitattributes of a commit is another than that of an index, which is open. Raises GitError."""
+    args = ("diff-index", "--cached", "--quiet", commit, "--", ":(glob)**/.gitattributes")
+    process = git_process(repo, args, index.fileno(), GIT_INDEX_FILE=f"/proc/self/fd/{index.fileno()}")
+    git_output(process, args, ok=(0, 1))
+    return process.returncode == 1
 
 
 def read_tree(repo: Path, tree: Path, index: Path, commit: str, most: int = CHECKOUT_BYTES) -> None:
@@ -2534,10 +2966,13 @@ def tracked_paths(repo: Path, index: Path) -> set[str]:
     return set(git(repo, "ls-files", "-z", GIT_INDEX_FILE=str(index)).split("\0")[:-1])
 
 
-def sweep_tree(tree: Path, tracked: set[str], trash: Path) -> None:
-    """Throw away everything in `tree` that is not in `tracked`. Raises Surprise for what should not be mended.
+def sweep_tree(tree: Path, tracked: set[str], written: int, trash: Path) -> None:
+    """Throw away everything in `tree` that is not in `tracked`, or that changed after `written` (ns).
 
-    Our own walk, since git passes over every name that is `.git`, and gives up on very deep paths.
+    Our own walk, since git passes over every name that is `.git`, and gives up on very deep paths. And our own look at the
+    times, since git's is not enough: it compares whole seconds, and within one what its conversions make of a file, so
+    that an ident (`$Id: …$`), the order of UTF-16's bytes or permissions could be a job's. No job can set a file's ctime.
+    Raises Surprise for what should not be mended.
     """
     folders = {""}
     for path in tracked:
@@ -2545,13 +2980,14 @@ def sweep_tree(tree: Path, tracked: set[str], trash: Path) -> None:
         while parent not in folders:
             folders.add(parent)
             parent = parent.rpartition("/")[0]
-    mode = stat.S_IMODE(os.lstat(tree.parent).st_mode)  # made with it; a job can change all that is in it
+    made = os.lstat(tree.parent)  # with it; a job can change all that is in it
     todo, left = [""], 0
     while todo:
         folder = todo.pop()
         where = f"{tree}/{folder}"
         facts = os.lstat(where)
-        if stat.S_IMODE(facts.st_mode) != mode or os.listxattr(where, follow_symlinks=False):
+        same = (facts.st_mode, facts.st_uid, facts.st_gid) == (made.st_mode, made.st_uid, made.st_gid)
+        if not same or os.listxattr(where, follow_symlinks=False):
             raise Surprise(f"the mode of {folder or tree} was changed")
         prefix = folder and f"{folder}/"
         with os.scandir(where) as entries:
@@ -2559,21 +2995,69 @@ def sweep_tree(tree: Path, tracked: set[str], trash: Path) -> None:
                 path = prefix + entry.name
                 if path in folders and entry.is_dir(follow_symlinks=False):
                     todo.append(path)
-                elif path not in tracked or entry.is_dir(follow_symlinks=False):
+                elif path not in tracked or not is_untouched(entry, written):
                     discard(Path(entry.path), trash)
                     left += 1
                 if left > MOST_LEFT:
                     raise Surprise("a job left more than is worth to be taken away one by one")
 
 
-def write_git_dir(git_dir: Path, repo: Path, commit: str, index: Path) -> None:
-    """Give a checkout a repository of its own: HEAD detached at `commit`, objects borrowed from `repo`."""
-    for folder in ("objects/info", "refs"):
+def is_untouched(entry: os.DirEntry[str], written: int) -> bool:
+    """Whether this is no folder, and has not changed since `written` (ns), nor at that very tick of the clock."""
+    facts = entry.stat(follow_symlinks=False)
+    return not stat.S_ISDIR(facts.st_mode) and facts.st_ctime_ns < written
+
+
+def read_tags(repo: Path) -> str:
+    """The tags of a repo as packed-refs has them, without those that lead to nothing; none where git cannot list them."""
+    if not may_have_tags(repo):  # a git less on the way of a push
+        return ""
+    try:
+        listed = git(repo, "for-each-ref", "--format=%(objectname)^{} %(objectname) %(refname)", "refs/tags/")
+        found = git(repo, "cat-file", "--buffer", "--batch-check=%(objectname) %(rest)", text=listed)
+    except GitError as error:  # few jobs need them
+        log(f"{repo}: jobs see no tags: {error}")
+        return ""
+    tags = [words for line in found.split("\n") if len(words := line.split(" ")) == 3]  # else it says: missing
+    return "".join(f"{tag} {ref}\n" + (f"^{target}\n" if target != tag else "") for target, tag, ref in tags)
+
+
+def may_have_tags(repo: Path) -> bool:
+    """Whether a look at its files leaves it open that a repo has tags."""
+    if (repo / "reftable").exists():
+        return True
+    with contextlib.suppress(OSError), os.scandir(repo / "refs/tags") as entries:
+        if next(entries, None):
+            return True
+    with contextlib.suppress(OSError), open_plain(repo / "packed-refs") as stream:
+        listed = stream.read(GIT_BYTES)
+        return len(listed) == GIT_BYTES or b" refs/tags/" in listed
+    return False
+
+
+def write_git_dir(git_dir: Path, repo: Path, commit: str, index: Path, origin: Origin, tags: str) -> None:
+    """Give a checkout a repository of its own: HEAD detached at `commit`, objects borrowed from `repo`.
+
+    It knows what a clone knows: where it comes from, the tags (lines of packed-refs), and where a shallow history ends.
+    """
+    for folder in ("objects/info", "refs/remotes/origin"):
         (git_dir / folder).mkdir(parents=True)
     version = "1\n[extensions]\n\tobjectFormat = sha256\n[core]" if len(commit) == 64 else "0"
-    (git_dir / "config").write_text(f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n")
-    (git_dir / "objects/info/alternates").write_text(f"{repo}/objects\n")
+    config = f"[core]\n\trepositoryformatversion = {version}\n\tbare = false\n"
+    if origin.url:
+        url = origin.url.replace("\\", "\\\\").replace('"', '\\"')
+        config += f'[remote "origin"]\n\turl = "{url}"\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n'
+    base = f"refs/remotes/origin/{origin.base}"
+    if origin.tip:
+        tags = f"{origin.tip} {base}\n{tags}"
+        (git_dir / "refs/remotes/origin/HEAD").write_bytes(os.fsencode(f"ref: {base}\n"))
+    (git_dir / "config").write_bytes(os.fsencode(config))
+    (git_dir / "objects/info/alternates").write_bytes(os.fsencode(f"{repo}/objects\n"))
+    (git_dir / "packed-refs").write_bytes(os.fsencode(f"# pack-refs with: peeled fully-peeled sorted \n{tags}"))
     (git_dir / "HEAD").write_text(f"{commit}\n")
+    with contextlib.suppress(OSError), open_plain(repo / "shallow", follow=False) as stream:
+        cut = re.findall(rb"^[0-9a-f]{40,64}$", stream.read(GIT_BYTES), re.MULTILINE)  # and nothing else, whatever lies there
+        (git_dir / "shallow").write_bytes(b"".join(line + b"\n" for line in cut))
     shutil.copy2(index, git_dir / "index")  # with its mtime, by which git knows which entries may be stale
 
 
@@ -2892,27 +3376,154 @@ def marked(text: str, needle: str) -> list[tuple[str, bool]]:
 
 DIGEST_BYTES = 2000
 END_BYTES = 2 << 20  # of the beginning and of the end of a log, where a first error is looked for
-MOST_SUSPECTS = 1000  # lines of each of them that the patterns are tried on
+MOST_SUSPECTS = 1000  # lines of each of them that the patterns are tried on, the first and the last ones
+NEAR_END = 1 << 17  # bytes of it that are looked at for the last ones first
+SAME_SUSPECTS = 10  # of them that differ in digits alone
 LINE_BYTES = 300  # of a line, before any pattern sees it: a hostile job writes what makes patterns slow
+TRACE_LINES = 200  # of one traceback
+TRACEBACK = "Traceback (most recent call last):"
 # In small letters: each line that a pattern below finds has one of these, and few others have.
 ERROR_WORD = re.compile(
-    rb"err|fail|fatal|panic|exception|assert|undefined|traceback|denied|fault|dumped|killed|\*\*\*"
-    rb"|not ok|not found|no such|e   |e: "
+    rb"err|fa(?:il|tal|ult)|panic|exception|assert|un(?:defined|bound|used|known|recognized)|traceback|\n! |--(?:> | sc\d)"
+    rb"|d(?:enied|umped|iff in |ata race|idn't exit)|kill|abort|\*\*\*|no(?:t (?:ok|found|format)| such| space| route)"
+    rb"|e(?:   |: )|c(?:annot|ould not|onflict|allstack|ode style|losed by)|re(?:fused|jected|format|quires format)"
+    rb"|time(?:d out|out:)|at \S{1,99} line \d|\.\w{1,5}:[\d(]|== (?:inv|cond|use)|\xe2(?:\x9c[\x95-\x98]|\x97\x8f)|\xc3\x97 "
 )
-CAUSE = re.compile(
-    r"""(?:^|[\s\])>:|(])(?:[Ff]atal\ error|[Ff]atal|FATAL|[Ee]rror|ERROR|panic)(?:\[\w{1,10}\])?:\s*\S  # gcc, git, nix, go
-    | ^(?:ERROR\b|npm\ ERR!|E:|E\s{3,})\s*\S | \[(?:ERROR|FATAL)\]                                      # npm, apt, pytest
-    | ^[\w.]{0,100}(?:Error|Exception)(?::\s|$) | panicked\ at | [Aa]ssertion\ (?:[`'][^`']+[`']\ )?failed # Python, Rust, C
-    | Segmentation\ fault | core\ dumped | \bKilled$ | undefined\ (?:reference|symbol) | ^\S+\ \*\*\*\ .*\bStop\.$
-    | (?:not\ found|No\ such\ file\ or\ directory|Permission\ denied)$""",
-    re.VERBOSE,
+ONE_DIGIT = bytes.maketrans(b"23456789", b"11111111")  # zero tells something else
+# What may stand before the line that a tool wrote: what ran it, and when it was.
+PREFIX = re.compile(
+    r"(?:\s*(?:[A-Za-z][\w.@+/-]{0,60}(?:>|\s*\|)|\#\d+\s[\d.]+|>|│)(?=\s))*\s*"
+    r"(?P<date>\[?\d{4}[-/]\d\d[-/]\d\d[T\s][\d:.,]+(?:Z|[+-][\d:]+)?\]?\s+)?"
+    r"(?:\[?\d\d:\d\d:\d\d[\d.,]*\]?\s+)?"
 )
-SIGN = re.compile(r"(?<![\w./-])(?i:errors?|fail|failed|failures?|exception)(?![\w/-]|\.\w)|^not ok\b")
-NO_ERROR = re.compile(
-    r"(?i:\b(?:no|0|zero|without) (?:errors?|failures?|failed)\b|\b(?:errors?|failures?|failed)[:=]? ?0\b)"
-    r"|^\s*(?:(?i:ok|pass)\b|[✓✔])|(?:\.\.\.|:) ok$|\bPASSED\b"
+LOGGED = re.compile(r"(?:\S+\s+){0,2}\[?(?:(?P<bad>(?i:error|err|fatal|critical|severe))|(?i:log|info|debug|trace|notice))\b")
+GOES_ON = re.compile(r":(?:\s\[[\w-]+\])?$")  # the next line says it
+LOOK_BACK = re.compile(r"\s*(?:CallStack \(from |--> \S+:\d)")  # the line before says it: Haskell; Rust and ruff
+NEAR = 10  # lines between two that belong together
+# How much a line tells about why a job failed: (rank, how it begins, what it has, in small letters); the first row that
+# fits decides. What it has begins with a letter of its own in each alternative, or the search is ten times as slow.
+HARMLESS, UNKNOWN, SUMMARY, SIGN, PLAIN, HEAD, EXACT, CHECKED = range(8)
+RANKS = tuple(
+    (rank, re.compile(begins or "(?!)", re.VERBOSE).match, re.compile(has or "(?!)", re.VERBOSE).search)
+    for rank, begins, has in (
+        # what a test says that did not come out as it should, whatever words it has
+        (
+            CHECKED,
+            r"""E\s{3,}\S | ●\ (?!Console).*\S | \S+:\d+:\ (?:Failure|FAILED:?)$ | Failed\ assertions:""",
+            r"""assert(?:ion)?(?:failed)?error\b.*[:\]]\s?\S | failure/error: | failed\ asserting | panicked\ at\b
+            | \*\*\*\ failed!""",
+        ),
+        # warnings that are a verdict
+        (EXACT, "", r"warning:\ (?:data\ race|threadsanitizer)"),
+        (
+            SIGN,
+            r"\[[EW]\d+\]\ (?:Error|Warning): | \[warn\]\ Code\ style",
+            r"the\ following\ units\ failed: | unused\ declarations\ were\ found | sc\d{4}\ \((?:warning|info|style)\)",
+        ),
+        # what warns, is tried again, is asked of a machine, passes, or is a line of a source or of `set -x`
+        (
+            HARMLESS,
+            r"""\W{0,4}(?:(?:npm|CMake|LaTeX|evaluation|\S{1,200}[:)])\ )?\W{0,2}(?:level=)?
+              (?:[Ww]arn(?:ing)?|WARN(?:ING)?|\w*Warning|NOTICE|W
+              |(?:[Nn]ote|hint|help|[Ii]nfo|INFO|[Dd]ebug|DEBUG|trace)\b(?!.*\b[Ee]rror:))(?:$|[\]:(\s])
+            | --\ (?!Configuring\ incomplete) | [Cc]hecking\b(?!.*\berror:) | (?:Run-time\ dependency|Has\ header)\b | …\s
+            | (?i:ok|pass|passed|xfail|skip|skipped)\b | [✓✔√] | \[\s*(?:OK|PASSED)\s*\] | >?\s*\d+\s*[|│┃] | \++\s""",
+            r"""retrying\b | retry\ in\b | will\ (?:be\ )?retr | tries\ remaining | try(?:ing)?\ again
+            | attempt\ \d+\ ?(?:of|/) | no\ (?:errors?|failures?)\b | zero\ (?:errors|failures) | without\ (?:errors?|failures?)\b
+            | 0(?<![\w.]0)\ (?:errors?|failures?|failed)\b
+            | error(?<!\werror)s?["']?\s?(?:[:=]?\s?0\b|[:=]\s?(?:\[\]|none|null|false)$)
+            | fail(?<!\wfail)(?:ures?|ed|s)?["']?\s?(?:[:=]?\s?0\b|[:=]\s?(?:\[\]|none|null|false)$)
+            | \.\.\.\ ?(?:ok|yes|no)(?:\s\(.*\))?$ | :\ ok(?:\s\(.*\))?$ | \ passed(?:\s*\[.*|\s[\d(].*)?$
+            | \#\ (?:todo|skip)\b | \(ignored\) | ignor(?<!\wignor)(?:ing|ed)\b""",
+        ),
+        # what only tells that something failed
+        (
+            SUMMARY,
+            r"""\S*make\S*:\ \*\*\*\ .*(?:Error\ \d+|Terminated)$ | compilation\ terminated | FAILED:\s | Reason: | rsync\ error:
+            | \d+\ (?:warnings?\ and\ \d+\ )?errors?\b | npm\ (?:ERR!|error)\ \S+@\S+\ \w+: | error\ Command\ failed
+            | npm\ (?:ERR!|error)\ (?:code|errno|syscall|path|command|signal|[Ee]xit|Test\ failed|[Ll]ifecycle|Failed\ at|A\ comp)
+            | FAIL\b\s*(?:$|\t) | FAILED\ \( | test\ result: | [✖✗×]\ \d+\ problem | =+\s.*\s=+$ | error,\ called\ at
+            | (?:Test\ Suites|Tests|Tests\ run|Found|Ran|Failed|Result|ERRORS?|FAILURES?!?)\b:?\s*(?:\d.*|$)
+            | \d+\ (?:failing|failed|out\ of)""",
+            r"""error:\ (?:ld\ returned|could\ not\ compile|aborting\ due\ to|test\ failed,\ to\ rerun|build\ of|builder\ for
+              |recipe|cannot\ build|\d+\ dependenc)
+            | linker\ command\ failed | all\ warnings\ being\ treated | dependenc(?:y|ies)\ of\ derivation | unexpectedly\ closed
+            | build\ failed | build\ failure | failure:\ build | compilation\ (?:error|failed)\b
+            | task\ \S+\ failed | step\ failed
+            | failed\ to\ execute\ goal | execution\ failed\ for | errors?\ occurred | non-?zero
+            | exit(?:ed)?(?:\ with)?(?:\ (?:code|status))?:?\ \(?\d | did\ not\ (?:complete|succeed) | subprocess-exited
+            | terraform\ encountered\ problems | \ \d+\ (?:tests?\ )?(?:failed|failures?|errors?)\b(?!:)""",
+        ),
+        # what names a place, or can be nothing else
+        (
+            EXACT,
+            r"""\S{1,200}?[:(]\d+(?:[:,]\d+)?\)?(?::|\ -)?\s+(?:[Ff]atal\ |syntax\ |runtime\ )?(?:[Ee]rror|ERROR)\b
+            | error(?:\[\w+\]|\ TS\d) | CMake\ Error | \S{1,200}?\.go:\d+:\d+:\ \S | \S{1,200}\.tex:\d+:\ \S | Exception\ in
+            | (?:Uncaught\ |Unhandled\ |\[!\]\ |!!!\ )?[\w.$:]{0,100}(?:\wError|Exception)(?:\ \[\w+\])?:\ \S | Caused\ by:
+            | [A-Za-z].*\ at\ \S+\ line\ \d+\.?$ | \*\*\ \(\w | !\s | e:\ \S | (?:::error|\#\#\[error\])(?!\w)
+            | \[ERROR\]\ \S+:\[\d | \S*ld(?:\.\w+)?:\ (?!warn).*error:""",
+            r"""undefined(?::\ \w|\ reference|\ symbol) | multiple\ definition\ of | cannot\ find\ -l | panic(?<![\w.]panic):\s
+            | segmentation\ fault | core\ dumped | bus\ error | illegal\ instruction | addresssanitizer | leaksanitizer
+            | memorysanitizer | terminate\ called | heap\ out\ of\ memory | ==\d+==\ (?:invalid|conditional|use\ of)
+            | \ killed(?:$|\s\s) | \[killed\] | killed\ process | didn't\ exit\ .*\(signal | no\ space\ left
+            | \.rb:\d+:in\ .*\(\S+\)$ | \*\*\*\ .*\bstop\.$ | assertion\ .*\bfailed\b
+            | error:\ (?:attribute\ '|undefined\ variable|infinite\ recursion|hash\ mismatch|syntax\ error
+              |getting\ status\ of)""",
+        ),
+        # a test or check that failed, by name
+        (
+            HEAD,
+            r"""not\ ok\b | Bail\ out! | ---\ FAIL | FAIL(?:ED)?[:\s]\s*\S | × \s | CONFLICT\ \( | \d+:\d+\s+error\b
+            | .*\bFAILED(?:\s\(FAILED.*\)|\s*\[\s*\d+%?\])?$ | \d+\)\s(?:Failure|Error): | Test\ ".*"\ failed
+            | [^\s:]+\.\w+:\d+(?::\d+:?|:?\ (?:error\b|[A-Z]+\d+\b))\ \S""",
+            r"""✕ | ✗ | ✘ | \[\s*fail(?:ed)?\s*\] | :\s*fail(?:\s\(.*\)|:.*)?$ | \*\*\*failed | \.{5,}failed$ | !\ \[rejected\]
+            | <<<\ (?:failure|error)! | <(?:failure|error)\b | sc\d+\ \(error\)""",
+        ),
+        # what is often asked by the way and not missed, or logged (by Python) of what goes on
+        (
+            SIGN,
+            r"""fatal:\ (?:No\ |no\ |not\ a\ git|ambiguous|bad\ revision) | (?:rm|rmdir|grep|ls|kill|pkill|umount|which):\s
+            | (?:ERROR|CRITICAL):[\w.]+:""",
+            "",
+        ),
+        (HARMLESS, "", "deprecat"),
+        # what a program says
+        (
+            PLAIN,
+            r"""(?:ERROR\b|npm\ (?:ERR!|error)\s|E:|Error\ |\[error\])\s*\S | Host\ key\ verification\ failed | curl:\ \(\d
+            | timeout:\s""",
+            r"""error(?<![^\s\])>:|(]error)(?:\[\w{1,10}\])?:\s*\S | fatal(?<![^\s\])>:|(]fatal):\s*\S | \[(?:error|fatal)\]\s*\S
+            | fatal\ error:\s*\S | err_[a-z_]{3} | :\ (?:command\ )?not\ found(?:$|:\ ) | unbound\ variable
+            | parameter\ (?:null\ or\ )?not\ set | :\ syntax\ error | invalid\ option | unknown\ option | unrecognized\ option
+            | :\ cannot\ \w+\ ['‘] | permission\ denied\ \([a-z,-]+\) | failed\ because\b | connection\ closed\ by | timed\ out\b
+            | no\ such\ file\ or\ directory\.?(?:\ \(\d+\))?$ | permission\ denied\.?(?:\ \(\d+\))?$ | is\ a\ directory$
+            | not\ a\ directory$ | read-only\ file\ system\.?(?:\ \(\d+\))?$ | connection\ (?:refused|reset\ by\ peer)
+            | cannot\ allocate\ memory | too\ many\ open\ files | file\ exists$ | exec\ format\ error | operation\ not\ permitted
+            | address\ already\ in\ use | resource\ busy | no\ route\ to\ host | name\ or\ service\ not\ known
+            | failure\ in\ name\ resolution""",
+        ),
+        # what speaks of an error
+        (
+            SIGN,
+            r"unformatted | Requires\ formatting | Diff\ in\s",
+            r"""error(?<![\w./-]error)s?(?![\w/-]|\.\w) | fail(?<![\w./-]fail)(?:ed|ures?)?(?![\w/-]|\.\w)
+            | exception(?<![\w./-]exception)(?![\w/-]|\.\w) | abort(?<![\w./-]abort)ed(?![\w/-]|\.\w) | not\ found\.?$
+            | would\ (?:be\ |have\ been\ )?reformat | not\ formatted | cannot\b | could\ not\b | unable\ to\b""",
+        ),
+    )
 )
-TRACEBACK = "Traceback (most recent call last):"
+
+
+def rank_of(text: str) -> int:
+    """How much a line tells about why a job failed, one of the ranks (pure)."""
+    before = PREFIX.match(text)
+    rest = text[before.end() :] if before else text
+    logged = LOGGED.match(rest) if before and before["date"] else None
+    if logged and not logged["bad"]:
+        return HARMLESS
+    small = rest.lower()
+    rank = next((rank for rank, begins, has in RANKS if begins(rest) or has(small)), UNKNOWN)
+    return min(rank, SIGN) if logged else rank  # what a program logs, it survives
 
 
 def outcome(job: Job) -> str:
@@ -2939,31 +3550,72 @@ def plain_line(line: bytes) -> str:
     """The beginning of a line of a log as it stands on a screen in the end, with nothing that is not text."""
     line = line.rstrip(b"\r")
     text = ANSI.sub("", line[line.rfind(b"\r") + 1 :][:LINE_BYTES].decode("utf-8", "replace"))
-    return "".join(c if c.isprintable() else " " for c in text).rstrip()
+    return (text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)).rstrip()
 
 
-def suspects(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str, bool]]:
-    """Lines of a log that speak of an error: (number, text, whether it is likely to name the cause)."""
+def suspect_lines(block: bytes) -> Iterator[int]:
+    """Where lines with an error word begin in a block: the first and the last of them, so that no flood hides an end."""
+    find, half = partial(find_suspects, block, block.lower(), {}), MOST_SUSPECTS // 2
+    first = array("L", itertools.islice(find(0, len(block)), half))
+    rest = block.find(b"\n", first[-1]) if len(first) == half else -1
+    if rest < 0:
+        return iter(first)
+    near_end = block.rfind(b"\n", 0, max(rest + 1, len(block) - NEAR_END)) + 1
+    last = deque(find(near_end, len(block)), half)
+    between = deque(find(rest, near_end), half - len(last)) if len(last) < half else ()
+    return itertools.chain(first, between, last)
+
+
+def find_suspects(block: bytes, small: bytes, same: dict[bytes, int], place: int, end: int) -> Iterator[int]:
+    """Where lines with an error word begin, from a place on. `small` is the block in small letters, `same` counts like lines."""
+    while found := ERROR_WORD.search(small, place, end):
+        start = small.rfind(b"\n", 0, found.end() - 1) + 1
+        place = small.find(b"\n", found.end() - 1)
+        place = place if place >= 0 else len(small)
+        if block.find(b"PASS", start, place) >= 0 or block.endswith(b"... ok", start, place):
+            continue  # a test, and only its name is about errors
+        like = small[start : min(place, start + LINE_BYTES)].translate(ONE_DIGIT)
+        same[like] = count = same.get(like, 0) + 1
+        if count <= SAME_SUSPECTS or b"traceback" in like:
+            yield start
+
+
+def lines_from(block: bytes, place: int) -> Iterator[str]:
+    """The lines of a block from a place on, as they stand on a screen."""
+    while 0 <= place < len(block):
+        end = block.find(b"\n", place)
+        yield plain_line(block[place : end if end >= 0 else len(block)])
+        place = end + 1 or len(block)
+
+
+def suspects(blocks: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, str, int]]:
+    """Lines of a log that speak of an error: (number, text, rank). One that ends in a colon is told with the next one."""
     for first, block in blocks:
-        calls_at, tried = -1, 0  # in a traceback: the column it begins in
-        for number, ended in enumerate(io.BytesIO(block), first):  # a list of them would be large
-            line = ended.removesuffix(b"\n")
-            small = line[line.rfind(b"\r", 0, -1) + 1 :][:LINE_BYTES].lower()
-            if calls_at < 0 and not ERROR_WORD.search(small):
+        number, counted, skip_to = first, 0, 0
+        for start in suspect_lines(block):
+            number += block.count(b"\n", counted, start)
+            counted = start
+            if number < skip_to:
                 continue
-            text, tried = plain_line(line), tried + 1
-            if tried > MOST_SUSPECTS:
-                break
-            if calls_at >= 0:
-                if text[calls_at : calls_at + 1].strip():  # no longer indented, so this is the exception
-                    calls_at = -1
-                    yield number, text.strip(), True
-            elif TRACEBACK in text:
+            lines = lines_from(block, start)
+            text = next(lines, "")
+            if TRACEBACK in text:
                 calls_at = text.index(TRACEBACK)
-            elif not NO_ERROR.search(text):
-                is_cause = CAUSE.search(text) is not None
-                if is_cause or SIGN.search(text):
-                    yield number, text.strip(), is_cause
+                calls = enumerate(itertools.islice(lines, TRACE_LINES), number + 1)
+                ended = next(((at, line) for at, line in calls if line[calls_at : calls_at + 1].strip()), None)
+                if ended:  # no longer indented, so this is the exception
+                    skip_to = ended[0] + 1
+                    yield ended[0], ended[1].strip(), SUMMARY if "non-zero exit status" in ended[1] else EXACT
+                continue
+            if LOOK_BACK.match(text) and start:
+                before = next(lines_from(block, block.rfind(b"\n", 0, start - 1) + 1))
+                if before.strip() and rank_of(before) != HARMLESS:
+                    yield number - 1, before.strip(), max(HEAD, rank_of(before))
+                continue
+            rank = rank_of(text)
+            follows = next(filter(None, itertools.islice(lines, 2)), "") if rank > UNKNOWN else ""
+            if rank > UNKNOWN and not follows.startswith("...ignoring"):
+                yield number, f"{text} {follows.strip() if GOES_ON.search(text) else ''}".strip(), rank
 
 
 def fingerprint(text: str) -> str:
@@ -2977,15 +3629,20 @@ def usual_lines(blocks: Iterable[tuple[int, bytes]]) -> set[str]:
 
 
 def first_error(blocks: Iterable[tuple[int, bytes]], usual: set[str]) -> tuple[int, str] | None:
-    """(number, text) of the first line that names a cause, else of the first that speaks of an error."""
-    sign = None
-    for number, text, is_cause in suspects(blocks):
-        if fingerprint(text) in usual:
+    """(number, text) of the line that tells most about why a job failed, the first of several.
+
+    Of what programs say it is the first after a pause: what they complained of long before, the job has survived.
+    """
+    best, highest, said_at = None, UNKNOWN, 0
+    for number, text, rank in suspects(blocks):
+        if rank < highest or fingerprint(text) in usual:
             continue
-        if is_cause:
-            return number, text
-        sign = sign or (number, text)
-    return sign
+        if rank > highest or (rank in (SIGN, PLAIN) and number > said_at + NEAR):
+            best, highest = (number, text), rank
+        said_at = number
+        if rank == CHECKED:
+            break
+    return best
 
 
 def last_lines(tail: bytes) -> list[str]:
@@ -3021,15 +3678,90 @@ SECRET_TEXTS = 2000
 NO_SECRETS = frozenset(b"password username postgres localhost disabled required undefined production 127.0.0.1".split())
 
 
-def has_secrets(config: Config) -> bool:
-    """Whether a deployment may know something that is to be masked."""
-    return bool(config.secrets_dir or config.password_file or config.password)
+def secrets_folder(config: Config, repo: str, settings: Mapping[str, str]) -> str | None:
+    """Which folder of FORGE_SECRETS_DIR/repos holds the secrets of a repo's deployments, by name.
+
+    None: there is no such division, all see the whole directory. "": the repo has none. `settings` are those of its
+    config. Raises Refused with what to mend: a deployment does not start with other secrets than it is meant to have.
+    """
+    named, root = settings.get("forge.secrets"), config.secrets_dir
+    setting = f"git -C {config.repo(repo)} config"
+    if named is not None and not is_repo_name(named):
+        raise Refused(
+            409,
+            f"forge.secrets is {shorten(named)}, but must be the name of a folder in FORGE_SECRETS_DIR/repos; "
+            f"run: {setting} forge.secrets NAME",
+        )
+    drop = f"or run: {setting} --unset-all forge.secrets"
+    if named is not None and root is None:
+        raise Refused(409, f"forge.secrets is {named!r}, but FORGE_SECRETS_DIR is not set; set it, {drop}")
+    if root is None or not (named or is_secrets_folder(root / "repos")):
+        return None
+    name = named or repo
+    folder = root / "repos" / name
+    if is_secrets_folder(root / "repos") and is_secrets_folder(folder):
+        check_secrets_folder(root, folder)
+        return name
+    if named:
+        raise Refused(409, f"forge.secrets is {named!r}, but there is no folder {folder}; make it, {drop}")
+    return ""
+
+
+def is_secrets_folder(place: Path) -> bool:
+    """Whether there is a folder with secrets. Raises Refused when something else is there, or it cannot be told."""
+    try:
+        if stat.S_ISDIR(place.stat().st_mode):
+            return True
+        what = "is no folder; remove it"
+    except FileNotFoundError:
+        if not place.is_symlink():
+            return False
+        what = "is a link to nothing; see whether what makes the secrets has run"
+    except OSError as error:
+        what = f"cannot be looked at ({error.strerror}); give it to the user of the server, uid {os.geteuid()}"
+    raise Refused(409, f"{place} {what}")
+
+
+def check_secrets_folder(root: Path, folder: Path) -> None:
+    """Refuse a folder that a deployment cannot read, or that would show it the secrets of all (a link to ``..``, say)."""
+    if Path(os.path.realpath(root / "repos")).is_relative_to(os.path.realpath(folder)):
+        raise Refused(
+            409, f"{folder} leads to {os.path.realpath(folder)}, which holds the secrets of all repos; link to one folder"
+        )
+    if not os.access(folder, os.R_OK | os.X_OK):
+        me = os.geteuid()
+        raise Refused(
+            409, f"{folder} cannot be read by uid {me}; run: chown {me} {folder} (in agenix and sops-nix: set its owner)"
+        )
+
+
+def secrets_seen(config: Config, folder: str | None) -> Path | None:
+    """What a deployment has as its FORGE_SECRETS_DIR, by what `secrets_folder` has found."""
+    if config.secrets_dir is None or folder is None:
+        return config.secrets_dir
+    return config.secrets_dir / "repos" / folder if folder else None
+
+
+def secrets_masked(config: Config, job: Job) -> list[Path]:
+    """The folders whose secrets are masked in the log of a deployment: those that it can read, its own first.
+
+    Not those of other repos in the sandbox: from what becomes a star, and what is held back because it may begin a
+    secret, a deployment could find out letter by letter what it does not see.
+    """
+    seen = [secrets_seen(config, job.secrets), None if job.sandboxed else config.secrets_dir]
+    return [*dict.fromkeys(place for place in seen if place)]
+
+
+def ssh_folders(secrets_dir: Path) -> list[Path]:
+    """Where keys for ssh may lie in FORGE_SECRETS_DIR, or in what one repo sees of it."""
+    return [secrets_dir / "ssh", *sorted((secrets_dir / "repos").glob("*/ssh"))]
 
 
 def secret_files(secrets_dir: Path) -> Iterator[Path]:
     """The files that hold secrets, links followed; what is public of ssh is left out."""
+    keys = ssh_folders(secrets_dir)
     for folder, _, names in os.walk(secrets_dir, followlinks=True):
-        public = {"config", "known_hosts"} if Path(folder) == secrets_dir / "ssh" else set()
+        public = {"config", "known_hosts"} if Path(folder) in keys else set()
         yield from (Path(folder) / name for name in names if name not in public and not name.endswith(".pub"))
 
 
@@ -3077,8 +3809,9 @@ class Mask:
     with it, after a crash too, looks back for what began before, and knows all there is to know.
     """
 
-    def __init__(self, config: Config, raw: Path, served: Path):
-        self.config, self.raw, self.served = config, raw, served
+    def __init__(self, config: Config, raw: Path, served: Path, folders: Sequence[Path]):
+        """`folders` hold the secrets, the more important first; see `secrets_masked`."""
+        self.config, self.raw, self.served, self.folders = config, raw, served, folders
         self.lock = threading.Lock()  # guards the log and all below
         self.texts: list[bytes] = []  # sorted; what has been a secret while the job ran stays one
         self.seen: object = None  # by what the files are known again
@@ -3111,7 +3844,7 @@ class Mask:
 
     def _look(self) -> None:
         """Read the secrets again if their files are others by now."""
-        files = secret_files(self.config.secrets_dir) if self.config.secrets_dir else ()
+        files = itertools.chain.from_iterable(map(secret_files, self.folders))
         marks: dict[Path, tuple[int, ...]] = {}
         for path in [*filter(None, [self.config.password_file]), *itertools.islice(files, SECRET_FILES)]:
             with contextlib.suppress(OSError):  # what we cannot read the job cannot either
@@ -3124,7 +3857,7 @@ class Mask:
         for path in marks:
             with contextlib.suppress(OSError), open(path, "rb") as file:
                 contents.append(file.read(SECRET_BYTES))
-        texts = set(self.texts).union(*map(secret_texts, contents))
+        texts = dict.fromkeys([*self.texts, *itertools.chain.from_iterable(map(secret_texts, contents))])
         if len(texts) > SECRET_TEXTS or len(marks) >= SECRET_FILES:
             log(f"there are more secrets than are masked in logs, at most {SECRET_FILES} files and {SECRET_TEXTS} lines")
         self.texts, self.seen = sorted(itertools.islice(texts, SECRET_TEXTS)), marks
@@ -3254,6 +3987,7 @@ class Launch:
     home: Path
     command: str = ""  # from the repo's config; empty: the finder looks
     ssh_config: bytes | None = None  # for SSH_CONFIG in `run`
+    secrets_dir: Path | None = None  # what it sees as FORGE_SECRETS_DIR
 
 
 @dataclass
@@ -3616,6 +4350,7 @@ class Surroundings:
     secrets: tuple[tuple[Path, Path], ...] = ()  # likewise, in post-merge jobs
     nix: tuple[tuple[Path, Path], ...] = ()
     nix_writable: bool = False
+    linked: tuple[Path, ...] = ()  # repos to which links in `repos/` lead
 
 
 class Mount(NamedTuple):
@@ -3663,17 +4398,37 @@ def sandbox_mounts(config: Config, launch: Launch, around: Surroundings) -> dict
     if launch.kind == POST:  # its pushes to a bare path run hooks, which have to tell the server
         shown += [("--ro-bind-try", data / name) for name in ("hook-token", "hook-header", "address")]
         shown += [("--ro-bind-try", launch.run / SSH_CONFIG)]
-        shown += [("--bind", data / "repos"), ("--bind", data / "incoming")]
+        shown += [("--bind", place) for place in (data / "repos", data / "incoming", *around.linked)]
         mounts |= {place: Mount(("--ro-bind", str(what))) for what, place in around.secrets}
     else:
-        shown.append(("--ro-bind", data / "repos"))
+        shown += [("--ro-bind", place) for place in (data / "repos", *around.linked)]
     mounts |= {place: Mount((option, str(place))) for option, place in shown}
     option = "--bind" if around.nix_writable else "--ro-bind"
     return mounts | {place: Mount((option, str(what))) for what, place in around.nix}
 
 
-def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surroundings:
-    """What of this machine matters to a sandbox. `environ` is the server's."""
+def is_hidden(mounts: Mapping[Path, Mount], place: Path) -> bool:
+    """Whether a job in a sandbox with these mounts does not come to what is at `place`."""
+    hiding = {path for path, mount in mounts.items() if mount.hides}
+    for seen in (seen_at(place, hiding), Path(os.path.realpath(place))):  # a link may lead out of what is shown
+        nearest = next((mounts[path] for path in (seen, *seen.parents) if path in mounts), None)
+        if nearest and nearest.hides:
+            return True
+    return False
+
+
+def why_jobs_lack_objects(config: Config, repo: Path, name: str, bwrap: str | None) -> str | None:
+    """Why the git of a job in the sandbox would miss objects of a repo, with the command that mends it, or None."""
+    if bwrap is None or not os.path.lexists(repo / ALTERNATES):  # the machine is looked at for those few repos only
+        return None
+    slot = config.data_dir / "work" / name / "1"
+    launch = Launch(PRE, slot / "tree", slot, slot, {}, repo, config.data_dir / "home" / name / PRE)
+    mounts = sandbox_mounts(config, launch, look_around(config, bwrap, os.environ, None))
+    return why_not_borrowed(repo, name, partial(is_hidden, mounts))
+
+
+def look_around(config: Config, bwrap: str, environ: Mapping[str, str], secrets_dir: Path | None) -> Surroundings:
+    """What of this machine matters to a sandbox. `environ` is the server's, `secrets_dir` what the job sees of the secrets."""
     private = [config.data_dir, config.secrets_dir, config.password_file, environ.get("CREDENTIALS_DIRECTORY"), *SECRET_PLACES]
     private += [
         home for home in (environ.get("HOME"), user_of(os.geteuid())[1]) if home and is_private_home(os.path.realpath(home))
@@ -3696,10 +4451,22 @@ def look_around(config: Config, bwrap: str, environ: Mapping[str, str]) -> Surro
         files=tuple(filter(os.path.isfile, hidden)),
         tmp=tuple(filter(os.path.isdir, tmp)),
         programs=shown(forge_places() + [Path(place) for place in environ.get("PATH", "").split(":") if place.startswith("/")]),
-        secrets=shown(known_secrets),
+        secrets=shown(secret_places(secrets_dir)),
         nix=shown(nix),
         nix_writable=nix_writable,
+        linked=tuple(linked_repos(config, hidden)),
     )
+
+
+def linked_repos(config: Config, hidden: set[Path]) -> Iterator[Path]:
+    """Where links in `repos/` lead, if that is a repo and nothing else: a deployment may have made the link."""
+    for link in config.repos.glob("*.git"):
+        target = Path(os.path.realpath(link))
+        if not (link.is_symlink() and is_repo_name(link.stem) and (target / "objects").is_dir() and (target / "HEAD").is_file()):
+            continue
+        secret = config.secrets_dir and target.is_relative_to(os.path.realpath(config.secrets_dir))
+        if not secret and not any(place.is_relative_to(target) for place in hidden):
+            yield target
 
 
 def is_kept_from_others(place: Path) -> bool:
@@ -3737,11 +4504,32 @@ def forge_places() -> list[Path]:
 
 
 def secret_places(secrets_dir: Path | None) -> list[Path]:
-    """FORGE_SECRETS_DIR, and what links in it lead to: agenix and sops-nix keep the secrets themselves below /run."""
+    """A folder with secrets, and what links in it lead to: agenix and sops-nix keep the secrets themselves below /run.
+
+    Of a folder that a link leads to also what is in it: further links, and what is kept from others.
+    """
     if secrets_dir is None:
         return []
-    inside = (Path(folder) / name for folder, folders, files in os.walk(secrets_dir) for name in folders + files)
-    return [secrets_dir, *(Path(os.path.realpath(link.parent)) / os.readlink(link) for link in inside if link.is_symlink())]
+    found, folders, looked, left = {secrets_dir: None}, deque([secrets_dir]), set(), SECRET_FILES
+    while folders:
+        folder = folders.popleft()
+        real = Path(os.path.realpath(folder))
+        if real in looked or real == Path("/"):
+            continue
+        looked.add(real)
+        found[real] = None
+        linked = real != secrets_dir
+        inside = (Path(place) / name for place, names, files in os.walk(real) for name in names + files)
+        for entry in itertools.islice(inside, left if linked else None):
+            left -= linked  # what is linked may be large, and no folder of secrets
+            with contextlib.suppress(OSError):  # it has just gone, or is not for us
+                if entry.is_symlink():
+                    target = entry.parent / os.readlink(entry)
+                    found[target] = None
+                    folders.extend([target] if target.is_dir() else [])
+                elif linked and is_kept_from_others(entry):
+                    found[entry] = None
+    return list(found)
 
 
 def find_nix(environ: Mapping[str, str]) -> tuple[list[Path], bool]:
@@ -3773,7 +4561,8 @@ def why_no_sandbox(config: Config) -> str | None:
             (probe / folder).mkdir(parents=True, exist_ok=True)
         for kind in (PRE, POST):
             launch = Launch(kind, probe / "tree", probe, probe / "log", {}, config.data_dir, probe / "home")
-            command = [*sandbox_args(config, launch, look_around(config, bwrap, os.environ)), "true"]
+            around = look_around(config, bwrap, os.environ, config.secrets_dir if kind == POST else None)
+            command = [*sandbox_args(config, launch, around), "true"]
             tried = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20)
             if tried.returncode:
                 return f"{(tried.stderr.strip() or 'bwrap failed').splitlines()[-1]} ({SANDBOX_HELP})"
@@ -3802,6 +4591,133 @@ def sandbox_trouble(code: int | None, log_file: Path) -> str | None:
     if not code or code > 127 or (said and "bwrap" not in said):
         return None
     return f"its sandbox could not be set up: {said or f'exit code {code}'}"
+
+
+# -- what could not be run: why a job ended with 126 or 127, or a tool of it says so ---------------------------
+
+SCRIPT_BYTES = 1 << 16  # of a script that are looked at
+MOST_NAMES = 200  # that are looked at, of one job
+# How shells, env, make, Python and others say that a program cannot be started; some of them show a \r as two letters.
+CANNOT_RUN = re.compile(
+    r"not found|No such file|Permission denied|cannot execute|bad interpreter|Exec format error|\\r\b|\r'|-\r$|\r: "
+)
+NOT_RUN_INSIDE = re.compile(rb"(?:Error|code|status) 12[67]\b")  # as make, just and others tell of it
+PROGRAM_NAMES = re.compile(r"[\w./+~@-]+")
+MACHINES = {3: "i686", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv64"}  # e_machine in elf(5)
+CRLF = "Windows line ends (CRLF)"
+ELSEWHERE = "use one that lies elsewhere, as below /usr or /nix"
+
+
+class View(NamedTuple):
+    """What a job that has ended saw: its checkout, its PATH, and what its sandbox mounted ({} without one)."""
+
+    tree: Path
+    path: str
+    mounts: Mapping[Path, Mount]
+
+    def find(self, name: str) -> Path | None:
+        """Where a program lies that the job calls by a name; None for one that is not on its PATH, seen or hidden."""
+        if "/" in name:
+            return Path(os.path.normpath(self.tree / name))
+        places = (Path(folder) / name for folder in self.path.split(":") if folder.startswith("/"))
+        there = [place for place in places if os.path.isfile(place) and os.access(place, os.X_OK)]
+        return next((place for place in there if not self.hidden_in(place)), there[0] if there else None)
+
+    def hidden_in(self, path: Path) -> Path | None:
+        """The hidden place that a path leads the job to, links followed as they are for it; None where it sees it."""
+        hidden = {place for place, mount in self.mounts.items() if mount.hides}
+        for _ in range(40):  # links, as the kernel has it
+            path = seen_at(path, hidden)
+            nearest = next((place for place in (path, *path.parents) if place in self.mounts), None)
+            if nearest in hidden or not os.path.islink(path):
+                return nearest if nearest in hidden else None
+            path = path.parent / os.readlink(path)
+        return None
+
+    def is_own(self, place: Path) -> bool:
+        """Whether the job has a folder of its own at a hidden place, as at /tmp."""
+        return self.mounts[place].option[0] == "--bind"
+
+    def head(self, path: Path) -> bytes:
+        """The beginning of a file that the job sees; nothing when it is none. No link in a checkout leads out of it."""
+        real = Path(os.path.realpath(path))
+        leads_out = self.tree in path.parents and Path(os.path.realpath(self.tree)) not in real.parents
+        if leads_out or self.hidden_in(path):
+            return b""
+        with contextlib.suppress(OSError), open_plain(real, follow=False) as file:
+            return file.read(SCRIPT_BYTES)
+        return b""
+
+
+def why_not_run(code: int, command: str, said: bytes, view: View) -> str | None:
+    """What keeps a program of a job from running, in a sentence, and what to do; None when nothing is found.
+
+    What the job says at its end (`said`) names the program. Where that is not enough, the command and its script do.
+    Raises OSError.
+    """
+    lines = [line[:1000] for line in said.decode("utf-8", "replace").split("\n")[-50:] if CANNOT_RUN.search(line[:1000])]
+    named = [name for line in reversed(lines) for name in PROGRAM_NAMES.findall(ANSI.sub("", line))]
+    if code not in NOT_RUN and not NOT_RUN_INSIDE.search(said):  # it may be about files that are only read
+        named = [name for name in named if "/" in name and not name.startswith("/")]
+    elif code in NOT_RUN:
+        words = PROGRAM_NAMES.findall(command)
+        scripts = [path for word in words if "/" in word and (path := view.find(word))]
+        if words[:1] == ["just"]:
+            scripts += [view.tree / name for name in os.listdir(view.tree) if name.lower().lstrip(".") == "justfile"]
+        named += words
+        named += [name for path in scripts for name in PROGRAM_NAMES.findall(view.head(path).decode("utf-8", "replace"))]
+    told = " ".join(lines)
+    wanted = (name for name in dict.fromkeys(named) if re.search(r"\w", name) and "//" not in name)
+    whys = [why for name in itertools.islice(wanted, MOST_NAMES) if (why := why_not(name, view, told))]
+    by_line_ends = (why for why in whys if "\\r" in told and CRLF in why)  # `python3\r` is another than python3
+    return next(by_line_ends, whys[0] if whys else None)
+
+
+def why_not(name: str, view: View, told: str) -> str | None:
+    """What keeps a program from running that a job calls by a name; `told` is what the job has said of such programs."""
+    path = view.find(name)
+    if path is None:
+        return None
+    inside = view.tree in path.parents
+    called = str(path.relative_to(view.tree)) if inside else name if "/" in name else f"{name} ({path} on the PATH)"
+    place = view.hidden_in(path)
+    if place and (inside or ("/" in name and view.is_own(place))):
+        return None
+    if place:
+        return f"{called} leads to {place}, which jobs do not see; {ELSEWHERE}"
+    head = view.head(path)
+    if inside and head.startswith((b"#!", b"\x7fELF")) and "Permission denied" in told and not os.access(path, os.X_OK):
+        return f"{called} is not executable; run: git update-index --chmod=+x {called}"
+    if head.startswith(b"\x7fELF") and "Exec format error" in told:
+        machine = MACHINES.get(int.from_bytes(head[18:20], "big" if head[5] == 2 else "little"), "another machine")
+        return None if machine == platform.machine() else f"{called} is for {machine}, and this machine is {platform.machine()}"
+    first = head.partition(b"\n")[0]
+    scripted = first.startswith(b"#!")
+    if (scripted or path.suffix == ".sh") and (first.endswith(b"\r") or 2 * head.count(b"\r\n") > head.count(b"\n")):
+        rule = f"*{path.suffix}" if path.suffix else called
+        return f"{called} has {CRLF}; convert it and add `{rule} text eol=lf` to .gitattributes"
+    return why_no_interpreter(called, head, view, inside) if scripted else None
+
+
+def why_no_interpreter(called: str, head: bytes, view: View, inside: bool) -> str | None:
+    """What keeps a script from running that is in order itself: what its first line asks for; of a shim, what it calls."""
+    first, _, rest = head.decode("utf-8", "replace").partition("\n")
+    asked, *words = first.removeprefix("#!").split() or [""]
+    if not asked.startswith("/"):
+        return None
+    if place := view.hidden_in(Path(asked)):
+        return f"{called} asks for {asked} in its first line, but jobs do not see {place}; {ELSEWHERE}"
+    if not os.path.exists(asked):
+        return f"{called} asks for {asked} in its first line, which does not exist on this machine"
+    program = next((word for word in words if not re.match(r"-|\w+=", word)), "") if Path(asked).name == "env" else ""
+    if program and view.find(program) is None:
+        return f"{called} asks for {program} in its first line, which is not on the PATH of jobs"
+    if inside:
+        why = why_not(program, view, "") if program else None
+        return why and f"{called} asks for {why}"
+    calls = [name for line in rest.split("\n") if "exec" in line for name in PROGRAM_NAMES.findall(line) if name.startswith("/")]
+    leads = ((name, place) for name in calls[:MOST_NAMES] if (place := view.hidden_in(Path(name))) and not view.is_own(place))
+    return next((f"{called} calls {name}, but jobs do not see {place}; {ELSEWHERE}" for name, place in leads), None)
 
 
 ###############################################################################
@@ -4058,7 +4974,7 @@ class Commit(NamedTuple):
 
     id: str
     author: str
-    authored_at: str
+    authored_at: str | None
     subject: str
 
 
@@ -4089,7 +5005,8 @@ def brought_of(walk: Sequence[tuple[Landed, str]], tip: str, whole: bool) -> Bro
 def read_brought(repo: Path, base: str, tip: str) -> Brought:
     """What base gained from `base` ("": from nothing) to `tip`. Raises GitError."""
     how = (f"--max-count={BROUGHT_WALK + 1}", "--topo-order", *([f"^{base}"] if base else []))
-    landed = [Landed(*(word[:200] for word in one)) for one in read_landed(repo, tip, *how).values()]  # it is kept
+    walked = read_landed(repo, tip, *how).values()
+    landed = [one._replace(parents=one.parents[:200], subject=one.subject[:200]) for one in walked]  # it is kept
     text = "".join(f"{one.commit}\n" for one in landed)
     names = git(repo, "log", "--no-walk=unsorted", "--stdin", "-z", "--format=%an", text=text).split("\0") if text else []
     walk = list(zip(landed, names, strict=False))
@@ -4149,6 +5066,7 @@ class Facts(NamedTuple):
     auto_merge: bool
     merged: Merged
     held: Held | None = None
+    unheard: str = ""  # as in `CommitFacts`
 
 
 def parse_hook_lines(text: str, at: str) -> Push:
@@ -4483,9 +5401,12 @@ def _job_blocker(job: Job) -> str:
 
 
 def verdict_of(
-    job: Job, code: int | None, command: str | None, skipped: str | None, trouble: str | None
+    job: Job, code: int | None, command: str | None, skipped: str | None, trouble: str | None, why: str | None = None
 ) -> tuple[str, str | None]:
-    """(status, reason) of a job that is over. `code` is None without a verdict; `trouble` is why it never ran."""
+    """(status, reason) of a job that is over. `code` is None without a verdict; `trouble` is why it never ran.
+
+    `why` is what it could not run, see `why_not_run`.
+    """
     if job.stopping:
         return job.stopping[0], job.stopping[1]
     if trouble:
@@ -4494,7 +5415,7 @@ def verdict_of(
         return "failed", "interrupted: its processes are gone without a verdict (a reboot, or something killed them)"
     if skipped and code == 0:
         return "skipped", skipped
-    return ("failed" if code else "passed"), exit_reason(code, command)
+    return ("failed" if code else "passed"), exit_reason(code, command, why)
 
 
 def why_no_retry(old: Job, refs: Refs, live: Iterable[Job], rolling: Job | None = None) -> str | None:
@@ -4546,7 +5467,7 @@ def still_open(job: Job, refs: Refs) -> tuple[tuple[str, str], ...]:
     return tuple(pair for pair in pairs(job.heads) if refs.heads.get(pair[0]) == pair[1] and pair[0] in refs.ahead)
 
 
-def explain(blockers: list[str], how: str | None, stale: bool) -> str:
+def explain(blockers: list[str], how: str | None, stale: bool, unheard: str = "") -> str:
     """The gate's verdict on an open branch in one sentence."""
     if blockers:
         return "; ".join(blockers)
@@ -4555,7 +5476,7 @@ def explain(blockers: list[str], how: str | None, stale: bool) -> str:
     if how:
         return "it passed and is in line to be merged"
     again = ", after another test since base has moved on" if stale else ""
-    return f"it passed, and merges when somebody asks{again}: its head commit has no trailer Auto-Merge: yes"
+    return f"it passed, and merges when somebody asks{again}: {unheard or 'its head commit has no trailer Auto-Merge: yes'}"
 
 
 ###############################################################################
@@ -4643,12 +5564,12 @@ class Herald:
                     if trouble:
                         log(f"FORGE_NOTIFY {trouble}; it was told {piece['event']} {piece['repo']}/{piece['branch']}")
             except Exception:
-                log(f"FORGE_NOTIFY: {traceback.format_exc()}")
+                log("FORGE_NOTIFY", traceback.format_exc())
 
     def _tell(self, piece: Mapping[str, Any]) -> str | None:
         """Run the command for one piece of news; what went wrong, or None."""
         with open(os.memfd_create("news"), "w+b") as text:  # no pipe, which a command that does not read would block
-            text.write(json.dumps(piece).encode() + b"\n")
+            text.write(f"{json_text(piece)}\n".encode())
             text.seek(0)
             with self.lock:
                 if self.given_up:
@@ -4922,6 +5843,8 @@ class Engine:
         self.url, self.port = config.url or config.listen_url(), config.port
         self.files = prepare_data_dir(config)
         self.bwrap = find_sandbox(config)
+        facts = config.data_dir.stat()
+        self.account = account_of(os.geteuid(), facts.st_gid if facts.st_uid == os.geteuid() else os.getegid())
         self.lock = threading.Condition()
         self.ledger = Ledger(config.data_dir)
         self.running: dict[int, Running] = {}
@@ -4931,6 +5854,9 @@ class Engine:
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
         self.stepped: set[str] = set()  # what of these a worker is at
         self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
+        self.ailing: dict[str, tuple[Ailment, float]] = {}  # by repo: why its work waits, and until when that is believed unseen
+        self.met: dict[str, int] = {}  # by repo: the inode of the directory that has our hooks and config
+        self.copying: set[str] = set()  # repos that are being copied in, which are met when that is over
         self.unrenewed: dict[str, dict[str, tuple[str, str, str]]] = {}  # by repo, branch: head, base, why it is not made anew
         self.stuck: dict[tuple[str, str, str], str] = {}  # by (repo, branch, head): why its merge failed although it was due
         self.ending: set[int] = set()  # jobs whose processes are gone and whose ends an ender tells
@@ -4958,6 +5884,8 @@ class Engine:
         self._looks: dict[str, float] = {}  # by repo, like `turns`: of several pages that need git, one asks it
         self._trees: dict[str, tuple[str, dict[str, str]]] = {}  # by repo: base, and the trees of its own line
         self._making: dict[tuple[str, ...], float] = {}  # likewise, by key: what git is asked for to be kept
+        self._meeting: dict[str, float] = {}  # likewise: repos that are being completed
+        self._listed: tuple[int, int] | None = None  # by what it is known that no repo has come or gone since the last look
         self.hasty = threading.local()  # `on` in threads that have others to serve: those that answer requests, a scan
 
     @property
@@ -5195,11 +6123,108 @@ class Engine:
             if name in self.state.repos:
                 self.poke("")
             raise Refused(404, f"there is no repo {shorten(name)}")
-        trouble = why_unusable(path, name)
+        trouble = why_unusable(path, name, self.account)
         if trouble:
-            self.troubles[name] = trouble
+            self.examine(name)
             raise Refused(409, trouble)
         return path
+
+    def readable(self, name: str) -> Path:
+        """The path of a repo whose refs can be read. Raises Refused as `usable` does."""
+        path, ailment = self.usable(name), self.examine(name, whole=False)
+        if ailment and ailment.blind:
+            raise Refused(409, ailment.text)
+        return path
+
+    def examine(self, name: str, whole: bool = True) -> Ailment | None:
+        """See what is wrong with a repo's files; the reason for which its work has to wait, or None. What was mended goes on.
+
+        Unless `whole`, the files of objects are passed over while nothing is known to be wrong: a push waits for this.
+        """
+        path = self.config.repo(name)
+        whole = whole or name in self.ailing or name in self.troubles
+        found = find_ailment(path, name, self.account, whole) if path.is_dir() else None
+        if not (found and found.blocks) and (hidden := why_jobs_lack_objects(self.config, path, name, self.bwrap)):
+            found = Ailment(hidden, True)
+        with self.lock:
+            before, until = self.ailing.pop(name, (None, 0.0))
+            if found and found.blocks:
+                self.ailing[name] = found, 0.0
+            elif before and time.monotonic() < until:
+                self.ailing[name] = before, until
+            waits, _ = self.ailing.get(name, (None, 0.0))
+            known = self.troubles.pop(name, None)
+            told = (waits or found or Ailment("")).text
+            if told:
+                self.troubles[name] = told
+            mended = before is not None and waits is None
+            if mended:
+                self.stuck = {key: why for key, why in self.stuck.items() if key[0] != name}
+                self.poke(name)
+        if told and told != known:
+            log(f"{name}: {told}")
+        if mended:
+            self.wake()
+        return waits
+
+    def must_wait(self, name: str, error: Exception) -> str | None:
+        """Why work in a repo waits after something failed there; None when its files are not the reason.
+
+        A right that git misses although the files do not show it (an ACL, an attribute) is believed for a while.
+        """
+        ailment = self.examine(name)  # git calls an object that it may not read corrupt
+        about = error.stderr if isinstance(error, GitError) else str(error)
+        said = next((line.strip() for line in about.splitlines() if NO_RIGHT.search(line) and OF_REPO.search(line)), None)
+        if ailment is None and said and lacks_rights(error):
+            text = f"git may not do its work in {name}: {said}; {how_to_mend(self.config.repo(name), self.account, -1)}"
+            ailment = Ailment(text, True)
+            with self.lock:
+                self.ailing[name] = ailment, time.monotonic() + HURRY_SECONDS
+                known, self.troubles[name] = self.troubles.get(name), text
+            if known != text:
+                log(f"{name}: {text}")
+        return ailment.text if ailment else None
+
+    def meet(self, name: str) -> bool:
+        """Complete a repo that is new, whoever sees it first: a page, a push, a command, the watcher; whether it is complete now.
+
+        One that is being copied is left alone until that is over. Raises Refused, GitError, OSError.
+        """
+        path = self.usable(name)
+        if not self.has_met(name):
+            with self.alone(self._meeting, name, name):
+                if not self.has_met(name):
+                    seen = inode_of(path)
+                    if name not in self.state.repos:
+                        if not is_quiet(path):
+                            self.copying.add(name)
+                            return False
+                        self.submit(name)  # who pushes as soon as there are hooks begins it, and does not find it
+                    complete_repo(path)
+                    self.met[name] = seen
+        return True
+
+    def has_met(self, name: str) -> bool:
+        """Whether a repo is the one that this server has completed."""
+        path = self.config.repo(name)
+        return name in self.met and self.met[name] == inode_of(path) and is_complete(path)
+
+    def _greet(self) -> None:
+        """Have repos met that came since the last look, and those forgotten that went: one stat while nothing does."""
+        facts = os.stat(self.config.repos)
+        mark = facts.st_ino, facts.st_mtime_ns
+        if mark != self._listed:
+            names = set(self.repo_names())
+            for name in names:
+                if not self.has_met(name):
+                    self.poke(name)
+            if not self.state.repos.keys() <= names:
+                self.poke("")
+            # what comes within one tick of the clock leaves the same mark
+            self._listed = mark if facts.st_mtime_ns + 2_000_000_000 < time.time_ns() else None
+        for name in [*self.copying]:
+            self.copying.discard(name)
+            self.poke(name)
 
     def submit(self, name: str, push: Push = NO_PUSH) -> Refs:
         """Look at a repo now and journal what is new; jobs start and merges follow by themselves.
@@ -5220,7 +6245,7 @@ class Engine:
 
     def look(self, name: str, push: Push = NO_PUSH) -> Refs:
         """Read a repo's refs and journal what is new. The repo's turn is held."""
-        path = self.usable(name)
+        path = self.readable(name)
         try:
             self._settle(name, path)
             refs = read_refs(path)
@@ -5232,13 +6257,13 @@ class Engine:
                     git_locking(path, ["HEAD.lock"], "symbolic-ref", "HEAD", f"refs/heads/{base}")
                     refs = read_refs(path)
         except GitError as error:
-            self.troubles[name] = f"git cannot read {name}: {error}"
+            if not self.must_wait(name, error):
+                self.troubles[name] = f"git cannot read {name}: {error}"
             raise
         with self.lock:
             events = notice(name, self.state, refs, push, self.next_id())
             if events:
                 self.record(*events)
-            self.troubles.pop(name, None)
         return refs
 
     def scan(self) -> None:
@@ -5254,9 +6279,11 @@ class Engine:
             try:
                 path = self.usable(name)
                 mend_locks(path)
-                if name not in self.state.repos:  # who pushes as soon as there are hooks begins it, and does not find it
-                    self.submit(name)
-                complete_repo(path)
+                self.examine(name)
+                self.met.pop(name, None)  # somebody may have taken a hook away
+                if not self.meet(name):
+                    continue  # it is being copied
+                drop_verdicts(path)
                 if name not in self.checked:
                     self._complete_history(name, path)
                 self.submit(name)
@@ -5264,6 +6291,8 @@ class Engine:
                     in_use = {job.id for job in self.state.jobs.values()}
                 drop_tested(path, in_use)
             except (Refused, GitError, OSError) as error:
+                if self.must_wait(name, error) or name in self.ailing:
+                    continue  # it has been said
                 if not (isinstance(error, Refused) and error.status == 503):  # who is at work there tells what is wrong
                     self.troubles.setdefault(name, str(error))
                 self._failed(name, error)
@@ -5316,6 +6345,8 @@ class Engine:
         What is decided or done is not decided by this, but by what git says then. Raises Refused, GitError.
         """
         path = self.usable(name)
+        if name in self.ailing and self.ailing[name][0].blind:
+            raise Refused(409, self.ailing[name][0].text)
         with self.alone(self._looks, name, name):
             refs = self._refs_now(name, path)
             others = [head for branch, head in refs.heads.items() if branch != refs.base]
@@ -5327,7 +6358,7 @@ class Engine:
                     age = {
                         head: self._cache[key].authored_at for head in others if (key := ("commit", name, head)) in self._cache
                     }
-                others.sort(key=lambda head: age.get(head, ""), reverse=True)
+                others.sort(key=lambda head: age.get(head) or "", reverse=True)
                 self._learn(("count", name, refs.tip), others, partial(count_many, path, refs.tip))
         return refs
 
@@ -5384,6 +6415,15 @@ class Engine:
     def commit(self, name: str, commit: str) -> CommitFacts:
         """What a commit of a repo says."""
         return self._kept(("commit", name, commit), lambda: read_commit(self.config.repo(name), commit))
+
+    def unheard(self, name: str, heads: Iterable[str]) -> dict[str, str]:
+        """Which of some heads do not ask for their merge although they seem to, and why."""
+        found = {}
+        self._learn(("commit", name), heads := list(heads), partial(read_commits, self.config.repo(name)))
+        for head in heads:
+            with contextlib.suppress(GitError, Refused):  # who is to judge it says so
+                found[head] = self.commit(name, head).unheard
+        return {head: why for head, why in found.items() if why}
 
     def merged(self, name: str, base: str, head: str) -> Merged:
         """How two commits of a repo merge."""
@@ -5494,7 +6534,7 @@ class Engine:
             free = self.config.max_jobs - sum(job.kind == PRE for job in busy)
             deploying = {job.repo for job in busy if job.kind == POST}
             for job in sorted(live, key=lambda job: (job.is_first, job.id)):  # the queue tests nothing before its time
-                if job.status != "pending" or job.id in self.starting:
+                if job.status != "pending" or job.id in self.starting or job.repo in self.ailing:
                     continue
                 if job.kind == POST and job.repo not in deploying:
                     deploying.add(job.repo)
@@ -5534,7 +6574,7 @@ class Engine:
             with self.lock:
                 self.lock.wait_for(lambda: self.closing or self.starved, timeout=1)  # it is tried again, but not at once
         except Exception:
-            log(f"job {job.id}: {traceback.format_exc()}")
+            log(f"job {job.id}", traceback.format_exc())
             self._end(job.id, "forge stumbled over it; the server's log says more")
         finally:
             with self.lock:
@@ -5544,8 +6584,10 @@ class Engine:
             self.wake()
 
     def _prepare(self, job: Job) -> Launch | None:
-        """Make the candidate and the checkout, and journal the start. None when the job is not wanted any more."""
+        """Make the candidate and the checkout, and journal the start. None when it is not wanted any more, or waits."""
         path = self.config.repo(job.repo)
+        if self.examine(job.repo, whole=False):
+            return None
         with self.lock:
             known = self.state.repos.get(job.repo, Repo())
             if job.status != "pending":
@@ -5565,9 +6607,11 @@ class Engine:
                     return None
                 tidy.result()
                 kept = beside.submit(keep_tested, path, job.id, facts["tested"]) if job.kind == PRE else None
-                ssh_config = read_ssh_config(self.config.secrets_dir) if job.kind == POST else None
+                whose = secrets_folder(self.config, job.repo, settings) if job.kind == POST else None
+                secrets_dir = secrets_seen(self.config, whose) if job.kind == POST else None
+                ssh_config = read_ssh_config(secrets_dir)
                 most = setting_number(path, settings, "forge.checkoutLimit", CHECKOUT_BYTES, "bytes")
-                tree = fill_checkout(slot, self.trash, path, facts["tested"], most)
+                tree = fill_checkout(slot, self.trash, path, facts["tested"], most, self._origin(job, known.base, facts))
                 if kept and (self.tries.get(job.id, 0) < 3 or not kept.exception()):
                     kept.result()  # in the end it can do without
             self.littered.set()
@@ -5575,6 +6619,10 @@ class Engine:
             self._end(job.id, error.text)
             return None
         except (GitError, OSError) as error:
+            if self.must_wait(job.repo, error):
+                self.discard(slot)
+                self.littered.set()
+                return None
             self.tries[job.id] = self.tries.get(job.id, 0) + 1
             again = isinstance(error, GitError) and error.passing and self.tries[job.id] < 4
             if isinstance(error, TooLarge):  # it would fill the disk again
@@ -5591,16 +6639,23 @@ class Engine:
         configured = settings.get(COMMAND_SETTING[job.kind].lower(), "")
         about = {"checkout": number, "timeout": timeout, "configured": configured, "sandboxed": self.bwrap is not None}
         about |= {"caused_by": said} if (said := cause.result()) else {}
+        about |= {"secrets": whose} if whose is not None else {}
         with self.lock:
             if job.status != "pending" or self.closing:
                 return None
             self.record(("job.started", {"id": job.id, "started_at": now(), **about, **facts}))
         run, log_file = self.config.data_dir / "running" / str(job.id), self.config.log(job.repo, job.id)
-        if job.kind == POST and has_secrets(self.config):
+        if job.kind == POST and (secrets_masked(self.config, job) or self.config.password_file or self.config.password):
             log_file.unlink(missing_ok=True)  # that of another job in a restored copy: a mask would go on with it
             log_file = run / RAW_LOG
         environ = job_environ(self.config, self.url, job, home) | (ssh_environ(run) if ssh_config is not None else {})
-        return Launch(job.kind, tree, run, log_file, environ, path, home, configured, ssh_config)
+        environ |= {"FORGE_SECRETS_DIR": str(secrets_dir)} if secrets_dir else {}
+        return Launch(job.kind, tree, run, log_file, environ, path, home, configured, ssh_config, secrets_dir)
+
+    def _origin(self, job: Job, base: str | None, facts: Mapping[str, Any]) -> Origin:
+        """What a job's git calls origin: base is where the job found it, or what the job deploys."""
+        branch, tip = (job.branch, job.commit) if job.kind == POST else (base, facts["base"])
+        return Origin(f"{self.url}/r/{job.repo}.git", branch or "", (branch and tip) or "")
 
     def _cause(self, job: Job) -> str:
         """What brought the head that a job tests about, "" when it does not say. What the commit says the gate will ask, too."""
@@ -5612,7 +6667,7 @@ class Engine:
         """What puts a job into its sandbox. The machine is looked at for each job: a folder with secrets may be new."""
         if self.bwrap is None:
             return []
-        return sandbox_args(self.config, launch, look_around(self.config, self.bwrap, os.environ))
+        return sandbox_args(self.config, launch, look_around(self.config, self.bwrap, os.environ, launch.secrets_dir))
 
     def _candidate(self, path: Path, job: Job, tip: str | None) -> dict[str, Any]:
         """What a job tests: the merges that would become base; the head itself with conflicts or after a merge."""
@@ -5702,7 +6757,7 @@ class Engine:
         code, up = left or (None, boot_clock())
 
         def judged(job: Job) -> Job:
-            status, reason = verdict_of(job, code, command, skipped, trouble)
+            status, reason = verdict_of(job, code, command, skipped, trouble, why)
             return replace(job, status=status, reason=reason, exit_code=code, command=command, stopping=None)
 
         with self.lock:
@@ -5719,8 +6774,9 @@ class Engine:
             mask.copy(ended=True)
         if job.sandboxed and not trouble and not (command or skipped):
             trouble = sandbox_trouble(code, self.config.log(job.repo, job_id))
+        why = self._why_not_run(job, code, command) if code and command and not trouble else None
         seen = judged(job)
-        digest = self._digest(seen)
+        digest = self._digest(seen, why)
         with self.lock:
             job, running = self.state.jobs.get(job_id), self.running.get(job_id)
             if job is None or not job.live:
@@ -5753,7 +6809,8 @@ class Engine:
     def _mask_of(self, job: Job) -> Mask | None:
         """What stands between a deployment and its log, when it was started with a log of its own."""
         raw = self.config.data_dir / "running" / str(job.id) / RAW_LOG
-        return Mask(self.config, raw, self.config.log(job.repo, job.id)) if raw.exists() else None
+        log_file, folders = self.config.log(job.repo, job.id), secrets_masked(self.config, job)
+        return Mask(self.config, raw, log_file, folders) if raw.exists() else None
 
     def _begin_mask(self, run: Running) -> None:
         """Let a masker thread serve the log of a job that has just been started or taken over."""
@@ -5782,8 +6839,27 @@ class Engine:
             with contextlib.suppress(ValueError):
                 ended.duration = round(max(0.0, finished - seconds_of(ended.started_at)), 3)
 
-    def _digest(self, job: Job) -> str | None:
-        """Why a job that has ended did not pass, or None for one that was not wanted. What cannot be read is left out."""
+    def _why_not_run(self, job: Job, code: int, command: str) -> str | None:
+        """What a job that has ended could not run, see `why_not_run`; its checkout is still there. An ender thread runs this."""
+        work, home = (
+            self.config.data_dir / "work" / job.repo / str(job.checkout),
+            self.config.data_dir / "home" / job.repo / job.kind,
+        )
+        run, log_file = self.config.data_dir / "running" / str(job.id), self.config.log(job.repo, job.id)
+        launch = Launch(job.kind, work / "tree", run, log_file, {}, self.config.repo(job.repo), home)
+        boxed = self.bwrap if job.sandboxed else None
+        seen = secrets_seen(self.config, job.secrets) if job.kind == POST else None
+        mounts = sandbox_mounts(self.config, launch, look_around(self.config, boxed, os.environ, seen)) if boxed else {}
+        with contextlib.suppress(OSError, ValueError):
+            view = View(launch.tree, bare_environ(self.config, str(home))["PATH"], mounts)
+            return why_not_run(code, command, read_tail(log_file), view)
+        return None
+
+    def _digest(self, job: Job, why: str | None) -> str | None:
+        """Why a job that has ended did not pass, or None for one that was not wanted. What cannot be read is left out.
+
+        `why` is what it could not run, where that is known.
+        """
         if job.status not in FAILED:
             return None
         repo, log_file, parts = self.config.repo(job.repo), self.config.log(job.repo, job.id), [outcome(job)]
@@ -5794,6 +6870,7 @@ class Engine:
                 usual = self.config.log(passed.repo, passed.reused_from or passed.id) if passed else None
                 found = first_error(read_ends(log_file), usual_lines(read_ends(usual)) if usual else set())
                 parts += [f"line {found[0]}: {fit(found[1], 160)}"] if found else []
+                parts += [why] if why and why not in parts[0] else []
             parts += last_lines(read_tail(log_file))
             if passed and passed.finished_at:
                 seconds = int(time.time() - seconds_of(passed.finished_at))
@@ -5824,6 +6901,9 @@ class Engine:
                     tick = time.monotonic() + min(TICK_SECONDS, self.manager.every)
                     self._go_on()
                     self._check_jobs()
+                    for name in [*self.ailing]:
+                        self.examine(name)
+                    self._greet()
                     self.dispatch()
                     for name in list(self.eager):
                         self.poke(name)
@@ -5836,7 +6916,7 @@ class Engine:
                 self.complain("the watcher", error)
                 time.sleep(0.5)
             except Exception:
-                log(f"the watcher stumbled and goes on: {traceback.format_exc()}")
+                log("the watcher stumbled and goes on", traceback.format_exc())
                 time.sleep(0.5)
 
     def status(self) -> str:
@@ -5877,7 +6957,7 @@ class Engine:
         except (Refused, OSError) as error:
             self.complain(f"the end of job {job_id}", error)
         except Exception:
-            log(f"the end of job {job_id}: {traceback.format_exc()}")
+            log(f"the end of job {job_id}", traceback.format_exc())
         finally:
             with self.lock:  # the watcher sees it again when that failed, but not at once
                 self.lock.wait_for(lambda: self.closing or job_id not in self.running, timeout=0.5)
@@ -5980,7 +7060,7 @@ class Engine:
             except (GitError, OSError) as error:
                 self.complain("upkeep", error)
             except Exception:
-                log(f"upkeep stumbled and goes on later: {traceback.format_exc()}")
+                log("upkeep stumbled and goes on later", traceback.format_exc())
 
     def _tend_grown(self) -> None:
         """Git maintenance of the repos that have grown, one by one, while all is quiet. Raises Refused, GitError, OSError."""
@@ -6032,9 +7112,10 @@ class Engine:
                 else:
                     self.scan()
             except (Refused, GitError, OSError) as error:
-                self._failed(name or "scan", error)
+                if not (name and (self.must_wait(name, error) or name in self.ailing)):
+                    self._failed(name or "scan", error)
             except Exception:
-                log(f"{name or 'scan'}: {traceback.format_exc()}")
+                log(name or "scan", traceback.format_exc())
             finally:
                 with self.lock:
                     self.stepped.discard(name)
@@ -6042,11 +7123,15 @@ class Engine:
 
     def step(self, name: str) -> None:
         """Do what the gate wants done in a repo until it wants nothing more. Raises Refused, GitError."""
+        if not self.meet(name):
+            return
         going = True
         while going and not self.closing:
             with self.turn(name):
                 self.eager = self.eager - {name}  # else a repo that cannot be looked at is asked for each second
                 refs = self.look(name)
+                if name in self.ailing:
+                    return
                 facts = self.gather(name, refs)
                 with self.lock:
                     known = self.state.repos[name]
@@ -6135,9 +7220,11 @@ class Engine:
         for head in heads:
             try:
                 merged = self.merged(name, refs.tip, head)
-                facts[head] = Facts(self.commit(name, head).auto_merge, merged, self.held(name, refs.tip, merged))
+                said = self.commit(name, head)
+                facts[head] = Facts(said.auto_merge, merged, self.held(name, refs.tip, merged), said.unheard)
             except GitError as error:  # one broken commit must not hold up the other branches
-                self.complain(f"{name}: {head} cannot be judged", error)
+                if not self.must_wait(name, error):
+                    self.complain(f"{name}: {head} cannot be judged", error)
         return facts
 
     def _merge(self, name: str, refs: Refs, action: Merge) -> bool:
@@ -6156,6 +7243,8 @@ class Engine:
         moved = error is not None and read_refs(self.config.repo(name)) != refs
         if error and self.no_room(error):
             raise error
+        if error and not moved and self.must_wait(name, error):
+            return True  # the next look sees that it waits
         if error:
             self._hurry_after(error)
         with self.lock:
@@ -6292,7 +7381,7 @@ class Engine:
     def _complete_history(self, name: str, path: Path) -> None:
         """Record the newest merges of base that have no record (merges.jsonl was lost in part), by the jobs that tested them."""
         with self.turn(name):
-            self._settle(name, path)
+            self._settle(name, self.readable(name))
             refs = read_refs(path)
             how = ("--first-parent", f"--max-count={HISTORY_CHECKED}")
             line = read_landed(path, refs.tip, *how) if refs.tip else {}
@@ -6318,7 +7407,7 @@ class Engine:
         about = {"repo": name, "base": base, "branch": job.heads[place]["branch"], "head": parents[1], "merge_commit": commit}
         said = self.commit(name, parents[1])
         how, about = "auto" if said.auto_merge else "manual", about | ({"caused_by": said.cause} if said.cause else {})
-        merged_at = at_time(seconds_of(landed.authored_at))
+        merged_at = landed.authored_at or now()
         return {**about, "parent": parents[0], "tree": tree, "job": job.id, "how": how, "begun": 0, "merged_at": merged_at}
 
     def _announce(self, name: str, refs: Refs, facts: Mapping[str, Facts]) -> None:
@@ -6343,8 +7432,9 @@ class Engine:
             return job.reason or "the branch has moved on"
         if newest.id != job.id:
             return f"{job.reason if newest.is_first else 'base has moved on'}; job {newest.id} tests it again"
-        blockers = why_blocked(head["branch"], refs, known, job, *(about[1:] if about else (None,)))
-        return explain(blockers, wish_of(branch, about) if about else None, job.base != refs.tip)
+        about = about or Facts(False, Merged(None))
+        blockers = why_blocked(head["branch"], refs, known, job, about.merged, about.held)
+        return explain(blockers, wish_of(branch, about), job.base != refs.tip, about.unheard)
 
     # -- what people ask for ------------------------------------------------------
 
@@ -6399,7 +7489,8 @@ class Engine:
             about = {"repo": name, "branch": branch, "head": head}
             error = self._act(name, ("branch.deleting", about), [(f"refs/heads/{branch}", head, None)])
             if error:
-                raise error if self.no_room(error) else Refused(409, f"{branch} was not deleted: {error}")
+                why = self.must_wait(name, error) or str(error)
+                raise error if self.no_room(error) else Refused(409, f"{branch} was not deleted: {why}")
             self.look(name)  # ends its job
         self.poke(name)
         return about
@@ -6465,7 +7556,8 @@ class Engine:
             else:
                 error = self._roll_back_to(name, refs, target.commit, target.tree, passed)
                 if error:
-                    raise error if self.no_room(error) else Refused(409, f"{refs.base} was not rolled back: {error}")
+                    why = self.must_wait(name, error) or str(error)
+                    raise error if self.no_room(error) else Refused(409, f"{refs.base} was not rolled back: {why}")
                 self.look(name)  # base has moved: post-merge
         self.dispatch()
         self.poke(name)
@@ -6526,7 +7618,7 @@ class Engine:
         error = self._roll_back_to(name, refs, job.commit, job.tree or "", job)
         if error and self.no_room(error):
             raise error
-        if error:
+        if error and not self.must_wait(name, error):
             self._hurry_after(error)
             with self.lock:
                 self.stuck[name, job.branch, job.commit] = f"it could not land, and is tried again within a minute: {error}"
@@ -6636,9 +7728,9 @@ def is_ancestor(repo: Path, commit: str, of: str) -> bool:
 
 
 def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str]:
-    """The whole environment of a job: nothing else of the server's reaches it."""
+    """The environment of a job but for its secrets: nothing else of the server's reaches it."""
     inherited = {name: value for name, value in os.environ.items() if name.startswith("NIX_")}
-    environ = {
+    return {
         **inherited,
         **bare_environ(config, str(home)),
         "CI": "true",
@@ -6653,13 +7745,10 @@ def job_environ(config: Config, url: str, job: Job, home: Path) -> dict[str, str
         "FORGE_BASE": job.base or "",
         "FORGE_TESTED": job.tested or "",
     }
-    if job.kind == POST and config.secrets_dir:
-        environ["FORGE_SECRETS_DIR"] = str(config.secrets_dir)
-    return environ
 
 
 def read_ssh_config(secrets_dir: Path | None) -> bytes | None:
-    """What `ssh -F` is to read for FORGE_SECRETS_DIR/ssh, or None when that is not there. Raises OSError.
+    """What `ssh -F` is to read for the ssh/ in what a job sees of the secrets, or None when that is not there. Raises OSError.
 
     The first value of an option is the one that counts, so the config that lies there comes last. It is copied, since
     what is included must belong to the user, which looks otherwise in the sandbox, and is a pattern of names.
@@ -6803,7 +7892,11 @@ if [ "$*" = shell ]; then
         name=${name#/} name=${name%%\'} name=${name%%.git}
         case $name in
         *[!A-Za-z0-9._-]* | [!A-Za-z0-9]* | '') ;;
-        *) [ ! -d "$FORGE_DATA_DIR/repos/$name.git" ] || clean git "${service#git-}" "$FORGE_DATA_DIR/repos/$name.git" ;;
+        *)  # what was copied in and is not complete yet is for us to see to
+            repo=$FORGE_DATA_DIR/repos/$name.git home=
+            [ ! -r "$repo/forge-home" ] || IFS= read -r home <"$repo/forge-home"
+            [ "$home" != "$repo" ] || clean git "${service#git-}" "$repo"
+            ;;
         esac
         ;;
     esac
@@ -6833,7 +7926,7 @@ def own_command(config: Config) -> str:
 
 def job_view(engine: Engine, job: Job) -> dict[str, Any]:
     """A job as programs see it."""
-    hidden = ("cause", "caused_by", "checkout", "timeout", "sandboxed", "stopping", "configured", "chain")
+    hidden = ("cause", "caused_by", "checkout", "timeout", "sandboxed", "secrets", "stopping", "configured", "chain")
     view = {name: getattr(job, name) for name in JOB_FIELDS if name not in hidden}
     flake = engine.state.flakes.get(job.reused_from or job.id)
     if flake:
@@ -6865,7 +7958,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
     """A branch beside base as programs see it, with what the gate says, or that git cannot read it."""
     head = refs.heads[branch]
     open_for_merge = refs.tip is not None and branch in refs.ahead
-    about, merged, held, unreadable = CommitFacts("", "", "", "", False), None, None, []
+    about, merged, held, unreadable = CommitFacts("", "", "", None, False), None, None, []
     counts: tuple[str | None, int | None, int | None] = (None, None, None)
     try:
         about = engine.commit(name, head)
@@ -6886,6 +7979,7 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
         if unrenewed[:2] == (head, refs.tip):
             blockers.append(f"it cannot be made anew on {refs.base}: {unrenewed[2]}")
         how = wish_of(known, Facts(about.auto_merge, merged or Merged(None))) if known else None
+        unheard = [about.unheard] if about.unheard and not how else []
         view = {
             "repo": name,
             "branch": branch,
@@ -6898,17 +7992,20 @@ def mr_view(engine: Engine, name: str, refs: Refs, branch: str) -> dict[str, Any
             "auto_merge": about.auto_merge or bool(known and known.asked == "auto"),
             "job": job_view(engine, job) if job else None,
             "mergeable": not blockers,
-            "blockers": blockers,
+            "blockers": blockers + unheard,
             "held": held.commit if held else None,
             "url": mr_url(engine.url, name, branch),
             "subject": about.subject,
             "author": about.author,
             "authored_at": about.authored_at,
-            "why": explain(blockers, how, bool(job and job.base != refs.tip)),
+            "why": explain(blockers and blockers + unheard, how, bool(job and job.base != refs.tip), about.unheard),
         }
         waits = job.live or (job.interrupted and job.cause != "rerun") if job else open_for_merge
         soon = is_suspect(repo, refs, branch) or (repo.rollback is not None and len(blockers) == 1)
         view["settled"] = not waits and not (how and (soon or not blockers))
+        if name in engine.ailing and (view["mergeable"] or not view["settled"]):
+            why = engine.ailing[name][0].text
+            view |= {"mergeable": False, "blockers": [why], "why": why}
     return view
 
 
@@ -7137,10 +8234,8 @@ def timeline_svg(rows: list[PushRow]) -> str:
     for number, row in enumerate(rows):
         name = row.branch if len(row.branch) <= 28 else row.branch[:27] + "…"
         parts.append(f'<svg y="{number * ROW_HEIGHT}" width="100%" height="{ROW_HEIGHT}">')
-        parts.append(f'<text y="15">{bottle.html_escape(name)}</text>')
-        parts.append(
-            f'<text x="100%" y="15" text-anchor="end">{bottle.html_escape(row.outcome)} · {spell_duration(row.total)}</text>'
-        )
+        parts.append(f'<text y="15">{for_pages(name)}</text>')
+        parts.append(f'<text x="100%" y="15" text-anchor="end">{for_pages(row.outcome)} · {spell_duration(row.total)}</text>')
         parts.append('<rect class="ground" y="22" width="100%" height="13" rx="3"/>')
         for what, begin, end in row.stretches:
             left, right = min(100, 100 * begin / width), min(100, 100 * end / width)
@@ -7301,7 +8396,7 @@ def prometheus_text(metrics: Iterable[Metric]) -> str:
 
 
 def escape_label(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return visible(text).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def outlook(engine: Engine, job: Job, pushed: Job) -> tuple[Job | None, str]:
@@ -7411,7 +8506,8 @@ class DiffLine(NamedTuple):
 def parse_commits(log_text: bytes) -> list[Commit]:
     """The commits in what `git log -z` prints of them in the form of `commits_of`; one that was cut off is left out."""
     words = log_text.decode("utf-8", "surrogateescape").split("\0")[:-1]
-    return [Commit(*words[at : at + 4]) for at in range(0, len(words) - 3, 4)]
+    four = (words[at : at + 4] for at in range(0, len(words) - 3, 4))
+    return [Commit(commit, author, commit_time(date), subject) for commit, author, date, subject in four]
 
 
 def parse_changes(listing: bytes) -> list[Change]:
@@ -7514,7 +8610,7 @@ def files_of_page(changes: list[Change], first: int) -> list[Change]:
 
 def commits_of(engine: Engine, name: str, base: str, head: str) -> list[Commit]:
     """The newest commits that `head` has and `base` lacks. Raises GitError."""
-    form = "--format=%H%x00%an%x00%aI%x00%s"
+    form = "--format=%H%x00%an%x00%at%x00%s"
     about = ("log", "-z", f"-n{COMMITS_SHOWN}", "--no-show-signature", form, head, f"^{base}")
     return parse_commits(engine.output(name, LISTING_BYTES, *about)[0])
 
@@ -7709,7 +8805,8 @@ def unit_files(config: Config, environ: Mapping[str, str]) -> tuple[dict[str, st
 
 def unit_places(config: Config, environ: Mapping[str, str], table: dict[str, str]) -> list[tuple[str, str]]:
     """What the service may write, and what lies where it would see nothing; brings `table` in line with that."""
-    links = [Path(os.path.realpath(entry)) for entry in config.data_dir.glob("*") if entry.is_symlink() and entry.is_dir()]
+    entries = [*config.data_dir.glob("*"), *config.repos.glob("*.git")]
+    links = [Path(os.path.realpath(entry)) for entry in entries if entry.is_symlink() and entry.is_dir()]
     writes = [config.data_dir, *(link for link in links if not link.is_relative_to(config.data_dir))]
     nix, nix_writable = find_nix(environ)
     writes += nix if nix_writable else []
@@ -7871,11 +8968,27 @@ LINGER_SECONDS = 5.0  # in which what follows a refused request is read, and thr
 FOLLOW_SECONDS = 30.0
 CLONERS = WEB_THREADS // 4  # clones and fetches at a time: each takes a worker, and a git or two
 STALLED_MS = 120_000  # until who reads nothing of an answer is taken for gone
+MEET_SECONDS = 1.0  # that a page waits until a repo that it sees first has been copied in whole
 CLONE_WAIT = 10.0  # seconds that one more waits for its turn
 FETCH_BYTES = 10 << 20  # of what a git asks for, unpacked; what git http-backend itself allows
 FETCH_PATH = re.compile(r"/r/[^/]+/(?:info/refs|git-upload-pack|git-receive-pack)")
 FINDERS = 2  # searches in logs at a time: each takes a worker, and a processor as long as it lasts
 COOKIE = "forge_session"
+
+
+class Page(bottle.SimpleTemplate):  # type: ignore[misc]
+    """A template in which every value is made visible; what has to be exact, as in a form, is written ``{{!exact(value)}}``."""
+
+    settings = {"escape_func": for_pages}  # noqa: RUF012 (so bottle wants it)
+
+
+class Errors(io.TextIOBase):
+    """What bottle prints of an exception that was not foreseen goes to the log as all else."""
+
+    def write(self, text: str) -> int:
+        """Take a traceback."""
+        log("an exception that was not foreseen", text)
+        return len(text)
 
 
 class Web:
@@ -7913,6 +9026,7 @@ class Web:
         if environ["REQUEST_METHOD"] == "HEAD":
             environ |= {"REQUEST_METHOD": "GET", "forge.head": True}  # no route can forget to answer both alike
         self.engine.hasty.on = True
+        environ["wsgi.errors"] = Errors()
         answer: Iterable[bytes] = self.app(environ, start)
         if "forge.head" in environ:
             close = getattr(answer, "close", None)
@@ -8039,11 +9153,16 @@ class Web:
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             """A route, whatever it raises."""
+            name = (kwargs.get("repo") or bottle.request.query.get("repo") or "").removesuffix(".git")
             try:
+                self._meet(name)
                 return callback(*args, **kwargs)
             except Refused as error:
                 return self._refusal(error)
             except (GitError, OSError) as error:
+                waits = self.engine.must_wait(name, error) if is_repo_name(name) else None
+                if waits:
+                    return self._refusal(Refused(409, waits))
                 no_room = self.engine.no_room(error)
                 if not no_room and isinstance(error, OSError):
                     raise
@@ -8055,6 +9174,17 @@ class Web:
 
         return answer
 
+    def _meet(self, *names: str) -> None:
+        """Let the server complete repos that it has not seen before. What is wrong with one is told by who asks for it."""
+        until = time.monotonic() + MEET_SECONDS
+        for name in names:
+            whole = not is_repo_name(name) or self.engine.has_met(name)
+            while not whole and time.monotonic() < until:
+                whole = True
+                with contextlib.suppress(Refused, GitError, OSError):
+                    whole = self.engine.meet(name)
+                time.sleep(0 if whole else 0.05)
+
     def _refusal(self, error: Refused) -> bottle.HTTPResponse:
         headers = dict(error.extra.get("headers", {}))
         if error.status == 401 and is_fetch():  # so that git asks for name and password, or takes them from the URL
@@ -8064,21 +9194,21 @@ class Web:
         if wanted == "html":
             return self._page("error", error.status, headers, text=error.text, extra=extra, status=error.status)
         if wanted == "text":
-            return text_response(error.status, f"{error.text}\n", headers)
+            return text_response(error.status, sentences([error.text]), headers)
         return json_response({"error": error.text, **extra}, error.status, headers)
 
     def _error_of_bottle(self, error: bottle.HTTPError) -> Any:
         """What bottle itself refuses: no route, the wrong method, a crash (which goes to the log)."""
         texts = {404: "there is nothing at this address", 405: "this address does not take this method"}
         if error.exception is not None:
-            log(f"{bottle.request.method} {bottle.request.path}: {error.exception!r}")  # bottle has printed the traceback
+            log(f"{bottle.request.method} {bottle.request.path}: {error.exception!r}")  # bottle has told the traceback
             texts[500] = "forge stumbled over this; the server's log says more"
         made = self._refusal(Refused(error.status_code, texts.get(error.status_code, str(error.body))))
         bottle.response.headers.update(made.headers)
         return made.body
 
     def _xml(self, view: str, kind: str, **values: Any) -> bottle.HTTPResponse:
-        made = str(bottle.template(view, template_lookup=self.lookup, **values))
+        made = str(bottle.template(view, template_adapter=Page, template_lookup=self.lookup, **values))
         return tagged(XML_ODD.sub("\ufffd", made).encode(), kind)
 
     def _page(self, view: str, code: int = 200, headers: Mapping[str, str] | None = None, **values: Any) -> bottle.HTTPResponse:
@@ -8088,12 +9218,14 @@ class Web:
         """A page from its template."""
         spell = {"ago": ago, "spell_duration": spell_duration, "spell_bytes": spell_bytes, "mr_path": partial(mr_url, "")}
         spell |= {"spell_wait": spell_wait, "visible": visible, "side_by_side": side_by_side, "quote": quote_bytes}
+        spell["exact"] = bottle.html_escape
         spell["query"] = lambda **values: urlencode(values, errors="surrogateescape")
         page = {"logged_in": self._logged_in(), "here": bottle.request.path, "version": __version__, "PRE": PRE, "POST": POST}
         action = bottle.request.method == "POST"
         here = bottle.request.path.rpartition("/")[0] if action else bottle.request.path  # of an action: its page
         page["here_quoted"] = quote(quote(here or "/"), safe="")  # an address, as a value in another address
-        made = bottle.template(view, template_lookup=self.lookup, **{**spell, **page, **values})
+        values = {**spell, **page, **values}
+        made = bottle.template(view, template_adapter=Page, template_lookup=self.lookup, **values)
         return str(made).encode("utf-8", "replace")  # names in a repo that was copied in may be no UTF-8
 
     def _logged_in(self) -> bool:
@@ -8152,7 +9284,7 @@ class Web:
 
     def metrics(self) -> Any:
         """Figures for Prometheus."""
-        body = prometheus_text(read_metrics(self.engine)).encode("utf-8", "replace")
+        body = prometheus_text(read_metrics(self.engine)).encode()
         kind = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Cache-Control": "no-store"}
         return bottle.HTTPResponse(body, 200, kind)
 
@@ -8160,6 +9292,7 @@ class Web:
         """The repos and what runs, from what the journal knows: no git runs."""
         engine = self.engine
         names = engine.repo_names()
+        self._meet(*(name for name in names if name not in engine.state.repos))
         with engine.lock:
             repos = [repo_summary(engine, name) for name in names]
             running, pending = self._running()
@@ -8191,7 +9324,8 @@ class Web:
         def program() -> dict[str, Any]:
             requests = [mr_view(engine, repo, refs, branch) for branch in sorted(refs.heads) if branch != refs.base]
             requests.sort(key=lambda view: -(view["job"] or {"id": 0})["id"])
-            return {"repo": repo, "base": refs.base, "head": refs.tip, "merge_requests": requests, "holds": self._holds(repo)}
+            about = {"repo": repo, "base": refs.base, "head": refs.tip, "trouble": engine.troubles.get(repo)}
+            return {**about, "merge_requests": requests, "holds": self._holds(repo)}
 
         def values(view: Mapping[str, Any]) -> dict[str, Any]:
             order = list(STANDINGS)
@@ -8201,7 +9335,7 @@ class Web:
             wanted.sort(key=lambda request: order.index(request["standing"]))
             listed = wanted[: fitting(map(row_size, wanted), ROWS_BYTES)]
             about = {"heads": len(refs.heads), "path": str(self.config.repo(repo)), "clone": f"{engine.url}/r/{repo}.git"}
-            about |= {"trouble": engine.troubles.get(repo), "standings": STANDINGS, "tally": tally, "shown": shown}
+            about |= {"standings": STANDINGS, "tally": tally, "shown": shown}
             return {"merge_requests": listed, "left_out": len(wanted) - len(listed), **about, **self._pulse(repo)}
 
         return self._show_kept("repo", program, values, *also)
@@ -8450,7 +9584,9 @@ class Web:
         with self.engine.lock:
             done = self.engine.ledger.merges_of(job.repo, job.branch, 1)
         merge = merge_view(done[0]) if done and done[0]["job"] == job.id else None
+        waits = self.engine.ailing.get(job.repo) if job.status == "pending" else None
         about: dict[str, Any] = {
+            "trouble": waits and waits[0].text,
             "merge": merge,
             "stopping": job.stopping,
             "sandboxed": job.sandboxed,
@@ -8714,18 +9850,22 @@ class Web:
         else:
             repo, push = parse_hook_json(body, now())
         refs = self.engine.submit(repo, push)
+        self._meet(repo)
         jobs, lines, watch = self._tell_push(repo, refs, push)
+        lines += [f"forge: {self.engine.troubles[repo]}"] if repo in self.engine.troubles else []
         odd = [option for option in push.options if option not in ("wait", "merge")]
         lines += [f"forge: the push option {shorten(option)} is not known; there are wait and merge" for option in odd]
         if wanted_type() != "text":
             return json_response({"jobs": jobs}, 202)
         if "wait" in push.options and watch:
             lines.append(f"wait {' '.join(f'{job}:0' for job in watch)}")
-        return text_response(202, "".join(f"{line}\n" for line in lines))
+        return text_response(202, sentences(lines))
 
     def _tell_push(self, repo: str, refs: Refs, push: Push) -> tuple[list[dict[str, Any]], list[str], list[int]]:
         """(jobs for programs, lines for the pusher, ids that `-o wait` watches). Raises Refused when a ref is not there."""
         engine, jobs, lines, watch = self.engine, [], [], []
+        pushed = [update.new for update in push.updates if update.branch and not is_null(update.new)]
+        unheard = {} if "merge" in push.options else engine.unheard(repo, pushed)
         for update in push.updates:
             branch = update.branch
             if branch is None or is_null(update.new):
@@ -8739,6 +9879,8 @@ class Web:
             lines.append(f"forge: {branch}: {job.kind} job {job.id} {url}")
             with engine.lock:
                 ahead = [other for other in engine.state.live_jobs(repo) if other.kind == POST and other.id < job.id]
+            if job.kind == PRE and update.new in unheard:
+                lines.append(f"forge: {branch} does not merge by itself: {unheard[update.new]}")
             if job.kind == POST and ahead:
                 lines.append(f"forge: it begins when job {ahead[0].id} has ended")
             else:
@@ -8779,8 +9921,8 @@ class Web:
         if not chunk and not live:
             watch, said = outlook(self.engine, job, pushed)
             whole_line = read_log(self.config.log(job.repo, job.id), max(0, offset - 1), 1) in (b"", b"\n")
-            words = "".join(f"forge: {line}\n" for line in [*(job.digest or "").split("\n"), said] if line) if said else ""
-            chunk = f"{'' if whole_line or not said else chr(10)}{words}".encode("utf-8", "surrogateescape")
+            words = sentences(f"forge: {line}" for line in [*(job.digest or "").split("\n"), said] if line) if said else ""
+            chunk = f"{'' if whole_line or not said else chr(10)}{words}".encode()
             after = f"{watch.id}:{offset if watch.id == job.id else 0}:{pushed.id}" if watch else ""
             if watch and watch.id == job.id:
                 time.sleep(0.05)
@@ -8858,7 +10000,7 @@ def is_fetch() -> bool:
 
 
 def json_body(program: Mapping[str, Any]) -> bytes:
-    return (json.dumps(program) + "\n").encode()
+    return f"{json_text(program)}\n".encode()
 
 
 def json_response(program: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> bottle.HTTPResponse:
@@ -9252,13 +10394,13 @@ class Client:
         return json.loads(self.ask(path, urlencode(form).encode())[1])
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The names that are like one that is not there, for the end of a sentence; else the first of all."""
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The names that are like one that is not there, for the end of a sentence; else `otherwise`, or the first of all."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, known := list(known), 3)
     few = f"{', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
-    return f"; did you mean {' or '.join(near)}?" if near else f"; there is {few or 'none yet'}"
+    return f"; did you mean {' or '.join(near)}?" if near else f"; {otherwise or 'there is ' + (few or 'none yet')}"
 
 
 def check_repo(name: str) -> str:
@@ -9276,17 +10418,18 @@ def mr_path(repo: str, branch: str) -> str:
 
 
 def printable(value: Any) -> Any:
-    """JSON with nothing in its texts that a terminal would obey."""
+    """JSON with nothing in its texts that a terminal would obey. Only a digest has lines."""
     if isinstance(value, dict):
-        return {key: printable(item) for key, item in value.items()}
+        lines = {"digest": sentences(value["digest"].split("\n"))[:-1]} if isinstance(value.get("digest"), str) else {}
+        return {key: printable(item) for key, item in value.items()} | lines
     if isinstance(value, list):
         return [printable(item) for item in value]
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in value) if isinstance(value, str) else value
+    return visible(value).replace("\t", " ") if isinstance(value, str) else value
 
 
 def show(args: argparse.Namespace, program: Any, write: Callable[[Any], str]) -> None:
     """Print JSON when asked for, else what `write` makes of it, once it is printable."""
-    text = json.dumps(program, indent=2) if getattr(args, "json", False) else write(printable(program))
+    text = json_text(program, 2) if getattr(args, "json", False) else write(printable(program))
     if text:
         print(text)
 
@@ -9450,9 +10593,17 @@ def cmd_delete(config: Config, args: argparse.Namespace) -> int:
         raise Fault(2, f"this removes {path} with all its branches for good; say --yes")
     own_data_dir(config)
     (config.data_dir / "trash").mkdir(exist_ok=True)
-    discard(path, config.data_dir / "trash")
+    target = f"; what the link led to is left: {os.path.realpath(path)}" if path.is_symlink() else ""
+    try:
+        discard(path, config.data_dir / "trash")
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # the repos lie on another disk
+            raise Fault(1, f"{args.repo} cannot be removed: {error.strerror} ({path})") from None
+        gone = config.repos / f".gone-{secrets.token_hex(4)}"
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
     tell_server(config, args.repo)
-    print(f"{args.repo} is removed; the records and logs of its jobs are kept")
+    print(f"{args.repo} is removed; the records and logs of its jobs are kept{target}")
     return 0
 
 
@@ -9629,14 +10780,15 @@ def cmd_retry(config: Config, args: argparse.Namespace) -> int:
 
 
 def cmd_check_names(config: Config, args: argparse.Namespace) -> int:
-    """What hooks/pre-receive asks for names that are not ASCII: refs on standard input, a line each."""
-    refused = 0
-    for line in sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\n"):
-        reason = why_name_refused(line) if line else None
+    """What hooks/pre-receive asks for names that are not ASCII: its verdicts on standard input, completed on standard output."""
+    for line in sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\n")[:-1]:
+        verdict, ref, rest = line.split(" ", 2)
+        reason = why_name_refused(ref) if verdict == "??" else None
         if reason:
-            print(f"forge: {line!a} is refused: {reason}")
-            refused = 1
-    return refused
+            print(f"forge: {ref!a} is refused: {reason}", file=sys.stderr)
+        judged = line if verdict != "??" else f"ng {ref} {reason}" if reason else f"ok {ref} {rest}"
+        sys.stdout.buffer.write(judged.encode("utf-8", "surrogateescape") + b"\n")
+    return 0
 
 
 @dataclass
@@ -9676,8 +10828,17 @@ class Told:
 Verdicts = dict[int, list[dict[str, Any]]]  # of the pre-merge jobs of a repo, by id
 
 
-def read_told(directory: Path) -> tuple[dict[str, Told], dict[str, Verdicts], list[str]]:
-    """What the journal says of each repo, its verdicts, and which records make no sense.
+class Reading(NamedTuple):
+    """What the journal says of each repo, the verdicts in it, which records make no sense, and which are of a newer version."""
+
+    told: dict[str, Told]
+    verdicts: dict[str, Verdicts]
+    odd: list[str]
+    newer: list[str]
+
+
+def read_told(directory: Path) -> Reading:
+    """Read the journal for what can be proved by it.
 
     A server may be writing: a line without its end is not there yet, and merges are read before the verdicts they rest on.
     """
@@ -9685,15 +10846,20 @@ def read_told(directory: Path) -> tuple[dict[str, Told], dict[str, Verdicts], li
     verdicts: dict[str, Verdicts] = {}
     wanted = ("status", "heads", "tested", "tree", "chain", "exit_code", "reused_from")
     records: list[tuple[int, dict[str, Any]]] = []
-    odd = []
+    odd, unknown = [], Counter[str]()
     record: dict[str, Any]
     for name in ("merges", "jobs"):
         with contextlib.suppress(FileNotFoundError), open(directory / f"{name}.jsonl", "rb") as stream:
             for number, line in enumerate(stream, 1):
                 try:
-                    record = json.loads(line) if line.endswith(b"\n") else {"event": "job.torn"}
-                    if not record["event"].startswith("job."):
-                        records.append((int(record["seq"]), record))
+                    if not line.endswith(b"\n"):
+                        continue
+                    record = json.loads(line)
+                    seq, of_job = int(record["seq"]), record["event"].startswith("job.")
+                    if record["event"] not in FOLDS:
+                        unknown[record["event"]] += 1
+                    elif not of_job:
+                        records.append((seq, record))
                     elif record["event"] == "job.finished" and record["kind"] == PRE:
                         slim = {key: record.get(key) for key in wanted}
                         verdicts.setdefault(record["repo"], {}).setdefault(record["id"], []).append(slim)
@@ -9709,7 +10875,8 @@ def read_told(directory: Path) -> tuple[dict[str, Told], dict[str, Verdicts], li
                 told.setdefault(record["repo"], Told()).take(record)
         except (KeyError, TypeError, ValueError) as error:
             odd.append(f"record {seq} ({record['event']} of {record.get('repo')}) cannot be understood: {error!r}")
-    return told, verdicts, odd
+    newer = [f"{plural(number, 'record')} ({event}) not understood: {NEWER}" for event, number in unknown.items()]
+    return Reading(told, verdicts, odd, newer)
 
 
 def read_line(repo: Path) -> Line:
@@ -9835,7 +11002,7 @@ def audit_repos(config: Config, names: list[str]) -> dict[str, Any]:
             lines[name] = read_line(config.repo(name))
         except (GitError, OSError) as error:
             lines[name] = Line(trouble=f"git cannot read it: {error}")
-    told, verdicts, odd = read_told(config.data_dir)
+    told, verdicts, odd, newer = read_told(config.data_dir)
     found = []
     for name, line in lines.items():
         try:
@@ -9844,7 +11011,8 @@ def audit_repos(config: Config, names: list[str]) -> dict[str, Any]:
         except (GitError, OSError) as error:
             line.trouble = f"git cannot read it: {error}"
         found.append(prove(name, line, told.get(name), verdicts.get(name, {})))
-    return {"ok": not odd and all(repo["ok"] for repo in found), "repos": found, "journal": odd}
+    well = not odd and all(repo["ok"] for repo in found)
+    return {"ok": well, "repos": found, "journal": odd, "not_understood": newer}
 
 
 def cmd_audit(config: Config, args: argparse.Namespace) -> int:
@@ -9868,9 +11036,12 @@ def cmd_audit(config: Config, args: argparse.Namespace) -> int:
         text += [f"  forced  {m['old'][:12]} to {(m['new'] or 'nothing')[:12]}  {m['at']}" for m in repo["forced"]]
         back = [(r["commit"][:12], r["to"][:12], " untested, as was asked" if r["untested"] else "") for r in repo["rollbacks"]]
         text += [f"  rolled  {commit} back to {to}{how}" for commit, to, how in back]
-        text += [f"  direct  {c['commit'][:12]}  {c['authored_at'][:10]}  {c['subject']}" for c in repo["direct"][:50]]
+        text += [
+            f"  direct  {c['commit'][:12]}  {(c['authored_at'] or 'no date')[:10]:10}  {c['subject']}"
+            for c in repo["direct"][:50]
+        ]
         text += [f"  direct  and {len(repo['direct']) - 50} older ones; --json names them"] if len(repo["direct"]) > 50 else []
-    text += [f"journal: {line}" for line in printable(found["journal"])]
+    text += [f"journal: {line}" for line in printable(found["journal"] + found["not_understood"])]
     show(args, found, lambda _: "\n".join(text) or "no repo yet")
     return 0 if found["ok"] else 1
 
@@ -9888,7 +11059,7 @@ def cmd_prune(config: Config, args: argparse.Namespace) -> int:
 
     def text(found: Any) -> str:
         kept = [] if days or found["removed"]["logs"]["count"] else ["logs are kept; --days N or FORGE_LOG_DAYS removes old ones"]
-        return "\n".join([spell_pruned(found), *kept, *printable(found["left"])])
+        return "\n".join([spell_pruned(found), *kept, *found["left"]])
 
     show(args, done, text)
     return 0
@@ -9933,8 +11104,12 @@ def examine(config: Config) -> Iterator[Check]:
     pidfd, children = hasattr(os, "pidfd_open"), Path(f"/proc/self/task/{os.getpid()}/children").exists()
     yield "pidfd", pidfd, "the kernel tells when a job ends" if pidfd else "needs Linux 5.3 or newer"
     yield "subreaper", children, "what jobs leave behind is found by /proc/<pid>/task/<tid>/children (CONFIG_PROC_CHILDREN)"
-    if not config.data_dir.is_dir():
-        yield "data", False, f"{config.data_dir} is not there; forge serve makes it (FORGE_DATA_DIR)"
+    try:
+        config.data_dir.stat()
+    except OSError as error:
+        closed = f"cannot be seen by {user_of(os.geteuid())[0]}; run forge as its user"
+        why = "is not there; forge serve makes it (FORGE_DATA_DIR)" if error.errno == errno.ENOENT else closed
+        yield "data", False, f"{config.data_dir} {why}"
         return
     if config.sandbox == "none":
         yield "bwrap", True, f"not used, as FORGE_SANDBOX is none; {WITHOUT_SANDBOX}"
@@ -9944,9 +11119,6 @@ def examine(config: Config) -> Iterator[Check]:
     if nix is not None:
         yield examine_nix(os.environ)
     yield from examine_data_dir(config)
-    if config.secrets_dir and (config.secrets_dir / "ssh").is_dir():
-        what, well, said = examine_key(config.secrets_dir / "ssh" / "id_ed25519")
-        yield f"ssh {what}", well, said
     try:
         Client(config).ask("/healthz")
         yield "server", True, "answers"
@@ -9984,8 +11156,18 @@ def examine_nix(environ: Mapping[str, str]) -> Check:
 def examine_data_dir(config: Config) -> Iterator[Check]:
     """Check what is in the data directory."""
     root = config.data_dir
-    mine, owner = root.stat().st_uid == os.geteuid() and os.access(root, os.W_OK), root.stat().st_uid
-    yield "data", mine, str(root) if mine else f"{root} belongs to uid {owner}, or is read-only; run forge as its user"
+    facts = root.stat()
+    owner, user = account_of(facts.st_uid, facts.st_gid), user_of(facts.st_uid)[0]
+    mine = os.geteuid() in (0, owner.uid) and os.access(root, os.W_OK)
+    whose = "" if owner.uid == os.geteuid() else f", of {user}: what follows is seen for that user"
+    yield (
+        "data",
+        mine,
+        f"{root}{whose}" if mine else f"{root} belongs to {spell_user(owner.uid)}, or is read-only; run forge as {user}",
+    )
+    if os.geteuid() not in (0, owner.uid):
+        return  # the rest is not for others to see
+    yield from examine_secrets(config)
     yield from examine_room(config)
     for name in ("token", "hook-token"):
         with contextlib.suppress(FileNotFoundError):
@@ -9993,13 +11175,17 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
             yield name, mode == 0o600, f"mode {mode:04o}" + ("" if mode == 0o600 else f"; run: chmod 600 {root / name}")
     for path in sorted(config.repos.glob("*.git")):
         stale = [hook.name for hook in asset("hooks").iterdir() if not os.path.exists(path / "hooks" / hook.name)]
-        missing = f"hooks are missing ({', '.join(stale)}); the server adds them within a minute" if stale else None
-        trouble = why_unusable(path, path.stem) or missing
+        missing = f"hooks are missing ({', '.join(stale)}); a running server adds them at once" if stale else None
+        bwrap = None if config.sandbox == "none" else shutil.which("bwrap")
+        ailment = find_ailment(path, path.stem, owner)
+        trouble = (ailment and ailment.text) or why_jobs_lack_objects(config, path, path.stem, bwrap) or missing
         yield f"repo {path.stem}", trouble is None, trouble or str(path)
-    _, _, trouble_of_journal = read_told(root)
+    reading = read_told(root)
     for name in ("jobs.jsonl", "merges.jsonl"):
-        odd = sum(said.startswith(name) for said in trouble_of_journal)
+        odd = sum(said.startswith(name) for said in reading.odd)
         yield name, odd == 0, "well" if not odd else f"{odd} lines are no records; they are passed over"
+    for said in reading.newer:
+        yield "journal", True, said
     if not (config.password_file or config.password):
         yield "password", True, "none is set; actions need the command line (FORGE_MERGE_PASSWORD_FILE)"
         return
@@ -10008,6 +11194,62 @@ def examine_data_dir(config: Config) -> Iterator[Check]:
     except (OSError, ValueError):
         well = False
     yield "password", well, "set" if well else f"{config.password_file} cannot be read, is empty or no UTF-8"
+
+
+def examine_secrets(config: Config) -> Iterator[Check]:
+    """Check which repo's deployments see which secrets, whether others can read them, and the deploy keys."""
+    root = config.secrets_dir
+    repos_by: dict[str | None, list[str]] = {}  # by what `secrets_folder` says
+    for name in repos_here(config):
+        try:
+            with contextlib.suppress(GitError, OSError):  # what is wrong with the repo is told of the repo
+                repos_by.setdefault(secrets_folder(config, name, repo_settings(config.repo(name))), []).append(name)
+        except Refused as error:
+            yield f"secrets {name}", False, error.text
+    if root is None:
+        return
+    if os.path.lexists(root / "repos"):
+        yield from examine_folders(root, repos_by)
+    else:
+        yield "secrets", True, f"{root}: deployments of all repos see all of it; a folder repos/ in it gives each its own"
+    files = dict.fromkeys(Path(os.path.realpath(path)) for path in itertools.islice(secret_files(root), SECRET_FILES))
+    if bare := [*filter(is_open_to_all, files)]:
+        more = f", and so can {plural(len(bare) - 1, 'other file')}" if bare[1:] else ""
+        yield "secrets", False, f"{bare[0]} can be read by everybody on this machine{more}; run: chmod o= {bare[0]}"
+    for name, place in ssh_ways(root).items():
+        if not name or os.path.lexists(place / "ssh" / "id_ed25519"):
+            what, well, said = examine_key(place / "ssh" / "id_ed25519")
+            yield f"ssh {what}{name and f' of {name}'}", well, said
+
+
+def examine_folders(root: Path, repos_by: Mapping[str | None, Sequence[str]]) -> Iterator[Check]:
+    """Check that each folder of `root`/repos belongs to a repo, and that nothing else is taken for what jobs see."""
+    for folder in sorted(path for path in (root / "repos").glob("*") if path.is_dir()):
+        names = ", ".join(repos_by.get(folder.name, ()))
+        nobody = f"belongs to no repo; run: forge create {folder.name}, name it in a repo's forge.secrets, or remove it"
+        yield f"secrets {folder.name}", bool(names), f"{folder} {f'is for {names}' if names else nobody}"
+    if without := repos_by.get(""):
+        yield "secrets", True, f"{', '.join(without)}: no secrets, as {root / 'repos'} has no folder of that name"
+    used = {os.path.realpath(place / "ssh") for place in ssh_ways(root).values()}
+    if os.path.lexists(root / "ssh" / "id_ed25519") and os.path.realpath(root / "ssh") not in used:
+        share = f"ln -s ../../ssh {root / 'repos'}/REPO/ssh"
+        yield "secrets", False, f"{root / 'ssh'} is seen by no job, as {root / 'repos'} is there; move it, or share it: {share}"
+
+
+def is_open_to_all(path: Path) -> bool:
+    """Whether everybody on the machine can read a file (real path); one in the Nix store is meant for all."""
+    if path.is_relative_to(os.environ.get("NIX_STORE_DIR") or "/nix/store") or is_kept_from_others(path):
+        return False
+    with contextlib.suppress(OSError):
+        return path.is_file() and all(parent.stat().st_mode & stat.S_IXOTH for parent in path.parents)
+    return False
+
+
+def ssh_ways(root: Path) -> dict[str, Path]:
+    """What of FORGE_SECRETS_DIR jobs see with keys for ssh: by name of its folder, "" for all of it."""
+    if os.path.lexists(root / "repos"):
+        return {keys.parent.name: keys.parent for keys in ssh_folders(root)[1:] if keys.is_dir()}
+    return {"": root} if (root / "ssh").is_dir() else {}
 
 
 # What ssh says when it does not get in, what that is about, and what to do.
@@ -10099,21 +11341,30 @@ def examine_key(key: Path) -> Check:
     return "key", True, done.stdout.strip()
 
 
-def examine_ssh(config: Config, host: str) -> Iterator[Check]:
-    """Check the way of a deployment to a host. Makes a missing key; nothing is run there, and no host key is trusted."""
+def examine_ssh(config: Config, host: str) -> Iterator[list[Check]]:
+    """Check the ways of deployments to a host: one, or one for each repo whose secrets have keys for ssh."""
     ssh_words(host)
+    root = config.secrets_dir
     if not shutil.which("ssh"):
-        yield "ssh", False, "ssh is not on the PATH; install OpenSSH's client"
-        return
-    if config.secrets_dir is None:
-        yield (
-            "secrets",
-            False,
-            "FORGE_SECRETS_DIR is not set; set it, here as for the server, to a directory for what deployments need",
-        )
-        return
-    own_data_dir(config)
-    key = config.secrets_dir / "ssh" / "id_ed25519"
+        yield [("ssh", False, "ssh is not on the PATH; install OpenSSH's client")]
+    elif root is None:
+        advice = "set it, here as for the server, to a directory for what deployments need"
+        yield [("secrets", False, f"FORGE_SECRETS_DIR is not set; {advice}")]
+    elif not os.path.lexists(root / "repos"):
+        own_data_dir(config)
+        yield list(examine_way(root, host))
+    elif ways := ssh_ways(root):
+        own_data_dir(config)
+        for name, place in ways.items():
+            yield [(f"{name}: {what}", well, said) for what, well, said in examine_way(place, host)]
+    else:
+        make = f"say whose key it is to be, then try again: install -d -m 700 {root / 'repos'}/REPO/ssh"
+        yield [("secrets", False, f"no folder in {root / 'repos'} has a folder ssh; {make}")]
+
+
+def examine_way(secrets_dir: Path, host: str) -> Iterator[Check]:
+    """Check one way of deployments to a host. Makes a missing key; nothing is run there, and no host key is trusted."""
+    key = secrets_dir / "ssh" / "id_ed25519"
     try:
         if make_key(key):
             yield "new key", True, f"{key} was made, as there was none"
@@ -10126,7 +11377,7 @@ def examine_ssh(config: Config, host: str) -> Iterator[Check]:
     if well:
         yield "authorized_keys", True, f"restrict {said}"
         yield "on the host", True, 'that line lets in; restrict,command="…" before the key lets it run one command only'
-    yield from examine_login(config.secrets_dir, host, well)
+    yield from examine_login(secrets_dir, host, well)
 
 
 def examine_login(secrets_dir: Path, host: str, has_key: bool) -> Iterator[Check]:
@@ -10454,11 +11705,13 @@ def commit_here(name: str) -> str:
 
 
 def cmd_doctor(config: Config, args: argparse.Namespace) -> int:
-    found = list(examine(config) if args.ssh is None else examine_ssh(config, args.ssh))
+    ways = [list(examine(config))] if args.ssh is None else list(examine_ssh(config, args.ssh))
+    found = [check for way in ways for check in way]
     checks = [{"what": what, "ok": well, "text": said} for what, well, said in found]
     lines = [["ok" if well else "!!", *printable([what, said])] for what, well, said in found]
     show(args, {"checks": checks}, lambda _: table(lines, cut=False))
-    return 0 if all(well for what, well, _ in found if what not in ("nix", "nix trust", "bwrap", "server")) else 1
+    needless = ("nix", "nix trust", "bwrap", "server")
+    return 0 if any(all(well for what, well, _ in way if what not in needless) for way in ways) else 1  # one way will do
 
 
 def give_memory_back() -> None:
@@ -10473,12 +11726,32 @@ def give_memory_back() -> None:
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 
+def hear_others() -> None:
+    """Bring what waitress, and Python about a thread that crashes, say on standard error through `log`."""
+    import logging
+
+    class Others(logging.Handler):
+        """Writes what is logged where our own lines are."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            """Take a record."""
+            trace = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+            log(f"{record.name}: {record.getMessage()}", trace)
+
+    logging.getLogger("waitress").addHandler(Others(logging.WARNING))
+    threading.excepthook = lambda crash: log(
+        f"a thread crashed ({crash.thread.name if crash.thread else '?'}): {crash.exc_value!r}",
+        "".join(traceback.format_exception(crash.exc_type, crash.exc_value, crash.exc_traceback)),
+    )
+
+
 def cmd_serve(config: Config, args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; jobs that run then go on, and the next server takes them over."""
     keep_secrets(os.environ)  # first of all: jobs of the last server may still run
     from importlib.metadata import version
 
     give_memory_back()
+    hear_others()
     from waitress import create_server, server, trigger, wasyncore
 
     if tuple(map(int, re.findall(r"\d+", version("waitress"))[:3])) < OLDEST_WAITRESS:
@@ -10528,7 +11801,11 @@ def cmd_serve(config: Config, args: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: told.set())
     engine.start()
     manager.tell(READY=1, MAINPID=os.getpid(), STATUS=engine.status())
-    print(f"forge: listening on {engine.url}", flush=True)
+    try:
+        print(f"forge: listening on {engine.url}", flush=True)
+    except (Fault, BrokenPipeError) as error:  # its disk may be full; what can be read is served
+        log(f"listening on {engine.url}, which cannot be printed: {error}")
+        give_up(sys.stdout, 1)
     while not told.is_set():
         manager.turned = time.monotonic()
         wasyncore.loop(timeout=min(30.0, manager.every), use_poll=True, map=sockets, count=1)
@@ -10587,8 +11864,9 @@ SHELL_VERBS = (
 def repo_of_path(config: Config, given: str) -> str:
     """The repo that an address over ssh names: `app`, `app.git`, `/app.git`, `~/app.git`, or the whole path. Raises Fault."""
     home = os.environ.get("HOME", "/")
-    whole = Path(os.path.realpath(os.path.join(home, given.removeprefix("~/"))))
-    named = whole.name if whole.parent == config.repos else given.removeprefix("~").strip("/")
+    whole = Path(os.path.normpath(os.path.join(home, given.removeprefix("~/"))))
+    # the repos may lie elsewhere, where a link leads, but their names are here
+    named = whole.name if os.path.realpath(whole.parent) == os.path.realpath(config.repos) else given.removeprefix("~").strip("/")
     name = check_repo(named.removesuffix(".git"))
     if not config.repo(name).is_dir():
         raise Fault(2, f"there is no repo {name}{did_you_mean(name, repos_here(config))}")
@@ -10611,7 +11889,10 @@ def cmd_shell(config: Config, args: argparse.Namespace) -> int:
     except ValueError:
         words = []
     if len(words) == 2 and words[0] in GIT_SERVICES:
-        repo = config.repo(repo_of_path(config, words[1]))
+        name = repo_of_path(config, words[1])
+        repo = config.repo(name)
+        if not is_complete(repo):  # it was copied in just now
+            tell_server(config, name)
         environ = {name: os.environ[name] for name in ("HOME", "USER", "PATH", "LANG", "GIT_PROTOCOL") if name in os.environ}
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and git would, too
         os.execvpe("git", ["git", words[0].removeprefix("git-"), str(repo)], environ)
@@ -10624,7 +11905,7 @@ def cmd_unit(config: Config, args: argparse.Namespace) -> int:
     """Print the units, or one of them; what is to be seen to is said in them, and on standard error."""
     units, notes = unit_files(config, os.environ)
     for note in notes:
-        print(f"forge: {note}", file=sys.stderr)
+        log(note)
     wanted = {args.unit: units[args.unit]} if args.unit else units
     show(args, wanted, lambda _: "\n".join(wanted.values()).rstrip("\n"))
     return 0
@@ -10769,11 +12050,22 @@ EXAMPLES = """examples:
 """
 
 
+INTERNAL_VERBS = ("check-names",)  # what hooks/pre-receive calls; not for people, so without a line in the help
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but what is wrong is said in one line, as all errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with 2. Raises Fault."""
+        raise Fault(2, f"{message}; see: {self.prog} --help")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     what = "A git forge in one file, for a small server and people who love Nix."
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="forge", description=what, epilog=EXAMPLES, formatter_class=raw)
+    parser = Parser(prog="forge", description=what, epilog=EXAMPLES, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"forge {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
@@ -10833,9 +12125,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo = verb("demo", "a tour: a server of its own, a branch that fails and one that merges", cmd_demo, as_json=False)
     demo.add_argument("--once", action="store_true", help="end after the story")
-    # what hooks/pre-receive calls; not for people, so without a line in the help
-    sub = verbs.add_parser("check-names")
-    sub.set_defaults(run=cmd_check_names)
+    for name in INTERNAL_VERBS:
+        verbs.add_parser(name).set_defaults(run=cmd_check_names)
     return parser
 
 
@@ -10851,24 +12142,90 @@ def in_order(words: list[str]) -> list[str]:
     return sorted(words, key=lambda word: word.startswith("-")) if words[:1] == ["hold"] else words
 
 
+class StandardOutput(io.FileIO):
+    """Standard output, where a write that fails ends the command in one line; a reader that is gone does so without words."""
+
+    def write(self, content: Any) -> int:
+        """Write. Raises Fault, BrokenPipeError."""
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise Fault(1, f"standard output takes nothing: {error.strerror}") from None
+
+
+def open_standard_streams() -> None:
+    """Have all three; one that was closed would be the place of the next file that is opened, and what is said would go there."""
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):  # of 1 so that writing fails, as it does when closed
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    if sys.stdout is sys.__stdout__:  # else it is that of a command around this one, or of a test
+        out = io.BufferedWriter(StandardOutput(1, "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(out, "utf-8" if sys.stdout is None else sys.stdout.encoding, "backslashreplace")
+        sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
+
+
+def give_up(stream: IO[str], number: int) -> None:
+    """Let what a stream could not write go, so that Python does not try again, and complain, at the very end."""
+    try:
+        stream.flush()
+    except (OSError, Fault):
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), number)
+
+
+def parse_words(words: list[str]) -> argparse.Namespace:
+    """The command line, parsed. Raises Fault with a word that is like the wrong one; SystemExit when help was printed."""
+    parser = build_parser()
+    verbs = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    known = [verb for verb in verbs if verb not in INTERNAL_VERBS]
+    verb = next((word for word in words if not word.startswith("-")), None)
+    if verb is not None and verb not in verbs:
+        raise Fault(2, f"there is no command {shorten(verb)}{did_you_mean(verb, known, 'forge --help lists them')}")
+    args, rest = parser.parse_known_args(in_order(words))
+    if rest:
+        options = dict.fromkeys(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", verbs[args.verb].format_help()))
+        word = rest[0].partition("=")[0]
+        near = did_you_mean(word, options, f"see: forge {args.verb} --help")
+        raise Fault(2, f"forge {args.verb} does not take {shorten(rest[0])}{' before it' if word in options else near}")
+    return args
+
+
+def run_words(words: list[str]) -> int:
+    """Do what the command line says; returns the exit code. Raises Fault, WrongSetting, SystemExit, BrokenPipeError."""
+    try:
+        args = parse_words(words)
+        code: int = args.run(load_config(os.environ), args)
+        return code
+    finally:
+        sys.stdout.flush()  # while a reader that is gone can be told from a fault
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code that README.md names."""
+    open_standard_streams()
     try:
-        args = build_parser().parse_args(in_order(sys.argv[1:] if argv is None else argv))
-        code: int = args.run(load_config(os.environ), args)
-        sys.stdout.flush()  # while a reader that is gone can be told from a fault
-        return code
+        return run_words(sys.argv[1:] if argv is None else argv)
     except WrongSetting as error:
-        print(f"forge: {error}", file=sys.stderr)
+        log(str(error))
         return 2
     except Fault as fault:
-        print(f"forge: {printable(str(fault))}", file=sys.stderr)
+        log(str(fault))
         return fault.code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        give_up(sys.stdout, 1)
+        give_up(sys.stderr, 2)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,17 @@ let
   text = path: if path == null then null else toString path;
   secretsDir = text cfg.secretsDir;
   knownHosts = pkgs.writeText "known_hosts" (lib.concatMapStrings (line: "${line}\n") cfg.knownHosts);
+  # What jobs see of it: all, or a folder for each repo with links to its secrets.
+  folder = place: "d ${place} 0700 ${cfg.user} ${cfg.group} -";
+  link = place: target: "L+ ${place} - - - - ${target}";
+  seenAt = place: files: [ (folder place) (folder "${place}/ssh") ]
+    ++ optional (cfg.knownHosts != [ ]) (link "${place}/ssh/known_hosts" knownHosts)
+    ++ builtins.concatLists (lib.mapAttrsToList (name: file:
+      [ (folder (builtins.dirOf "${place}/${name}")) (link "${place}/${name}" (text file)) ]) files);
+  secretRules = if cfg.secrets == { } then seenAt secretsDir { }
+    else lib.unique ([ (folder secretsDir) (folder "${secretsDir}/repos") ]
+      ++ builtins.concatLists (lib.mapAttrsToList (repo: seenAt "${secretsDir}/repos/${repo}") cfg.secrets));
+  names = pattern: set: builtins.all (name: builtins.match pattern name != null) (builtins.attrNames set);
   listen = "${if lib.hasInfix ":" cfg.host then "[${cfg.host}]" else cfg.host}:${toString cfg.port}";
   anywhere = builtins.elem cfg.host [ "0.0.0.0" "::" ];
   exe = "${cfg.package}/bin/forge";
@@ -38,6 +49,7 @@ let
         "forge.postMerge" = repo.postMerge;
         "forge.timeout" = repo.timeout;
         "forge.reuse" = repo.reuse;
+        "forge.secrets" = repo.secrets;
       };
       set = key: value: "git -C ${path} config ${key} ${lib.escapeShellArg (if lib.isBool value then lib.boolToString value else value)}\n";
     in ''
@@ -110,8 +122,18 @@ in {
       Directory that only post-merge jobs see (`FORGE_SECRETS_DIR`), with the deploy key in `ssh/`; made when it is missing.
       It has to outlive a stop of the service, as its jobs do: not the directory of its credentials.
     '';
+    secrets = option (types.attrsOf (types.attrsOf types.path)) { } (lib.literalExpression ''
+      {
+        app.token = config.age.secrets.app-token.path;
+        configs."ssh/id_ed25519" = config.sops.secrets.deploy-key.path;
+      }
+    '') ''
+      What the post-merge jobs of each repo see of `secretsDir`: by repo, the names in its folder, and the files they link to, which the
+      user must be able to read. With any of them no job sees anything else. `repos.<name>.secrets` lends one repo's to another.
+    '';
     knownHosts = option (types.listOf types.str) [ ] [ "web.example.org ssh-ed25519 AAAAC3…" ] ''
-      The hosts that post-merge jobs may reach over ssh, as lines of `known_hosts`, for `ssh/known_hosts` in `secretsDir`.
+      The hosts that post-merge jobs may reach over ssh, as lines of `known_hosts`, for `ssh/known_hosts` in `secretsDir`, or in each
+      folder of `secrets`.
     '';
     sshKeys = option (types.listOf types.str) [ ] [ "ssh-ed25519 AAAAC3… ada@laptop" ] ''
       Public keys of the people who may clone and push as `user`@host:repo.git, and ask as in `ssh forge@host jobs`.
@@ -154,6 +176,7 @@ in {
           preMerge = option (types.nullOr types.str) null "make test" "A command instead of the detected check (`forge.preMerge`).";
           postMerge = option (types.nullOr types.str) null "./deploy" "A command instead of the detected deployment (`forge.postMerge`).";
           timeout = option (types.nullOr types.ints.positive) null 600 "Seconds that its jobs may take (`forge.timeout`).";
+          secrets = option (types.nullOr types.str) null "web" "The repo whose secrets its deployments see, instead of its own (`forge.secrets`).";
           reuse = option types.bool true false "Whether a verdict counts for an equal tree, too (`forge.reuse`).";
         };
       });
@@ -165,6 +188,13 @@ in {
       assertions = [{
         assertion = cfg.knownHosts == [ ] || cfg.secretsDir != null;
         message = "services.forge.knownHosts are kept in services.forge.secretsDir; set that, too.";
+      } {
+        assertion = cfg.secrets == { } || cfg.secretsDir != null;
+        message = "services.forge.secrets are kept in services.forge.secretsDir; set that, too.";
+      } {
+        assertion = names "[A-Za-z0-9][A-Za-z0-9._-]*" cfg.secrets
+          && builtins.all (names "([A-Za-z0-9_-][A-Za-z0-9._-]*/)?[A-Za-z0-9_-][A-Za-z0-9._-]*") (builtins.attrValues cfg.secrets);
+        message = "services.forge.secrets: a repo, and in it a file or folder/file, are letters, digits and ._- without a leading dot.";
       }];
 
       systemd.sockets.forge = {
@@ -207,10 +237,7 @@ in {
       };
 
       systemd.tmpfiles.rules = [ "d ${cfg.dataDir} 0750 ${cfg.user} ${cfg.group} -" ]
-        ++ optionals (cfg.secretsDir != null) ([
-          "d ${secretsDir} 0700 ${cfg.user} ${cfg.group} -"
-          "d ${secretsDir}/ssh 0700 ${cfg.user} ${cfg.group} -"
-        ] ++ optional (cfg.knownHosts != [ ]) "L+ ${secretsDir}/ssh/known_hosts - - - - ${knownHosts}");
+        ++ optionals (cfg.secretsDir != null) secretRules;
 
       users.users.${cfg.user} = {
         # the forced command: git over ssh and the verbs of `forge`, no shell, no forwarding

@@ -415,6 +415,7 @@ class Pair:
         self.make([Commit("main", {"README": "a repo of the benchmark\n", **files})])
         shutil.copytree(self.repos["forge"], self.repos["bare"])
         shutil.rmtree(self.repos["bare"] / "hooks")
+        subprocess.run(["git", "-C", self.repos["bare"], "config", "--unset", "receive.procReceiveRefs"], check=True)
         for side in self.repos:
             self.push(side, ["main"])
         server.settle()

@@ -79,6 +79,7 @@ class Server:
     settings: dict[str, str] = field(default_factory=dict)
     url: str = ""
     wrapper: tuple[str, ...] = ()  # what begins each command that looks at the data directory
+    program: list[str] = field(default_factory=lambda: FORGE)
     process: subprocess.Popen[str] | None = None
 
     @property
@@ -93,7 +94,7 @@ class Server:
 
     def start(self, *wrapper: str) -> Server:
         with open(self.data.with_suffix(".err"), "a") as errors:
-            command = [*self.wrapper, *wrapper, *FORGE, "serve"]
+            command = [*self.wrapper, *wrapper, *self.program, "serve"]
             self.process = subprocess.Popen(command, env=self.environ, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert self.process.stdout
         line = self.process.stdout.readline()
@@ -110,7 +111,7 @@ class Server:
         return code
 
     def cli(self, *args: str, check: bool = True, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-        command = [*self.wrapper, *FORGE, *args]
+        command = [*self.wrapper, *self.program, *args]
         done = subprocess.run(command, env=self.environ, capture_output=True, text=True, timeout=60, **kwargs)
         assert not check or done.returncode == 0, (args, done.returncode, done.stdout, done.stderr)
         return done

@@ -425,3 +425,75 @@ def test_a_job_that_passed_without_having_run() -> None:
 def test_verdicts_that_make_no_sense_are_told() -> None:
     assert "cannot be understood" in proved(*chain_of("a", heads=7))
     assert "cannot be understood" in proved(*chain_of("a", chain=7))
+
+
+# -- records of a newer version ----------------------------------------------------------------------------
+
+NEWER: list[tuple[str, str, dict[str, Any]]] = [
+    ("tags.sorted", "merges", {}),
+    ("tags.sorted", "merges", {"repo": 5, "begun": "x"}),
+    ("host.seen", "jobs", {"repo": None, "id": {"a": 1}, "job": [], "at": None}),
+    ("job.annotated", "jobs", {"id": 10**30, "kind": "pre-merge"}),
+    ("\u2028new\x1b[31m", "jobs", {"repo": "../x", "heads": []}),
+]
+
+
+def test_records_of_a_newer_version_are_named_and_break_nothing(scene: Scene) -> None:
+    for event, file, values in NEWER:
+        scene.write(event, file, **values)
+    code, found = audit(scene.server)
+    assert code == 0 and found["ok"] and found["journal"] == [] and found["repos"][0]["merges"] == 2
+    assert [said.partition(" not understood: ")[0] for said in found["not_understood"]] == [
+        "2 records (tags.sorted)", "1 record (host.seen)", "1 record (job.annotated)", "1 record (\u2028new\x1b[31m)",
+    ]  # fmt: skip
+    said = scene.server.cli("audit").stdout
+    assert "journal: 2 records (tags.sorted) not understood: a newer version of forge wrote" in said
+    assert "(⟨U+2028⟩new␛[31m)" in said and "BROKEN" not in said
+    scene.plant_merge("evil", scene.tip, 1)
+    code, found = audit(scene.server)
+    assert code == 1 and found["journal"] == [] and len(found["not_understood"]) == 4
+
+
+def test_what_is_no_record_is_broken_whatever_its_event(scene: Scene) -> None:
+    path = scene.server.data / "merges.jsonl"
+    whole = path.read_text()
+    for line in ('{"event": "of.tomorrow"}', '{"event": ["merged"], "seq": 900}', '{"event": 5, "seq": 900}', '{"seq": 900}'):
+        path.write_text(whole + line + "\n")
+        code, found = audit(scene.server)
+        assert code == 1 and found["not_understood"] == [] and "is no record" in found["journal"][0], line
+    path.write_text(whole)
+    scene.write("hold.placed", at=5)  # one that is known, without what it must have
+    scene.write("base.moved", "jobs")
+    code, found = audit(scene.server)
+    assert code == 1 and "cannot be understood" in found["journal"][0]
+
+
+def test_all_that_reads_the_journal_passes_newer_records_over(scene: Scene) -> None:
+    server = scene.server
+    for event, file, values in NEWER * 3:
+        scene.write(event, file, **values)
+    kept = [(server.data / f"{name}.jsonl").read_bytes() for name in ("jobs", "merges")]
+    shutil.copytree(server.data, server.data.parent / "alone")
+    alone = Server(server.data.parent / "alone").cli("prune", "--dry-run")  # without a server
+    server.start()
+    try:
+        for said in (alone.stderr, server.log):
+            for event in ("tags.sorted", "host.seen", "job.annotated"):
+                told = [line for line in said.splitlines() if f"({event}) is not understood: a newer version" in line]
+                assert len(told) == 1, said
+        assert len(server.get("/jobs")["jobs"]) >= 5 and len(server.get("/r/app/history")["merges"]) == 2
+        for page in ("/", "/r/app", "/r/app/deployments", "/jobs", "/metrics", "/r/app/feed.atom", "/search?q=x"):
+            assert server.ask(page, Accept="text/html").status == 200, page
+        for words in (("jobs",), ("repos",), ("audit",), ("prune",), ("doctor",), ("status", "app", "open")):
+            done = server.cli(*words, check=words != ("doctor",))
+            assert "Traceback" not in done.stderr and done.returncode == 0, (words, done.stdout, done.stderr)
+            assert words != ("doctor",) or "ok  journal       6 records (tags.sorted) not understood" in done.stdout
+        assert server.act("/r/app/mr/open/merge").status in (200, 202)
+        wait_for(lambda: len(server.get("/r/app/history")["merges"]) == 3, "the merge")
+        server.idle()
+    finally:
+        server.stop()
+    for name, before in zip(("jobs", "merges"), kept, strict=True):
+        assert (server.data / f"{name}.jsonl").read_bytes().startswith(before)
+    assert server.cli("audit").returncode == 0
+    assert "Traceback" not in server.log

@@ -77,11 +77,37 @@ def test_every_verb_answers_help() -> None:
     assert "check-names" not in listed
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("statsu app topic", "there is no command 'statsu'; did you mean status?"),
+        ("--json jbs", "there is no command 'jbs'; did you mean jobs or job?"),
+        ("check-name", "there is no command 'check-name'; forge --help lists them"),
+        ("zzz", "there is no command 'zzz'; forge --help lists them"),
+        ("jobs --jsno", "forge jobs does not take '--jsno'; did you mean --json?"),
+        ("log 1 --folow=yes", "forge log does not take '--folow=yes'; did you mean --follow?"),
+        ("rollback app c0ffee --unteste --zzz", "forge rollback does not take '--zzz'; see: forge rollback --help"),
+        ("hold app --lif c0ffee --lfit", "forge hold does not take '--lfit'; did you mean --lift?"),
+        ("--repo jobs", "forge jobs does not take '--repo' before it"),
+        ("repos app", "forge repos does not take 'app'; see: forge repos --help"),
+        ("status app", "the following arguments are required: BRANCH; see: forge status --help"),
+        ("jobs --status fine", "argument --status: invalid choice: 'fine'"),
+        ("", "the following arguments are required: COMMAND; see: forge --help"),
+    ],
+)
+def test_a_wrong_word_is_told_in_one_line_with_one_that_is_like_it(words: str, said: str) -> None:
+    done = subprocess.run([*FORGE, *words.split()], env=clean_environ(), capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"forge: {said}") and "check-names" not in done.stderr
+
+
 def test_the_verbs_tell_the_story_of_a_branch(work: Work) -> None:
     cli = work.server.cli
-    work.branch("topic", AUTO, run="echo one; sleep 1; echo two\n")
+    gate = work.gate("go")
+    work.branch("topic", AUTO, run=f"echo one; until [ -e {gate} ]; do sleep 0.05; done; echo two\n")
     job_id = work.push_job("topic")
     assert "is running" in cli("why", work.name, "topic").stdout or "waits" in cli("why", work.name, "topic").stdout
+    gate.touch()
     assert cli("log", str(job_id), "-f").stdout == "one\ntwo\n"
     assert cli("wait", work.name, "topic").returncode == 0
     assert "merged into main" in cli("status", work.name, "topic").stdout
@@ -198,7 +224,8 @@ def test_what_the_verbs_print_is_for_people(work: Work) -> None:
 
 def test_nothing_foreign_reaches_the_terminal(work: Work) -> None:
     odd = "a\x1b[2Jb\u202ec\udc80"
-    assert forge.printable({"x": [odd, 1, None], "y": "two\nlines"}) == {"x": ["a?[2Jb?c?", 1, None], "y": "two\nlines"}
+    shown = {"x": ["a␛[2Jb⟨U+202E⟩c⟨80⟩", 1, None], "y": "two␊words", "digest": "two\nlines"}
+    assert forge.printable({"x": [odd, 1, None], "y": "two\nwords", "digest": "two\nlines"}) == shown
     work.branch("topic", run="printf 'error: \\033[2J\\033]0;title\\007\\302\\233x\\n'; exit 1\n")
     number = work.push_job("topic")
     assert "error:" in work.server.ended(number)["digest"]

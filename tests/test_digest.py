@@ -102,6 +102,115 @@ def test_the_first_error_line_of_what_other_tools_say(log: str, line: int) -> No
     assert found and found[0] == line, found
 
 
+DIGESTS = Path(__file__).parent / "digests"  # logs of real tools; first the lines that a person would point at
+
+
+def read_case(path: Path) -> tuple[list[str], bytes]:
+    """(texts of which the line at fault has one, the log) of a file of the collection."""
+    head, _, log = path.read_bytes().partition(b"\n\n")
+    return [line.removeprefix("cause: ") for line in head.decode().split("\n")], log
+
+
+def misses(half: str, noise: bytes = b"") -> dict[str, tuple[int, str] | None]:
+    """What the digest names in the logs of one half of the collection where it is not what a person would name."""
+    found: dict[str, tuple[int, str] | None] = {}
+    for path in sorted((DIGESTS / half).glob("*.log")):
+        causes, log = read_case(path)
+        named = forge.first_error([(1, noise + log + noise)], set())
+        if not named or not any(cause in named[1] for cause in causes):
+            found[path.stem] = named
+    return found
+
+
+@pytest.mark.parametrize(("half", "goal"), [("building", 0.95), ("kept", 0.9)])
+def test_the_line_that_a_person_would_point_at(half: str, goal: float, capsys: pytest.CaptureFixture[str]) -> None:
+    """The patterns are built with one half of the collection and judged by the other."""
+    paths, missed = list((DIGESTS / half).glob("*.log")), misses(half)
+    rate = 1 - len(missed) / len(paths)
+    with capsys.disabled():
+        print(f"\n{half}: {len(paths) - len(missed)} of {len(paths)} found ({rate:.0%}); missed: {', '.join(missed) or 'none'}")
+    assert len(paths) >= 40 and rate >= goal, missed
+
+
+HARMLESS_LINES = """-- Looking for strlcpy - not found
+-- Could NOT find Doxygen (missing: DOXYGEN_EXECUTABLE)
+checking for strerror in -lcposix... no
+checking for libfail... not found
+warning: error: unable to download 'https://cache.example.org/nix-cache-info': HTTP error 502; retrying in 300 ms
+WARNING: Retrying (Retry(total=4)) after connection broken by 'ConnectTimeoutError()': /simple/errors/
+warning: spurious network error (3 tries remaining): [28] Timeout was reached
+npm WARN deprecated request-error@1.0.0: failed packages go away
+DeprecationWarning: error_callback is deprecated
+[WARNING] The requested profile "failsafe" could not be activated because it does not exist.
+CMake Warning at CMakeLists.txt:15 (find_package):
+fatal: No names found, cannot describe anything.
+error_handler.c: 0 errors, Failed: 0
+Tests run: 8, Failures: 0, Errors: 0, Skipped: 0
+valgrind --error-exitcode=9 ./test_failed_login
+   Compiling failure v0.1.8
+[ 12%] Building CXX object CMakeFiles/core.dir/src/error.cpp.o
+tests/test_failed_login.py::test_error_page PASSED                       [ 75%]
+test error::panics_on_error - should panic ... ok
+--- PASS: TestErrorIsWrapped (0.00s)
+2024-02-11T10:11:12.131Z ERROR app.auth login failed for user ada
+2024/02/11 10:11:12 ERROR: expected error in test: parse failed
+ERROR:root:failed to render: expected
++ grep -q failed out/nothing
+ok 3 - failed pushes are refused
+not ok 4 - slow disk # TODO error on tmpfs
+make: [Makefile:4: clean] Error 1 (ignored)
+  14 |     raise ValueError("error: no")
+"""
+
+
+@pytest.mark.parametrize(("half", "goal"), [("building", 0.9), ("kept", 0.8)])
+def test_noise_before_and_after_hides_little(half: str, goal: float) -> None:
+    """What speaks of errors by the way, 500 lines of it, takes the place of a cause only where no line is better than it."""
+    noise = b"\n" + HARMLESS_LINES.encode() * 20
+    missed = misses(half, noise)
+    assert 1 - len(missed) / len(list((DIGESTS / half).glob("*.log"))) >= goal, missed
+
+
+def test_a_flood_of_harmless_lines_hides_no_end() -> None:
+    log = b"tests/test_errors.py::test_failed PASSED\n" * 9000 + b"error: by the way\n" * 9000
+    log += b"main.c:3:5: error: here\n" + b"warning: failed, retrying\n" * 400
+    assert forge.first_error([(1, log)], set()) == (18001, "main.c:3:5: error: here")
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("src/A.hs:27:15: error:\n    • No instance for (Show f)\n", "src/A.hs:27:15: error: • No instance for (Show f)"),
+        ("src/A.hs:9:1: error: [GHC-88464]\n    Not in scope: f\n", "src/A.hs:9:1: error: [GHC-88464] Not in scope: f"),
+        ("thread 't' panicked at a.rs:3:5:\nno such port\n", "thread 't' panicked at a.rs:3:5: no such port"),
+        ("CMake Error at CMakeLists.txt:4 (message):\n\n  No zlib\n", "CMake Error at CMakeLists.txt:4 (message): No zlib"),
+        ("gate: Map.!: no key\nCallStack (from HasCallStack):\n  error, called at x.hs:1:2\n", "gate: Map.!: no key"),
+        ("error: name says little\n  --> src/a.rs:3:1\nmain.c:1: failed\n", "error: name says little"),
+        ("fatal: [web1]: FAILED! => {}\n...ignoring\nfatal: [web2]: FAILED! => {}\n", "fatal: [web2]: FAILED! => {}"),
+        ("error:\n       … while evaluating x\n\n       error: expected a set\n", "error: expected a set"),
+    ],
+)
+def test_a_line_is_told_with_what_its_neighbours_say(log: str, line: str) -> None:
+    found = forge.first_error([(1, log.encode())], set())
+    assert found and found[1] == line, found
+
+
+def test_no_pattern_finds_what_the_quick_look_passes_over() -> None:
+    """But for the weakest."""
+    for path in DIGESTS.glob("*/*.log"):
+        for line in read_case(path)[1].split(b"\n"):
+            text = forge.plain_line(line)
+            quick = forge.ERROR_WORD.search(b"\n" + text.lower().encode())
+            assert quick or forge.rank_of(text) <= forge.SIGN, (path.name, text)
+
+
+def test_each_log_of_the_collection_has_the_lines_it_is_marked_with() -> None:
+    for path in DIGESTS.glob("*/*.log"):
+        causes, log = read_case(path)
+        lines = [forge.plain_line(line) for line in log.split(b"\n")]
+        assert causes and all(any(cause in line for line in lines) for cause in causes), path
+
+
 @pytest.mark.parametrize(
     "line",
     """0 errors
@@ -124,6 +233,20 @@ panic_handler loaded""".split("\n"),
 )
 def test_what_is_no_error(line: str) -> None:
     assert forge.first_error([(1, line.encode())], set()) is None
+
+
+def test_a_traceback_is_found_after_many_that_are_usual() -> None:
+    said = "Traceback (most recent call last):\n  File x, line {0}\nValueError: {0} is handled\n"
+    log = "".join(map(said.format, range(400))) + "Traceback (most recent call last):\n  File y\nKeyError: 'a'\n"
+    assert forge.first_error([(1, log.encode())], forge.usual_lines([(1, said.format(1).encode())])) == (1203, "KeyError: 'a'")
+
+
+def test_what_a_passed_log_says_but_for_numbers_and_times_is_no_suspect() -> None:
+    said = "src/a.c:{0}:3: error: kept on purpose\nE   assert {0} == 3\nthread 't{0}' panicked at a.rs:{0}:5:\nat {0}\n"
+    said += "Traceback (most recent call last):\n  File x, line {0}\nValueError: {0} at 10:{0}:12\nnot ok {0} - x\n"
+    usual = forge.usual_lines([(1, said.format(17).encode())])
+    log = said.format(4_242).encode() + b"cp: cannot stat 'x': No such file or directory\n"
+    assert forge.first_error([(1, log)], usual) == (9, "cp: cannot stat 'x': No such file or directory")
 
 
 def test_what_a_passed_log_says_as_well_is_no_suspect() -> None:
@@ -304,3 +427,108 @@ def test_a_slow_digest_delays_nobody_and_a_stop_loses_no_end(
     ended = server.ended(failing)
     assert (ended["status"], ended["exit_code"]) == ("failed", 1) and "files: run" in ended["digest"]
     assert len([r for r in server.journal() if r["event"] == "job.finished" and r["id"] == failing]) == 1
+
+
+# -- what could not be run -----------------------------------------------------------------------------------
+
+CRLF = "has Windows line ends (CRLF); convert it and add"
+FOREIGN = Path("/bin/true").read_bytes()[:18] + (0 if os.uname().machine == "s390x" else 22).to_bytes(2, "big")
+NOT_RUN = {
+    "line ends": ("./ci/check.sh", b"#!/bin/sh\r\necho hi\r\n", 127, f"ci/check.sh {CRLF} `*.sh text eol=lf` to .gitattributes"),
+    "line ends, without a suffix": (
+        "ci/check",
+        b"#!/bin/sh\r\n",
+        127,
+        f"ci/check {CRLF} `ci/check text eol=lf` to .gitattributes",
+    ),
+    "line ends, called by bash": ("bash -c ./ci/check.sh", b"#!/bin/sh\r\n", 127, f"ci/check.sh {CRLF} `*.sh text eol=lf`"),
+    "line ends after env": ("./ci/x.py", b"#!/usr/bin/env python3\r\nprint(1)\r\n", 127, f"ci/x.py {CRLF} `*.py text eol=lf`"),
+    "line ends, but not of the first": ("sh ci/check.sh", b"#!/bin/sh\nset -e\r\nno-such\r\n", 2, f"ci/check.sh {CRLF}"),
+    "line ends, called by make": ("make", b"#!/bin/sh\r\n", 2, f"ci/check.sh {CRLF} `*.sh text eol=lf` to .gitattributes"),
+    "line ends, called by Python": (f"{sys.executable} run.py", b"#!/bin/sh\r\n", 1, f"ci/check.sh {CRLF} `*.sh text eol=lf`"),
+    "line ends, silent": ("./ci/check.sh 2>/dev/null", b"#!/bin/sh\r\n", 127, f"ci/check.sh {CRLF} `*.sh text eol=lf`"),
+    "interpreter": (
+        "./ci/check",
+        b"#!/opt/none/sh\n",
+        127,
+        "ci/check asks for /opt/none/sh in its first line, which does not exist",
+    ),
+    "program of env": (
+        "./ci/check",
+        b"#!/usr/bin/env -S lua9 -x\n",
+        127,
+        "ci/check asks for lua9 in its first line, which is not on the PATH",
+    ),
+    "no right to run it": (
+        "./ci/plain",
+        b"#!/bin/sh\n",
+        126,
+        "ci/plain is not executable; run: git update-index --chmod=+x ci/plain",
+    ),
+    "no right to run it, called by make": ("make plain", b"#!/bin/sh\n", 2, "ci/plain is not executable; run: git update-index"),
+    "another machine": ("./ci/check", FOREIGN, 126, "ci/check is for another machine, and this machine is"),
+}
+
+
+def scripts(work: Work, content: bytes) -> None:
+    """A script under the names by which the commands above call it."""
+    (work.tree / "ci").mkdir(exist_ok=True)
+    for name in ("check.sh", "check", "x.py", "plain"):
+        (work.tree / "ci" / name).write_bytes(content)
+        (work.tree / "ci" / name).chmod(0o644 if name == "plain" else 0o755)
+    work.write("Makefile", "all:\n\t./ci/check.sh\nplain:\n\t./ci/plain\n")
+    work.write("run.py", "import subprocess\nsubprocess.run(['./ci/check.sh'])\n")
+
+
+@pytest.mark.parametrize("name", NOT_RUN)
+def test_what_cannot_be_run_is_said_with_what_to_do(work: Work, name: str) -> None:
+    command, content, code, words = NOT_RUN[name]
+    work.bare("config", "forge.preMerge", command)
+    work.branch("topic")
+    scripts(work, content)
+    work.commit("Scripts")
+    job = work.server.ended(work.push_job("topic"))
+    assert (job["status"], job["exit_code"]) == ("failed", code), (job, work.server.job_log(job["id"]))
+    told = job["reason"] if code in (126, 127) else job["digest"]
+    assert words in told and job["digest"].count(words) == 1, (told, work.server.job_log(job["id"]))
+    assert b"CRLF" not in work.server.job_log(job["id"])
+
+
+@pytest.mark.parametrize("sandbox", ["auto", "none"])
+def test_line_ends_of_the_job_itself_and_of_what_just_calls(make_server: Callable[..., Server], sandbox: str) -> None:
+    server = make_server(FORGE_SANDBOX=sandbox, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    work = server.repo(script="#!/bin/sh\r\necho hi\r\n")
+    work.branch("own")
+    job = server.ended(work.push_job("own"))
+    assert job["reason"] == f"exit code 127: .forge/pre-merge {CRLF} `.forge/pre-merge text eol=lf` to .gitattributes"
+    assert job["digest"].startswith(job["reason"] + "\n")
+    if shutil.which("just", path=str(Path(sys.executable).parent)):
+        work.branch("just", justfile="pre-merge:\r\n\t./ci/check.sh\r\n")
+        scripts(work, b"#!/bin/sh\r\necho hi\r\n")
+        work.commit("Scripts")
+        job = server.ended(work.push_job("just"))
+        assert job["command"] == "just pre-merge"
+        assert job["reason"] == f"exit code 127: ci/check.sh {CRLF} `*.sh text eol=lf` to .gitattributes"
+
+
+def test_what_just_was_not_found_is_said_as_before(work: Work) -> None:
+    work.branch("read", run="cat /root/none data; exit 1\n", data="x\r\n")
+    assert "jobs do not see" not in work.server.ended(work.push_job("read"))["digest"]
+    work.branch("topic", run="cat /no/such/file; no-such-command\n")
+    job = work.server.ended(work.push_job("topic"))
+    assert job["reason"] == "exit code 127: the command, or one it calls, was not found (.forge/pre-merge)"
+    assert "jobs do not see" not in job["digest"] and "line 1: cat: /no/such/file" in job["digest"]
+
+
+def test_no_file_outside_is_looked_into(tmp_path: Path) -> None:
+    """A branch may name any file, and link to it: what is hidden from its job is not told either."""
+    outside, tree = tmp_path / "outside", tmp_path / "tree"
+    tree.mkdir()
+    outside.write_text("#!/a/secret\r\n")
+    (tree / "link").symlink_to(outside)
+    os.mkfifo(tree / "pipe")
+    hidden = {outside: forge.Mount(("--tmpfs",), hides=True)}
+    said = f"sh: 1: ./link: not found\nsh: 1: ./pipe: not found\nsh: 1: {outside}: not found\n{'.' * 60_000} not found".encode()
+    why = forge.why_not_run(127, "./link ./pipe", said, forge.View(tree, os.environ["PATH"], hidden))
+    assert why == f"{outside} leads to {outside}, which jobs do not see; {forge.ELSEWHERE}"
+    assert forge.why_not_run(127, "./link ./pipe", b"./link: not found", forge.View(tree, os.environ["PATH"], {})) is None

@@ -33,6 +33,7 @@ from forge import (
     why_blocked,
     why_name_refused,
     why_no_retry,
+    why_unheard,
     why_unwanted,
 )
 
@@ -276,6 +277,21 @@ def test_which_branch_becomes_base(heads: list[str], pushed: list[str], expected
 )
 def test_trailers(trailers: str, expected: bool) -> None:
     assert asks_for_merge(trailers) is expected
+
+
+@pytest.mark.parametrize(
+    ("trailers", "said"),
+    [
+        ("Auto-Merge: on", "its trailer Auto-Merge says 'on', but only yes and true count; write "),
+        ("Forge-Auto-Merge: yes please", "says 'yes please', but only"),
+        ("Auto-Merge: on\nAuto-Merge: yes", ""),
+        ("Auto-Merge: no", ""),
+        ("forge-cause: x", ""),
+    ],
+)
+def test_a_trailer_that_asks_for_nothing_is_explained(trailers: str, said: str) -> None:
+    why = why_unheard(f"Subject\n\n{trailers}\n", trailers)
+    assert why == said == "" or (said and said in why)
 
 
 @pytest.mark.parametrize(

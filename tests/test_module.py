@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,17 @@ CASES = """{
   repos = {
     enable = true; dataDir = "DATA";
     repos.app = { protect = true; preMerge = "make 'test'"; timeout = 60; };
-    repos.configs = { base = "master"; reuse = false; };
+    repos.configs = { base = "master"; reuse = false; secrets = "app"; };
   };
+  parted = {
+    enable = true; secretsDir = "SECRETS"; knownHosts = [ "web ssh-ed25519 AAAA" ];
+    secrets.app.token = "/run/agenix/app-token";
+    secrets.configs = { "ssh/id_ed25519" = "/run/secrets/deploy key"; token = "/run/secrets/configs-token"; };
+    secrets.empty = { };
+  };
+  homeless = { enable = true; secrets.app.token = "/run/agenix/app-token"; };
+  leading = { enable = true; secretsDir = "SECRETS"; secrets."../app".token = "/run/agenix/app-token"; };
+  climbing = { enable = true; secretsDir = "SECRETS"; secrets.app."../web/token" = "/run/agenix/app-token"; };
 }"""
 WRONG = """{
   none = { port = 8080; };
@@ -77,6 +86,7 @@ WRONG = """{
   jobs = { maxJobs = 0; };
   unknown = { maxJob = 4; };
   repo = { repos.app.bas = "main"; };
+  secret = { secrets.app.token = "relative"; };
 }"""
 NEVER_IN_A_UNIT = {"FORGE_MERGE_PASSWORD", "FORGE_MERGE_PASSWORD_FILE"}  # systemd hands the file on
 
@@ -89,6 +99,7 @@ class Found:
     machines: Any
     wrong: Any
     data: Path
+    secrets: Path
 
     def service(self, machine: str) -> Any:
         return self.machines[machine]["systemd"]["services"]["forge"]
@@ -98,15 +109,15 @@ class Found:
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """One evaluation of all cases; what the units start is built, too."""
     folder = tmp_path_factory.mktemp("module")
-    flake, data = lay_out(folder), folder / "data"
+    flake, data, secrets = lay_out(folder), folder / "data", folder / "secrets"
     text = EVALUATION.replace("CASES", CASES).replace("WRONG", WRONG)
-    for name, place in (("NIXPKGS", flake.nixpkgs), ("OURS", flake.ours), ("DATA", data)):
+    for name, place in (("NIXPKGS", flake.nixpkgs), ("OURS", flake.ours), ("DATA", data), ("SECRETS", secrets)):
         text = text.replace(name, str(place))
     (folder / "evaluation.nix").write_text(text)
     command = ["nix", "build", "--impure", "--no-link", "--json", "-f", str(folder / "evaluation.nix"), "answer"]
     done = subprocess.run(command, env=clean_environ(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    return Found(**json.loads(Path(json.loads(done.stdout)[0]["outputs"]["out"]).read_text()), data=data)
+    return Found(**json.loads(Path(json.loads(done.stdout)[0]["outputs"]["out"]).read_text()), data=data, secrets=secrets)
 
 
 def unit_files(machine: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -223,6 +234,41 @@ def test_what_surrounds_the_service(found: Found) -> None:
     assert off["systemd"] == {"services": {}, "sockets": {}, "tmpfiles": {}} and off["users"] == {"users": {}, "groups": {}}
 
 
+def complaints(found: Found, machine: str) -> list[str]:
+    return [one["message"] for one in found.machines[machine]["assertions"] if not one["assertion"]]
+
+
+def test_each_repo_has_a_folder_with_links_to_its_secrets(found: Found, tmp_path: Path) -> None:
+    """They are laid out as systemd-tmpfiles reads the rules, and forge takes them for what they are."""
+    rules = found.machines["parted"]["systemd"]["tmpfiles"]["rules"][1:]
+    assert len(set(rules)) == len(rules) and all(rule.split()[2:5] in (["0700", "forge", "forge"], ["-"] * 3) for rule in rules)
+    for rule in rules:
+        kind, place, _, _, _, _, target = [*rule.split(" ", 6), ""][:7]
+        Path(place).mkdir() if kind == "d" else Path(place).symlink_to(target)
+    config = replace(forge.load_config(found.service("parted")["environment"]), data_dir=tmp_path)
+    assert config.secrets_dir == found.secrets and {path.name for path in found.secrets.iterdir()} == {"repos"}
+    seen = {name: forge.secrets_seen(config, forge.secrets_folder(config, name, {})) for name in ("app", "configs", "other")}
+    assert seen == {"app": found.secrets / "repos/app", "configs": found.secrets / "repos/configs", "other": None}
+    links = {
+        path.relative_to(found.secrets / "repos"): os.readlink(path) for path in found.secrets.rglob("*") if path.is_symlink()
+    }
+    known = {Path(name, "ssh/known_hosts"): links[Path("app/ssh/known_hosts")] for name in ("app", "configs", "empty")}
+    assert Path(links[Path("app/ssh/known_hosts")]).read_text() == "web ssh-ed25519 AAAA\n"
+    assert links == known | {
+        Path("app/token"): "/run/agenix/app-token",
+        Path("configs/ssh/id_ed25519"): "/run/secrets/deploy key",
+        Path("configs/token"): "/run/secrets/configs-token",
+    }
+
+
+def test_secrets_that_have_no_place_or_leave_it_are_refused(found: Found) -> None:
+    assert complaints(found, "parted") == []
+    assert complaints(found, "homeless") == ["services.forge.secrets are kept in services.forge.secretsDir; set that, too."]
+    for machine in ("leading", "climbing"):
+        (said,) = complaints(found, machine)
+        assert said.startswith("services.forge.secrets: a repo, and in it a file or folder/file, are letters")
+
+
 def test_wrong_settings_are_refused(found: Found) -> None:
     assert [name for name, works in found.wrong.items() if works] == ["none"]
 
@@ -240,6 +286,7 @@ def test_declared_repos_are_made_once_and_brought_up_to_date(found: Found) -> No
         assert done.returncode == 0, done.stderr
         assert (setting("app", "forge.protect"), setting("app", "forge.preMerge")) == ("true", "make 'test'")
         assert (setting("app", "forge.timeout"), setting("configs", "forge.reuse")) == ("60", "false")
+        assert setting("configs", "forge.secrets") == "app"
         subprocess.run(["git", "-C", str(found.data / "repos" / "app.git"), "config", "forge.protect", "false"], check=True)
     head = (found.data / "repos" / "configs.git" / "HEAD").read_text()
     assert head == "ref: refs/heads/master\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -170,13 +172,35 @@ def test_secrets_are_followed_to_where_they_are_kept(tmp_path: Path) -> None:
     (tmp_path / "secrets/ssh/id").symlink_to(tmp_path / "now/key")
     (tmp_path / "secrets/gone").symlink_to(tmp_path / "nothing")
     config = forge.Config(tmp_path / "data", secrets_dir=tmp_path / "secrets")
-    around = forge.look_around(config, "bwrap", {"HOME": str(tmp_path)})
+    around = forge.look_around(config, "bwrap", {"HOME": str(tmp_path)}, config.secrets_dir)
     assert around.secrets == ((tmp_path / "secrets",) * 2, (tmp_path / "kept/4/key", tmp_path / "now/key"))
     assert {tmp_path / "secrets", tmp_path} <= set(around.folders)
 
 
+def test_secrets_are_followed_through_folders_that_are_links(tmp_path: Path) -> None:
+    """What is in them is hidden by itself, where the folder is open to all; what cannot be looked at stops nothing."""
+    secrets, kept = tmp_path / "secrets", tmp_path / "kept"
+    (secrets / "repos").mkdir(parents=True), (kept / "app/ssh").mkdir(parents=True)
+    (kept / "app/hosts").write_text("known to all")
+    for name in ("app/token", "key"):
+        (kept / name).write_text("secret")
+        (kept / name).chmod(0o600)
+    (secrets / "repos/app").symlink_to(kept / "app")
+    (secrets / "repos/round").symlink_to(secrets)
+    (secrets / "repos/barred").symlink_to("/proc/1/cwd")
+    (secrets / "repos/machine").symlink_to("/")
+    (kept / "app/ssh/id").symlink_to(kept / "key")
+    config = forge.Config(tmp_path / "data", secrets_dir=secrets)
+    around = forge.look_around(config, "bwrap", {}, secrets / "repos/app")
+    assert secrets in around.folders and {kept / "app/token", kept / "key"} <= set(around.files)
+    own = {secrets / "repos/app": kept / "app", kept / "app": kept / "app"}
+    own |= {place: place for place in (kept / "app/token", kept / "key")}
+    assert {place: what for what, place in around.secrets} == own
+    assert forge.look_around(config, "bwrap", {}, None).secrets == ()
+
+
 def test_a_home_that_cannot_be_looked_at_needs_no_hiding() -> None:
-    around = forge.look_around(CONFIG, "bwrap", {"HOME": "/root/nothing/here"})
+    around = forge.look_around(CONFIG, "bwrap", {"HOME": "/root/nothing/here"}, None)
     assert Path("/root/nothing/here") not in around.folders
 
 
@@ -446,6 +470,172 @@ def test_what_a_link_among_the_secrets_leads_to_is_a_secret_too(boxed: Server, l
     boxed.idle()
     deployment = boxed.get("/jobs?repo=links&kind=post-merge&limit=1")["jobs"][0]
     assert answers(boxed, deployment["id"]) == {"key": "yes", "link": "yes"}
+
+
+# -- the secrets of one repo -----------------------------------------------------------------------------------
+
+
+def deployment(work: Work, script: str) -> Any:
+    """Push a deployment to base; its job when it has ended."""
+    work.branch("main", deploy=script)
+    work.push("HEAD:main")
+    work.server.idle()
+    return work.server.get(f"/jobs?repo={work.name}&kind=post-merge&limit=1")["jobs"][0]
+
+
+@pytest.fixture(scope="module")
+def parted(lair: Lair) -> Path:
+    """Secrets of each repo apart, laid out as agenix and sops-nix do it: links to files and to a folder, by another link."""
+    kept, keys = lair.root / "kept.d/4", lair.root / "parted"
+    for folder in (kept / "two", keys / "repos/one", keys / "repos/team", keys / "repos/stray"):
+        folder.mkdir(parents=True)
+    (lair.root / "now").symlink_to(kept)
+    for file in (
+        kept / "one",
+        kept / "two/token",
+        kept / "two/more",
+        keys / "repos/team/token",
+        keys / "repos/stray/token",
+        keys / "token",
+    ):
+        file.write_text(f"secret of {file.relative_to(lair.root)}\n")
+        file.chmod(0o600)
+    (keys / "repos/one/token").symlink_to(lair.root / "now/one")
+    (keys / "repos/two").symlink_to(lair.root / "now/two")
+    (keys / "repos/team/linked").symlink_to(kept / "two/token")
+    return keys
+
+
+@pytest.fixture(scope="module")
+def parted_server(lair: Lair, parted: Path) -> Iterator[Server]:
+    server = lair.server("parted-data", FORGE_SANDBOX="bwrap", FORGE_SECRETS_DIR=str(parted))
+    yield server
+    end(server)
+
+
+def ways_to_secrets(keys: Path, data: Path) -> dict[str, str]:
+    """Each way to a secret, whose contents it prints, and to what else belongs to one repo alone."""
+    kept, now = keys.parent / "kept.d/4", keys.parent / "now"
+    places = {
+        "all": f"{keys}/token",
+        "one": f"{keys}/repos/one/token",
+        "what one leads to": f"{now}/one",
+        "where that is": f"{kept}/one",
+        "two": f"{keys}/repos/two/token",
+        "what two leads to": f"{now}/two/token",
+        "more of that": f"{kept}/two/more",
+        "team": f"{keys}/repos/team/token",
+        "stray": f"{keys}/repos/stray/token",
+        "by proc": f"/proc/1/root{keys}/token",
+        "by a working directory": f"/proc/self/cwd/../../../../../parted/token /proc/1/cwd{keys}/token",
+        "beside its own": '"${FORGE_SECRETS_DIR-/nothing}"/../stray/token "${FORGE_SECRETS_DIR-/nothing}"/../../token',
+    }
+    wanted = {name: f"cat {place} | grep -q secret" for name, place in places.items()}
+    wanted["by a link"] = f'ln -sf {keys}/token "$HOME/link" && grep secret "$HOME/link"'
+    wanted["by a hard link"] = f'ln -f {keys}/token "$HOME/hard" && grep secret "$HOME/hard"'
+    wanted["write"] = 'echo x >"$FORGE_SECRETS_DIR/new"'
+    return wanted | {f"{kind} of another": f"ls {data}/home/other/{kind}" for kind in ("pre-merge", "post-merge")}
+
+
+OWN = """if [ -n "${FORGE_SECRETS_DIR-}" ]; then echo "own: $(tr ' ' _ <"$FORGE_SECRETS_DIR/token")"; else echo "own: none"; fi
+echo "names: $(cd %s 2>/dev/null && find . ! -type d | sort | xargs)"
+"""
+
+
+@needs_bwrap
+@pytest.mark.parametrize(
+    ("repo", "setting", "seen", "own", "names"),
+    [
+        ("one", None, {"one", "what one leads to"}, "secret_of_kept.d/4/one", "./repos/one/token"),
+        (
+            "two",
+            None,
+            {"two", "what two leads to", "more of that"},
+            "secret_of_kept.d/4/two/token",
+            "./repos/two/more ./repos/two/token",
+        ),
+        ("three", None, set(), "none", ""),
+        (
+            "four",
+            "team",
+            {"team", "what two leads to"},
+            "secret_of_parted/repos/team/token",
+            "./repos/team/linked ./repos/team/token",
+        ),
+        (
+            "five",
+            "two",
+            {"two", "what two leads to", "more of that"},
+            "secret_of_kept.d/4/two/token",
+            "./repos/two/more ./repos/two/token",
+        ),
+    ],
+)
+def test_a_deployment_sees_the_secrets_of_its_own_repo_alone(
+    parted: Path, parted_server: Server, repo: str, setting: str | None, seen: set[str], own: str, names: str
+) -> None:
+    if not (parted_server.data / "repos/other.git").exists():
+        parted_server.repo("other")
+    work = parted_server.repo(repo)
+    if setting:
+        work.bare("config", "forge.secrets", setting)
+    said = answers(parted_server, deployment(work, script_of(ways_to_secrets(parted, parted_server.data)) + OWN % parted)["id"])
+    assert (said.pop("own"), said.pop("names")) == (own, names), said
+    seen |= {"where that is"} if repo == "one" else set()
+    assert {name for name, answer in said.items() if answer == "yes"} == seen, said
+
+
+@needs_bwrap
+def test_a_check_sees_no_secrets_of_any_repo(parted: Path, parted_server: Server) -> None:
+    work = parted_server.repo("checked")
+    work.bare("config", "forge.secrets", "team")
+    work.branch("topic", run=script_of(ways_to_secrets(parted, parted_server.data)) + OWN % parted)
+    said = answers(parted_server, parted_server.ended(work.push_job("topic"))["id"])
+    assert (said.pop("own"), said.pop("names")) == ("none", "")
+    assert {name for name, answer in said.items() if answer == "yes"} == set(), said
+
+
+@needs_bwrap
+def test_a_folder_counts_from_the_moment_it_is_there(lair: Lair) -> None:
+    """At first all see the whole directory; with ``repos/`` none but those that have a folder see anything."""
+    keys = lair.root / "later"
+    keys.mkdir()
+    (keys / "token").write_text("secret of all\n")
+    server = lair.server("later-data", FORGE_SANDBOX="bwrap", FORGE_SECRETS_DIR=str(keys))
+    try:
+        work = server.repo("app")
+
+        def own(job: Any) -> str:
+            said = answers(server, job["id"])
+            return f"{said['own']}, {said['names']}"
+
+        job = deployment(work, OWN % keys)
+        assert own(job) == "secret_of_all, ./token"
+        (keys / "repos").mkdir()
+        assert own(server.act(f"/jobs/{job['id']}/retry").json) == "none, "
+        (keys / "repos/app").mkdir()
+        (keys / "repos/app/token").write_text("secret of app\n")
+        assert own(server.act(f"/jobs/{job['id']}/retry").json) == "secret_of_app, ./repos/app/token"
+        before = work.heads()["main"]
+        deployment(work, "true\n")
+        server.act("/r/app/rollback", commit=before, untested="1")
+        server.idle()
+        rolled = server.get("/jobs?repo=app&kind=post-merge&limit=1")["jobs"][0]
+        assert rolled["commit"] not in (before, job["commit"]) and own(rolled) == "secret_of_app, ./repos/app/token"
+    finally:
+        end(server)
+
+
+def test_without_the_sandbox_the_variable_names_the_folder_and_hides_nothing(lair: Lair, parted: Path) -> None:
+    server = lair.server("open-data", FORGE_SANDBOX="none", FORGE_SECRETS_DIR=str(parted))
+    try:
+        look = f'echo "own: ${{FORGE_SECRETS_DIR-none}}"\necho "all: $(cat {parted}/token)"\n'
+        for repo, own in (("one", f"{parted}/repos/one"), ("three", "none")):
+            said = answers(server, deployment(server.repo(repo), look)["id"])
+            # masked: it can see them all
+            assert said == {"own": own, "all": "*" * len("secret of parted/token")}, said
+    finally:
+        end(server)
 
 
 # -- what the sandbox is no wall against: SECURITY.md says so, and names these --------------------------------
@@ -738,6 +928,73 @@ def test_a_box_that_cannot_be_made_says_so(make_server: Callable[..., Server]) -
     assert "was not found (no-such-command)" in job["reason"]
 
 
+def shims(home: Path) -> dict[str, tuple[str, str]]:
+    """Version managers in a home: a folder of the PATH that has their python9, and what a job's reason says of it, by name."""
+    for name, text in {
+        ".pyenv/libexec/pyenv": "#!/bin/sh\nexit 0\n",
+        ".asdf/bin/asdf": "#!/bin/sh\nexit 0\n",
+        ".local/bin/mise": "#!/bin/sh\nexit 0\n",
+        ".pyenv/shims/python9": f'#!/usr/bin/env bash\nset -e\nexec "{home}/.pyenv/libexec/pyenv" exec python9 "$@"\n',
+        ".asdf/shims/python9": f'#!/usr/bin/env bash\nexec {home}/.asdf/bin/asdf exec "python9" "$@"\n',
+        ".own/bin/python9": f"#!{home}/.pyenv/libexec/pyenv\n",
+    }.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text)
+        (home / name).chmod(0o755)
+    for link, target in {".mise/shims/python9": ".local/bin/mise", ".nix-profile/bin/python9": ".local/bin/mise"}.items():
+        (home / link).parent.mkdir(parents=True, exist_ok=True)
+        (home / link).symlink_to(home / target)
+    own = "python9 ({}/python9 on the PATH)".format
+    return {
+        "pyenv": (".pyenv/shims", f"{home}/.pyenv/libexec/pyenv"),
+        "asdf": (".asdf/shims", f"{home}/.asdf/bin/asdf"),
+        "mise": (".mise/shims", f"{own(home / '.mise/shims')} leads to {home.parent}, which jobs do not see"),
+        "nix-profile": (".nix-profile/bin", f"{own(home / '.nix-profile/bin')} leads to {home.parent}, which jobs do not see"),
+        "own": (".own/bin", f"{own(home / '.own/bin')} asks for {home}/.pyenv/libexec/pyenv in its first line"),
+    }
+
+
+@needs_bwrap
+@pytest.mark.parametrize("name", ["pyenv", "asdf", "mise", "nix-profile", "own"])
+def test_a_python_that_leads_to_a_hidden_home_is_said(lair: Lair, name: str) -> None:
+    folder, words = shims(lair.root / "home" / name)[name]
+    path = f"{lair.root / 'home' / name / folder}:{os.environ['PATH']}"
+    server = lair.server(f"shim-{name}", FORGE_SANDBOX="bwrap", PATH=path)
+    try:
+        work = server.repo()
+        for branch, run in {"said": "python9 -V\n", "silent": "exec 2>/dev/null; python9 -V\n"}.items():
+            work.branch(branch)
+            work.write(".forge/pre-merge", f"#!/bin/sh\n{run}", executable=True)
+            work.commit("Python")
+            job = server.ended(work.push_job(branch))
+            assert job["exit_code"] in (126, 127) and "jobs do not see" in job["reason"], (job, server.job_log(job["id"]))
+            assert words in job["reason"], (job, server.job_log(job["id"]))
+        work.branch("make", Makefile="all:\n\tpython9 -V\n", run="make\n")
+        job = server.ended(work.push_job("make"))
+        assert job["exit_code"] == 2 and words in job["digest"], (job, server.job_log(job["id"]))
+        work.branch("script")
+        work.write(".forge/pre-merge", "#!/usr/bin/env python9\nprint(1)\n", executable=True)
+        work.commit("A script of it")
+        job = server.ended(work.push_job("script"))
+        assert str(lair.root / "home") in job["reason"] and "jobs do not see" in job["reason"], job
+    finally:
+        end(server)
+
+
+@needs_bwrap
+def test_an_interpreter_in_a_hidden_home_is_said(boxed: Server, lair: Lair) -> None:
+    work = boxed.repo("interpreter")
+    work.branch("topic")
+    work.write(".forge/pre-merge", f"#!{lair.root}/home/.pyenv/versions/3.11/bin/python\n", executable=True)
+    work.commit("An interpreter of my own")
+    job = boxed.ended(work.push_job("topic"))
+    asked = f"{lair.root}/home/.pyenv/versions/3.11/bin/python"
+    assert job["reason"] == (
+        f"exit code 127: .forge/pre-merge asks for {asked} in its first line, but jobs do not see {lair.root}/home; "
+        "use one that lies elsewhere, as below /usr or /nix"
+    )
+
+
 # -- the setting ------------------------------------------------------------------------------------------
 
 
@@ -775,6 +1032,84 @@ def test_bubblewrap_or_nothing(make_server: Callable[..., Server], tmp_path: Pat
     done = subprocess.run([*FORGE, "serve"], env=server.environ, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and "No permissions to create new namespace (if it is about namespaces, allow" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "hidden"),
+    [
+        ("/home/git/src.git/objects", True),
+        ("/home/other/src.git/objects", False),
+        ("/srv/forge/repos/other.git/objects", False),
+        ("/srv/forge/old/other.git/objects", True),
+        ("/tmp/src.git/objects", True),
+        ("/home/git", True),
+        ("/home", False),
+    ],
+)
+def test_which_places_a_job_does_not_come_to(place: str, hidden: bool) -> None:
+    assert forge.is_hidden(forge.sandbox_mounts(CONFIG, LAUNCH, AROUND), Path(place)) == hidden
+
+
+def test_a_link_to_what_is_hidden_is_hidden(tmp_path: Path) -> None:
+    config = replace(CONFIG, data_dir=tmp_path / "data")
+    (tmp_path / "home/src").mkdir(parents=True), config.repos.mkdir(parents=True)
+    (config.repos / "src").symlink_to(tmp_path / "home/src")
+    (config.repos / "own").mkdir()
+    made = forge.sandbox_mounts(config, LAUNCH, replace(AROUND, folders=(config.data_dir, tmp_path / "home"), tmp=()))
+    assert [forge.is_hidden(made, config.repos / name) for name in ("src", "own")] == [True, False]
+
+
+@needs_bwrap
+@pytest.mark.parametrize("way", ["itself", "by way of another"])
+def test_a_repo_that_borrows_what_the_sandbox_hides_waits_for_the_command_that_is_named(
+    boxed: Server, lair: Lair, way: str
+) -> None:
+    """Jobs go on by themselves when the command has been run."""
+    source = boxed.repo(f"source-{way.replace(' ', '-')}")
+    source.branch("main", run="git log --format=%s\n")
+    source.push("HEAD:main")
+    hidden, work = lair.root / f"home/{source.name}.git", replace(source, name=f"copy-of-{source.name}")
+    work.path = boxed.data / f"repos/{work.name}.git"
+    subprocess.run(["git", "clone", "-q", "--bare", str(source.path), str(hidden)], check=True, env=clean_environ())
+    seen = hidden
+    if way != "itself":
+        seen = boxed.data / f"repos/middle-{source.name}.git"
+        subprocess.run(["git", "clone", "-q", "--bare", "--shared", str(hidden), str(seen)], check=True, env=clean_environ())
+    subprocess.run(["git", "clone", "-q", "--bare", "--shared", str(seen), str(work.path)], check=True, env=clean_environ())
+    work.git("remote", "set-url", "origin", str(work.path))
+    work.git("fetch", "-q", "origin")
+    hook = json.dumps({"repo": work.name, "updates": []}).encode()
+    answer = boxed.hook(hook, Content_Type="application/json")
+    command = f"git -C {work.path} repack -a -d && rm {work.path}/objects/info/alternates"
+    words = f"{work.name} borrows objects from {hidden}/objects, which the sandbox hides from jobs; copy them: {command}"
+    assert answer.status == 409 and answer.json["error"] == words
+    work.branch("topic", file="x")
+    work.push("topic")
+    assert words in [repo["trouble"] for repo in boxed.get("/")["repos"]]
+    assert f"!! repo {work.name} {words}" in " ".join(boxed.cli("doctor", check=False).stdout.split())
+    assert work.name not in [job["repo"] for job in boxed.get("/jobs")["jobs"]]
+    subprocess.run(["sh", "-c", command], check=True, env=clean_environ(), capture_output=True)
+    assert boxed.hook(hook, Content_Type="application/json").status == 202
+    job = wait_for(lambda: next((job for job in boxed.get("/jobs")["jobs"] if job["repo"] == work.name), None), "the job")
+    assert boxed.ended(job["id"])["status"] == "passed"
+    assert boxed.job_log(job["id"]).decode().splitlines()[-1] == "First commit"
+
+
+@needs_bwrap
+def test_a_job_sees_what_its_repo_borrows_from_another_that_is_served(boxed: Server) -> None:
+    source = boxed.repo("lender")
+    source.branch("main", run="git log --format=%s && git fsck\n")
+    source.push("HEAD:main")
+    work = replace(source, name="borrower", path=boxed.data / "repos/borrower.git")
+    subprocess.run(
+        ["git", "clone", "-q", "--bare", "--shared", str(source.path), str(work.path)], check=True, env=clean_environ()
+    )
+    boxed.hook(json.dumps({"repo": work.name, "updates": []}).encode(), Content_Type="application/json")
+    wait_for((work.path / "hooks/post-receive").exists, "the hooks", 90)
+    work.git("remote", "set-url", "origin", str(work.path))
+    work.branch("topic", file="x")
+    job = boxed.ended(work.push_job("topic"))
+    assert job["status"] == "passed", boxed.job_log(job["id"])
 
 
 @needs_bwrap

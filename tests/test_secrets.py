@@ -150,9 +150,9 @@ def test_the_deploy_key_of_an_ordinary_user(host: Sshd, lair: Path) -> None:
     environ = {name: value for name, value in environ.items() if not name.startswith("PYTEST_")}
     environ |= {"FORGE_TEST_LENT_HOST": f"{lent}:{host.port}", "TMPDIR": str(lair)}
     words = [python, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={lair}/tmp", str(Path(__file__).resolve())]
-    words += ["-k", "use_the_deploy_key or owner_or_mode"]
+    words += ["-k", "use_the_deploy_key or owner_or_mode or deploy_key_of_its_own"]
     done = subprocess.run([*NOBODY, *words], env=environ, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "6 passed" in done.stdout, done.stdout + done.stderr
 
 
 @needs_ssh
@@ -183,11 +183,131 @@ def test_a_data_directory_whose_address_nix_cannot_be_told() -> None:
     assert forge.ssh_environ(Path("/srv/forge"))["NIX_SSHOPTS"] == "-F /srv/forge/ssh_config"
 
 
+# -- the folder of one repo ----------------------------------------------------------------------------
+
+
+def laid_out(keys: Path) -> Path:
+    """Secrets of several repos."""
+    for name in ("app", "web"):
+        (keys / "repos" / name).mkdir(parents=True)
+        (keys / "repos" / name / "token").write_text(f"the-token-of-{name}\n")
+    (keys / "token").write_text("the-token-of-all\n")
+    (keys / "repos/linked").symlink_to("web")
+    return keys
+
+
+def test_which_folder_of_the_secrets_a_repo_has(tmp_path: Path) -> None:
+    def found(repo: str = "app", place: Path | None = tmp_path / "keys", **settings: str) -> object:
+        config = forge.Config(tmp_path, secrets_dir=place)
+        return forge.secrets_folder(config, repo, {f"forge.{name}": value for name, value in settings.items()})
+
+    assert found() is None and found(place=None) is None, "a directory that is not there is as it was"
+    (tmp_path / "keys").mkdir()
+    assert found() is None, "without repos/ all see all"
+    laid_out(tmp_path / "keys")
+    assert (found(), found("other"), found(secrets="web"), found("other", secrets="linked")) == ("app", "", "web", "linked")
+    config = forge.Config(tmp_path, secrets_dir=tmp_path / "keys")
+    seen = [forge.secrets_seen(config, name) for name in (None, "", "app")]
+    assert seen == [tmp_path / "keys", None, tmp_path / "keys/repos/app"]
+    shutil.rmtree(tmp_path / "keys/repos")
+    (tmp_path / "keys/repos").symlink_to(tmp_path / "not made yet")
+    with pytest.raises(forge.Refused, match="repos is a link to nothing; see whether what makes the secrets has run"):
+        found()  # not all of them instead
+
+
+WRONG_FOLDERS = {
+    "../keys": "forge.secrets is '../keys', but must be the name of a folder in FORGE_SECRETS_DIR/repos; run: git -C ",
+    "..": "forge.secrets is '..', but must be",
+    "/etc": "forge.secrets is '/etc', but must be",
+    "web/.": "forge.secrets is 'web/.', but must be",
+    "": "forge.secrets is '', but must be",
+    "web\nx": "forge.secrets is 'web\\nx', but must be",
+    "web.git": "forge.secrets is 'web.git', but must be",
+    "wbe": "forge.secrets is 'wbe', but there is no folder KEYS/repos/wbe; make it, or run: git -C ",
+    "dangling": "KEYS/repos/dangling is a link to nothing; see whether what makes the secrets has run",
+    "round": "KEYS/repos/round cannot be looked at (Too many levels of symbolic links)",
+    "file": "KEYS/repos/file is no folder; remove it",
+    "up": "KEYS/repos/up leads to KEYS, which holds the secrets of all repos",
+    "same": "KEYS/repos/same leads to KEYS/repos, which holds the secrets of all repos",
+    "out": "KEYS/repos/out leads to /, which holds the secrets of all repos",
+}
+
+
+def test_a_deployment_does_not_start_with_other_secrets_than_it_is_meant_to_have(
+    make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    keys = laid_out(tmp_path / "keys")
+    server = make_server(FORGE_SECRETS_DIR=str(keys), FORGE_SANDBOX="none")
+    work = server.repo()
+    (keys / "repos/file").touch()
+    for name, target in (("dangling", "nowhere"), ("round", "round"), ("up", ".."), ("same", "."), ("out", "/")):
+        (keys / "repos" / name).symlink_to(target)
+    job = deployed(work, "cat $FORGE_SECRETS_DIR/token | rev\n")
+    assert server.job_log(job["id"]) == b"ppa-fo-nekot-eht\n"
+    for named, reason in WRONG_FOLDERS.items():
+        work.bare("config", "forge.secrets", named)
+        job = server.ended(int(server.act(f"/jobs/{job['id']}/retry").json["id"]))
+        assert job["status"] == "failed" and job["reason"].startswith(reason.replace("KEYS", str(keys))), (named, job["reason"])
+        assert server.job_log(job["id"]) == b"" and "Traceback" not in server.log
+    work.bare("config", "--unset-all", "forge.secrets")  # as one of these says
+    job = server.ended(int(server.act(f"/jobs/{job['id']}/retry").json["id"]))
+    assert job["status"] == "passed" and server.job_log(job["id"]) == b"ppa-fo-nekot-eht\n"
+
+
+def test_a_repo_that_names_secrets_does_not_run_on_a_server_without_them(
+    make_server: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = make_server(FORGE_SANDBOX="none")
+    work = server.repo()
+    work.bare("config", "forge.secrets", "web")
+    job = deployed(work, "echo ran\n")
+    assert job["status"] == "failed" and job["reason"].startswith("forge.secrets is 'web', but FORGE_SECRETS_DIR is not set; ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read all; tested without rights, too")
+def test_a_folder_whose_owner_or_mode_is_wrong_is_told(tmp_path: Path) -> None:
+    keys = laid_out(tmp_path / "keys")
+    config = forge.Config(tmp_path, secrets_dir=keys)
+    (keys / "repos/app").chmod(0)
+    with pytest.raises(forge.Refused, match=r"repos/app cannot be read by uid \d+; run: chown"):
+        forge.secrets_folder(config, "app", {})
+    keys.chmod(0)
+    try:
+        with pytest.raises(forge.Refused, match=r"keys/repos cannot be looked at \(Permission denied\)"):
+            forge.secrets_folder(config, "app", {})
+    finally:
+        keys.chmod(0o700)
+
+
+@needs_ssh
+@pytest.mark.parametrize("sandbox", [pytest.param("bwrap", marks=needs_bwrap), "none"])
+def test_each_repo_has_the_deploy_key_of_its_own_folder(lair: Path, host: Sshd, sandbox: str) -> None:
+    """One has a key of its own, one shares that of the whole directory by a link, one has none; ssh/ itself counts for nobody."""
+    keys(lair, host)
+    secrets = lair / 'keys "50%" of us'
+    (secrets / "repos/shares").mkdir(parents=True)
+    (secrets / "repos/shares/ssh").symlink_to("../../ssh")
+    (secrets / "repos/empty").mkdir()
+    shutil.copytree(secrets / "ssh", secrets / "repos/owns/ssh", symlinks=True)
+    environ = {"HOME": str(lair / "home"), "FORGE_SECRETS_DIR": str(secrets), "FORGE_SANDBOX": sandbox}
+    server = Server(lair / "data", environ).start()
+    try:
+        for name in ("owns", "shares"):
+            script = f'ssh -F "$FORGE_SSH_CONFIG" target echo in; git ls-remote -q target:{host.folder}/target.git && echo git\n'
+            said = server.job_log(deployed(server.repo(name), script)["id"]).decode()
+            assert said.startswith("in\n") and said.endswith("git\n"), said
+        for name in ("empty", "none"):
+            look = "env | grep -E '^(FORGE_SSH_CONFIG|GIT_SSH_COMMAND|NIX_SSHOPTS)=' || echo nothing\n"
+            assert server.job_log(deployed(server.repo(name), look)["id"]) == b"nothing\n"
+    finally:
+        end(server)
+
+
 # -- forge doctor --ssh ------------------------------------------------------------------------------
 
 
 def checks(config: forge.Config, host: str) -> dict[str, tuple[bool, str]]:
-    return {what: (well, said) for what, well, said in forge.examine_ssh(config, host)}
+    return {what: (well, said) for way in forge.examine_ssh(config, host) for what, well, said in way}
 
 
 def wrong(config: forge.Config, host: str) -> tuple[str, str]:
@@ -331,6 +451,81 @@ def test_a_host_needs_secrets_and_a_name(make_server: Callable[..., Server]) -> 
     assert forge.ssh_words("ssh://me@[::1]:22/srv/x.git") == ["-p", "22", "-l", "me", "::1"]
 
 
+def doctor_says(server: Server) -> dict[str, tuple[bool, str]]:
+    """What `forge doctor` says of secrets and keys."""
+    found = json.loads(server.cli("doctor", "--json", check=False).stdout)["checks"]
+    return {one["what"]: (one["ok"], one["text"]) for one in found if one["what"].startswith(("secrets", "ssh "))}
+
+
+def test_the_doctor_says_which_repo_sees_which_secrets(make_server: Callable[..., Server], lair: Path) -> None:
+    keys = lair / "keys"
+    server = make_server(start=False, FORGE_SECRETS_DIR=str(keys))
+    paths = {name: Path(server.cli("create", name).stdout.strip()) for name in ("app", "lends", "other", "wrong")}
+    assert doctor_says(server)["secrets"] == (
+        True,
+        f"{keys}: deployments of all repos see all of it; a folder repos/ in it gives each its own",
+    )
+    laid_out(keys)
+    for name, setting in (("lends", "app"), ("wrong", "nowhere")):
+        subprocess.run(["git", "-C", paths[name], "config", "forge.secrets", setting], check=True)
+    said = doctor_says(server)
+    assert said["secrets app"] == (True, f"{keys}/repos/app is for app, lends")
+    assert not said["secrets web"][0] and said["secrets web"][1].startswith(
+        f"{keys}/repos/web belongs to no repo; run: forge create web"
+    )
+    assert said["secrets"] == (True, f"other: no secrets, as {keys}/repos has no folder of that name")
+    assert not said["secrets wrong"][0] and "there is no folder" in said["secrets wrong"][1]
+    server.settings.pop("FORGE_SECRETS_DIR")
+    assert set(doctor_says(server)) == {"secrets lends", "secrets wrong"}
+
+
+def test_the_doctor_says_what_everybody_can_read(make_server: Callable[..., Server], lair: Path) -> None:
+    keys = laid_out(lair / "keys")
+    server = make_server(start=False, FORGE_SECRETS_DIR=str(keys))
+    server.cli("create", "other")
+    assert "everybody" not in str(doctor_says(server)), "nobody else comes into the folder above"
+    lair.chmod(0o755)
+    (said,) = [text for well, text in doctor_says(server).values() if "everybody" in text and not well]
+    assert said.startswith(str(keys)) and "everybody on this machine, and so can 2 other files; run: chmod o= " in said
+    for file in keys.rglob("token"):
+        file.chmod(0o600)
+    assert "everybody" not in str(doctor_says(server))
+
+
+@needs_ssh
+def test_the_doctor_looks_at_the_keys_of_each_repo(make_server: Callable[..., Server], host: Sshd, lair: Path) -> None:
+    keys = lair / "keys"
+    host.secrets(keys)
+    server = make_server(start=False, FORGE_SECRETS_DIR=str(keys))
+    address = f"{host.user}@127.0.0.1:{host.port}"
+
+    def tried() -> tuple[int, dict[str, tuple[bool, str]]]:
+        done = server.cli("doctor", "--ssh", address, "--json", check=False)
+        return done.returncode, {one["what"]: (one["ok"], one["text"]) for one in json.loads(done.stdout)["checks"]}
+
+    for name in ("app", "web"):
+        server.cli("create", name)
+        (keys / "repos" / name).mkdir(parents=True)
+    well, said = doctor_says(server)["secrets"]
+    assert (
+        not well and said.startswith(f"{keys}/ssh is seen by no job") and said.endswith(f"ln -s ../../ssh {keys}/repos/REPO/ssh")
+    )
+    code, found = tried()
+    assert code == 1 and found["secrets"][1].endswith(f"install -d -m 700 {keys}/repos/REPO/ssh")
+    (keys / "repos/app/ssh").symlink_to("../../ssh")
+    assert "secrets" not in doctor_says(server) and doctor_says(server)["ssh key of app"][0]
+    code, found = tried()
+    assert code == 0 and found["app: login"] == (True, "the key lets in; no command was run")
+    (keys / "repos/web/ssh").mkdir()
+    code, found = tried()  # it has a key of its own now, which that host does not know
+    assert found["web: new key"][0] and (keys / "repos/web/ssh/id_ed25519").exists() and not found["web: known host"][0]
+    assert code == 0, "one of them gets in"
+    shutil.copy(keys / "ssh/known_hosts", keys / "repos/web/ssh")
+    assert [what for what, (well, _) in tried()[1].items() if not well] == ["web: login"]
+    (keys / "ssh/id_ed25519").unlink()
+    assert "ssh key of app" not in doctor_says(server) and tried()[0] == 1
+
+
 # -- masking -------------------------------------------------------------------------------------------
 
 
@@ -349,8 +544,11 @@ def test_which_files_hold_secrets(tmp_path: Path) -> None:
     for name in ("ssh/id_ed25519", "ssh/id_ed25519.pub", "ssh/known_hosts", "ssh/config", "config", "token"):
         (tmp_path / name).touch()
     (tmp_path / "loop").symlink_to(tmp_path / "ssh")
+    shutil.copytree(tmp_path / "ssh", tmp_path / "repos/app/ssh")
     found = {str(path.relative_to(tmp_path)) for path in forge.secret_files(tmp_path)}
-    assert found >= {"ssh/id_ed25519", "config", "token"} and not found & {"ssh/known_hosts", "ssh/config", "ssh/id_ed25519.pub"}
+    assert found >= {"ssh/id_ed25519", "config", "token", "repos/app/ssh/id_ed25519"}
+    public = {"ssh/known_hosts", "ssh/config", "ssh/id_ed25519.pub"}
+    assert not found & (public | {f"repos/app/{name}" for name in public})
 
 
 TEXTS = st.lists(st.text("abcde", min_size=8, max_size=14).filter(lambda text: len(set(text)) == 5), min_size=1, max_size=4)
@@ -363,13 +561,13 @@ def test_no_reader_ever_sees_a_secret(tmp_path_factory: pytest.TempPathFactory, 
     folder = tmp_path_factory.mktemp("mask")
     (folder / "keys").mkdir()
     (folder / "keys/all").write_text("\n".join(texts))
-    config = forge.Config(folder, secrets_dir=folder / "keys")
+    config = forge.Config(folder)
     pieces = st.one_of(st.sampled_from(texts), st.sampled_from([text[:-1] for text in texts]), st.text("abcde\n", max_size=9))
     whole = "".join(data.draw(st.lists(pieces, max_size=12))).encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
     raw, served = folder / "raw", folder / "logs/served"
     raw.touch()
-    mask = forge.Mask(config, raw, served)
+    mask = forge.Mask(config, raw, served, [folder / "keys"])
     for start, stop in zip([0, *cuts], [*cuts, len(whole)], strict=True):
         with open(raw, "ab") as file:
             file.write(whole[start:stop])
@@ -378,7 +576,7 @@ def test_no_reader_ever_sees_a_secret(tmp_path_factory: pytest.TempPathFactory, 
         assert not any(text.encode() in seen for text in texts)
         if data.draw(st.booleans()):  # killed while it wrote
             os.truncate(served, data.draw(st.integers(max(0, len(seen) - 5), len(seen))))
-            mask = forge.Mask(config, raw, served)
+            mask = forge.Mask(config, raw, served, [folder / "keys"])
     mask.copy(ended=True)
     hidden = {
         place + n
@@ -396,7 +594,7 @@ def test_a_secret_that_changes_stays_one(tmp_path: Path) -> None:
     raw, served = tmp_path / "raw", tmp_path / "served"
     raw.write_bytes(b"")
     (tmp_path / "keys/token").write_text("first-token\n")
-    mask = forge.Mask(forge.Config(tmp_path, secrets_dir=tmp_path / "keys", password="pass word"), raw, served)
+    mask = forge.Mask(forge.Config(tmp_path, password="pass word"), raw, served, [tmp_path / "keys"])
     mask.copy()
     (tmp_path / "keys/token").write_text("other-token\n")
     raw.write_bytes(b"first-token other-token pass word first-tok")
@@ -413,7 +611,7 @@ def test_a_large_log_is_masked_where_blocks_meet(tmp_path: Path) -> None:
     raw, served = tmp_path / "raw", tmp_path / "served"
     line = b"x" * 1021 + b"\n" + b"the-secret"
     raw.write_bytes(line * 1000)
-    forge.Mask(forge.Config(tmp_path, password="the-secret"), raw, served).copy(ended=True)
+    forge.Mask(forge.Config(tmp_path, password="the-secret"), raw, served, []).copy(ended=True)
     assert served.read_bytes() == line.replace(b"the-secret", b"*" * 10) * 1000
 
 
@@ -467,6 +665,52 @@ def test_secrets_in_the_log_of_a_deployment_are_stars(make_server: Callable[...,
     for answer in [*served_by(server, job_id), waits[0].encode(), (server.data / "jobs.jsonl").read_bytes()]:
         assert b"tok-3f9" not in answer and b"second-line" not in answer and PASSWORD.encode() not in answer
     wait_for(lambda: not (server.data / f"running/{job_id}").exists(), "what it printed to be gone")
+
+
+@contextlib.contextmanager
+def waiting(lair: Path, sandbox: str, script: str) -> Iterator[tuple[Server, Work, int, Path]]:
+    """A deployment of app that has printed something and waits: (server, repo, its id, the file it waits for)."""
+    (lair / "home").mkdir()
+    environ = {"HOME": str(lair / "home"), "FORGE_SECRETS_DIR": str(laid_out(lair / "keys")), "FORGE_SANDBOX": sandbox}
+    server = Server(lair / "data", environ).start()
+    try:
+        work = server.repo()
+        work.branch("main", deploy=script.replace("WAIT", "until [ -e ~/gate ]; do sleep 0.02; done"))
+        work.push("HEAD:main")
+        find = lambda: server.get("/jobs?kind=post-merge&status=running")["jobs"]  # noqa: E731
+        job_id = wait_for(find, "the deployment")[0]["id"]
+        wait_for(lambda: server.job_log(job_id), "what it prints first")
+        yield server, work, job_id, server.data / "home/app/post-merge/gate"
+    finally:
+        end(server)
+
+
+@pytest.mark.parametrize("sandbox", [pytest.param("bwrap", marks=needs_bwrap), "none"])
+def test_masked_is_what_a_deployment_can_read_and_nothing_that_would_tell_it_more(lair: Path, sandbox: str) -> None:
+    """A star that stands for the secret of another repo, or a moment's wait, would say that a guess is right."""
+    boxed, own = sandbox == "bwrap", b"*" * len("the-token-of-app") + b"\n"
+    script = "echo the-token-of-app; printf the-token-of-w; WAIT; echo eb\n"
+    with waiting(lair, sandbox, script) as (server, _, job_id, gate):
+        shown = own + (b"the-token-of-w" if boxed else b"")
+        wait_for(lambda: server.job_log(job_id) == shown, "what it has printed")
+        gate.touch()
+        server.ended(job_id)
+        assert server.job_log(job_id) == own + (b"the-token-of-web\n" if boxed else own)
+
+
+@needs_bwrap
+def test_what_a_deployment_began_with_is_masked_whatever_its_repo_is_told_meanwhile(lair: Path) -> None:
+    """The next server, which takes it over, knows the folder from the journal."""
+    with waiting(lair, "bwrap", 'echo begun; WAIT; cat "$FORGE_SECRETS_DIR/token"\n') as (server, work, job_id, gate):
+        server.stop(signal.SIGKILL)
+        work.bare("config", "forge.secrets", "web")
+        server.start()
+        assert f"job {job_id} still runs" in server.log
+        (started,) = [record for record in server.journal() if record["event"] == "job.started" and record["id"] == job_id]
+        assert started["secrets"] == "app" and "secrets" not in server.get(f"/jobs/{job_id}")
+        gate.touch()
+        server.ended(job_id)
+        assert server.job_log(job_id) == b"begun\n****************\n"
 
 
 def test_without_secrets_a_deployment_writes_its_log_itself(make_server: Callable[..., Server]) -> None:

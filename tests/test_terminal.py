@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -259,3 +260,90 @@ def test_a_server_that_stays_away_ends_the_wait(make_server: Callable[..., Serve
     with pytest.raises(forge.Fault, match="no server answers") as fault:
         client.get("/jobs")
     assert fault.value.code == 3
+
+
+# -- standard output that takes nothing -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def told(shared: Server) -> tuple[Server, dict[str, str]]:
+    """A server, and the words of every verb that has something to say there, by verb."""
+    work = shared.repo("told")
+    work.branch("topic", run="seq 100000\n")
+    number = work.push_job("topic")
+    shared.ended(number)
+    words = {verb: f"{verb} {number}" for verb in ("job", "log")} | {"log -f": f"log {number} -f"}
+    words |= {verb: f"{verb} told topic" for verb in ("status", "wait", "why")} | {"hold": "hold told"}
+    words |= {verb: verb for verb in ("repos", "jobs", "audit", "doctor", "unit", "--help", "--version")}
+    words |= {"jobs --help": "jobs --help", "jobs --json": "jobs --json", "prune": "prune --dry-run", "shell": "shell"}
+    return shared, words
+
+
+VERBS = "job log status wait why hold repos jobs audit doctor unit --help --version prune shell".split()
+VERBS += ["log -f", "jobs --help", "jobs --json"]
+ALL_CLOSED = ">&- 2>&- <&-"
+
+
+@pytest.mark.parametrize(
+    ("verb", "where"),
+    [(verb, ">/dev/full") for verb in VERBS]
+    + [(verb, ">&-") for verb in ("log", "log -f", "jobs", "why", "audit", "--help")]
+    + [("jobs", ">/dev/full 2>/dev/full"), ("log", ALL_CLOSED), ("audit", ALL_CLOSED), ("--help", ALL_CLOSED)],
+)
+def test_what_cannot_be_printed_is_told_in_one_line(told: tuple[Server, dict[str, str]], verb: str, where: str) -> None:
+    server, words = told
+    command = f"{shlex.join(FORGE)} {words[verb]} {where}"
+    done = subprocess.run(["sh", "-c", command], env=server.environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    if "2>" not in where:
+        why = "No space left on device" if "full" in where else "Bad file descriptor"
+        lines = done.stderr.splitlines()
+        assert lines.pop() == f"forge: standard output takes nothing: {why}" and (not lines or verb == "unit")
+    assert not done.stdout
+
+
+@pytest.mark.parametrize("verb", ["job", "log", "log -f", "why", "jobs", "audit", "doctor", "--help", "jobs --json"])
+def test_a_reader_that_is_gone_already_is_no_error(told: tuple[Server, dict[str, str]], verb: str) -> None:
+    server, words = told
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*FORGE, *words[verb].split()]
+    done = subprocess.run(command, env=server.environ, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert done.stderr == "" and (done.returncode == 0 or verb in ("doctor", "log -f"))
+
+
+@pytest.mark.parametrize("where", [">/dev/full", ">&-"])
+def test_an_action_is_done_even_if_that_cannot_be_said(told: tuple[Server, dict[str, str]], where: str) -> None:
+    server, _ = told
+    name = f"made{len(where)}"
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.join(FORGE)} create {name} {where}"], env=server.environ, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and (server.data / f"repos/{name}.git/HEAD").exists()
+
+
+@pytest.mark.parametrize("where", [">/dev/full", ">&- <&-"])
+def test_a_server_whose_line_cannot_be_printed_serves(make_server: Callable[..., Server], where: str) -> None:
+    server = make_server(start=False)
+    with open(server.data.with_suffix(".err"), "w") as errors:
+        process = subprocess.Popen(["sh", "-c", f"exec {shlex.join(FORGE)} serve {where}"], env=server.environ, stderr=errors)
+    try:
+        found = wait_for(lambda: re.search(r"forge: listening on (\S+), which cannot be printed: .*\n", server.log), "the start")
+        server.url = found[1]
+        assert server.ask("/healthz").text == "ok\n"
+        assert server.cli("create", "app").stdout.strip().endswith("app.git")
+    finally:
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+    assert "Traceback" not in server.log and "ignored" not in server.log
+
+
+def test_what_the_terminals_letters_cannot_spell_is_no_crash(work: Work) -> None:
+    name = "é-界-topic"
+    work.branch(name)
+    work.server.ended(work.push_job(name))
+    for encoding in ("ascii", "latin-1"):
+        environ = work.server.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run([*FORGE, "jobs", "--repo", work.name], env=environ, capture_output=True, timeout=20)
+        assert done.returncode == 0 and done.stderr == b"" and b"\\u754c-topic" in done.stdout

@@ -56,6 +56,9 @@
 % elif stopping:
 <p class="verdict" data-tone="busy">It is being stopped: {{stopping[1]}}</p>
 % end
+% if trouble:
+<p class="trouble">{{trouble}}</p>
+% end
 % if job.get('flake'):
 <p class="verdict" data-tone="bad">This is a flake: <a href="/jobs/{{job['flake']}}">job {{job['flake']}}</a> ran the same command on the same tree and came to the other verdict.</p>
 % end
@@ -113,7 +116,7 @@
 %     if piece.skipped and number == piece.line:
 <a class="cut" href="{{address}}/log?offset={{piece.start - piece.skipped}}">{{spell_bytes(piece.skipped)}} of this line left out</a> \\
 %     end
-{{line}}\\
+{{!exact(line)}}\\
 %     if later == number + 1 and not piece.content.endswith(b'\n') and len(lines) == 1:
  <a class="cut" href="{{address}}/log?offset={{piece.start}}">the rest of this line left out</a>\\
 %     end

@@ -34,13 +34,13 @@
 % end
 <h2>{{'Older' if newest is not None else 'Newest'}}</h2>
 <form class="filter" action="/jobs" role="search" aria-label="Jobs">
-<label>Repo <input name="repo" value="{{wanted.get('repo', '')}}" list="repos" autocomplete="off"></label>
+<label>Repo <input name="repo" value="{{!exact(wanted.get('repo', ''))}}" list="repos" autocomplete="off"></label>
 <datalist id="repos">
 % for repo in repos:
 <option value="{{repo}}"></option>
 % end
 </datalist>
-<label>Branch <input name="branch" value="{{wanted.get('branch', '')}}" autocomplete="off"></label>
+<label>Branch <input name="branch" value="{{!exact(wanted.get('branch', ''))}}" autocomplete="off"></label>
 % for name, choices in (('status', statuses), ('kind', (PRE, POST))):
 <label>{{name.capitalize()}} <select name="{{name}}"><option value="">any</option>
 %   for choice in choices:

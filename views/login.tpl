@@ -10,7 +10,7 @@
 % end
 <form method="post" action="/login" class="login">
 <label>Merge password <input type="password" name="password" autocomplete="current-password" required autofocus></label>
-<input type="hidden" name="to" value="{{to}}">
+<input type="hidden" name="to" value="{{!exact(to)}}">
 <button class="go">Log in</button>
 </form>
 % end

@@ -2,7 +2,11 @@
 <span class="badge" data-status="{{status}}">{{status}}</span>\\
 % end
 % def moment(at):
+%   if at:
 <time datetime="{{at}}" title="{{at}}">{{ago(at)}}</time>\\
+%   else:
+<span class="dim">no date</span>\\
+%   end
 % end
 % def job_table(jobs):
 <div class="wide">

@@ -69,7 +69,7 @@ git push origin HEAD:{{base or 'master'}}</pre>
 %   end
 </td>
 <td class="main"><a href="{{mr_path(repo, mr['branch'])}}"><strong>{{mr['branch']}}</strong></a>{{!' <span class="tag">auto-merge</span>' if mr['auto_merge'] else ''}}
-<div class="dim">{{visible(mr['subject'], 300)}} <span class="by">{{visible(mr['author'], 100)}}, {{ago(mr['authored_at'])}}</span></div></td>
+<div class="dim">{{visible(mr['subject'], 300)}} <span class="by">{{visible(mr['author'], 100)}}, {{ago(mr['authored_at']) or 'no date'}}</span></div></td>
 <td class="counts">{{mr['ahead'] if mr['ahead'] is not None else '?'}} ahead <br>{{mr['behind'] if mr['behind'] is not None else '?'}} behind</td>
 <td class="why">{{visible(mr['why'], 1000)}}</td>
 </tr>

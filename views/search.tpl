@@ -3,7 +3,7 @@
 % badge, moment = parts['badge'], parts['moment']
 <h1>Search the logs</h1>
 <form class="search" method="get" action="/search" role="search">
-<label>Text <input type="search" name="q" value="{{query}}" maxlength="200" required></label>
+<label>Text <input type="search" name="q" value="{{!exact(query)}}" maxlength="200" required></label>
 <label>Repo <select name="repo">
 <option value="">all</option>
 % for name in repos:

@@ -12,6 +12,7 @@ let
     concatStrings = concatStringsSep "";
     concatMapStrings = concatMapStringsSep "";
     boolToString = value: if value then "true" else "false";
+    unique = builtins.foldl' (kept: one: if builtins.elem one kept then kept else kept ++ [ one ]) [ ];
     optional = yes: value: if yes then [ value ] else [ ];
     optionals = yes: values: if yes then values else [ ];
     optionalAttrs = yes: set: if yes then set else { };
