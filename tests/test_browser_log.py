@@ -502,6 +502,7 @@ def test_long_numbers_of_lines_do_not_run_into_the_text(work: Work, browser: Any
 
 def test_the_column_of_numbers_grows_with_the_log(work: Work, page: Any) -> None:
     with running(work, "seq 99998; wait_for more; seq 99999 100002; wait_for end\n") as url:
+        page.set_viewport_size({"width": 360, "height": 720})
         page.goto(url)
         page.wait_for_selector("#L99998")
         work.gate("more").touch()
