@@ -5850,7 +5850,8 @@ class Engine:
         self.turns: dict[str, float] = {}  # by repo: since when somebody has its refs for himself (monotonic seconds)
         self.todo: OrderedDict[str, None] = OrderedDict()  # repos to step; "" asks for a scan
         self.stepped: set[str] = set()  # what of these a worker is at
-        self.troubles: dict[str, str] = {}  # by repo: why the server cannot work with it, or what failed last
+        self.troubles: dict[str, str] = {}  # by repo: what failed when it was last looked at
+        self.ailments: dict[str, str] = {}  # by repo: what is wrong with its files
         self.ailing: dict[str, tuple[Ailment, float]] = {}  # by repo: why its work waits, and until when that is believed unseen
         self.met: dict[str, int] = {}  # by repo: the inode of the directory that has our hooks and config
         self.copying: set[str] = set()  # repos that are being copied in, which are met when that is over
@@ -6136,7 +6137,7 @@ class Engine:
     def examine(self, name: str, deep: bool = False) -> Ailment | None:
         """See what is wrong with a repo's files; the reason for which its work has to wait, or None. What was mended goes on."""
         path = self.config.repo(name)
-        deep = deep or name in self.ailing or name in self.troubles
+        deep = deep or name in self.ailments
         found = find_ailment(path, name, self.account, deep) if path.is_dir() else None
         if not (found and found.blocks) and (hidden := why_jobs_lack_objects(self.config, path, name, self.bwrap)):
             found = Ailment(hidden, True)
@@ -6147,10 +6148,10 @@ class Engine:
             elif before and time.monotonic() < until:
                 self.ailing[name] = before, until
             waits, _ = self.ailing.get(name, (None, 0.0))
-            known = self.troubles.pop(name, None)
+            known = self.ailments.pop(name, None)
             told = (waits or found or Ailment("")).text
             if told:
-                self.troubles[name] = told
+                self.ailments[name] = told
             mended = before is not None and waits is None
             if mended:
                 self.stuck = {key: why for key, why in self.stuck.items() if key[0] != name}
@@ -6160,6 +6161,10 @@ class Engine:
         if mended:
             self.wake()
         return waits
+
+    def trouble_of(self, name: str) -> str | None:
+        """What a repo's page says is wrong with it, or None."""
+        return self.ailments.get(name) or self.troubles.get(name)
 
     def must_wait(self, name: str, error: Exception) -> str | None:
         """Why work in a repo waits after something failed there; None when its files are not the reason.
@@ -6174,7 +6179,7 @@ class Engine:
             ailment = Ailment(text, True)
             with self.lock:
                 self.ailing[name] = ailment, time.monotonic() + HURRY_SECONDS
-                known, self.troubles[name] = self.troubles.get(name), text
+                known, self.ailments[name] = self.ailments.get(name), text
             if known != text:
                 log(f"{name}: {text}")
         return ailment.text if ailment else None
@@ -6194,7 +6199,12 @@ class Engine:
                             self.copying.add(name)
                             return False
                         self.submit(name)  # who pushes as soon as there are hooks begins it, and does not find it
-                    complete_repo(path)
+                    try:
+                        complete_repo(path)
+                    except OSError as error:
+                        if lacks_room(error):
+                            raise
+                        raise Refused(409, f"{name} cannot have forge's hooks: {error.strerror} ({error.filename})") from error
                     self.met[name] = seen
         return True
 
@@ -6258,6 +6268,7 @@ class Engine:
             events = notice(name, self.state, refs, push, self.next_id())
             if events:
                 self.record(*events)
+            self.troubles.pop(name, None)
         return refs
 
     def scan(self) -> None:
@@ -8130,7 +8141,7 @@ def repo_summary(engine: Engine, name: str) -> dict[str, Any]:
         "head": known.tip,
         "open": len(known.branches),
         "job": job_view(engine, last[0]) if last else None,
-        "trouble": engine.troubles.get(name),
+        "trouble": engine.trouble_of(name),
         "url": f"{engine.url}/r/{name}",
         "verdict": job_view(engine, verdict) if verdict else None,
         **tally_of(known, engine.state.jobs),
@@ -9019,11 +9030,11 @@ class Web:
         if any(char < " " or char == "\x7f" for char in path):
             environ |= {"PATH_INFO": "/", "forge.odd_path": True}
         if environ["REQUEST_METHOD"] == "HEAD":
-            environ |= {"REQUEST_METHOD": "GET", "forge.head": True}  # no route can forget to answer both alike
+            environ |= {"REQUEST_METHOD": "GET", "forge.asked_head": True}  # no route can forget to answer both alike
         self.engine.hasty.on = True
         environ["wsgi.errors"] = Errors()
         answer: Iterable[bytes] = self.app(environ, start)
-        if "forge.head" in environ:
+        if "forge.asked_head" in environ:
             close = getattr(answer, "close", None)
             if close:
                 close()
@@ -9311,7 +9322,7 @@ class Web:
         refs = engine.overview(repo)
         also = (
             refs,
-            engine.troubles.get(repo),
+            engine.trouble_of(repo),
             [*engine.stuck.items()],
             [*engine.unrenewed.get(repo, {}).items()],
         )  # a copy at once: the lock is not held
@@ -9319,7 +9330,7 @@ class Web:
         def program() -> dict[str, Any]:
             requests = [mr_view(engine, repo, refs, branch) for branch in sorted(refs.heads) if branch != refs.base]
             requests.sort(key=lambda view: -(view["job"] or {"id": 0})["id"])
-            about = {"repo": repo, "base": refs.base, "head": refs.tip, "trouble": engine.troubles.get(repo)}
+            about = {"repo": repo, "base": refs.base, "head": refs.tip, "trouble": engine.trouble_of(repo)}
             return {**about, "merge_requests": requests, "holds": self._holds(repo)}
 
         def values(view: Mapping[str, Any]) -> dict[str, Any]:
@@ -9618,7 +9629,7 @@ class Web:
             place = {"Offset": piece.start, "Line": piece.line, "Skipped": piece.skipped, "Size": piece.size}
             return text_response(200, piece.content, headers | {f"X-Log-{name}": str(value) for name, value in place.items()})
         if query.get("follow") == "1":
-            if "forge.head" in bottle.request.environ:  # the headers do not wait for what the job will write
+            if "forge.asked_head" in bottle.request.environ:  # the headers do not wait for what the job will write
                 return bottle.HTTPResponse(iter([b"-"]), 200, headers | {"Content-Type": "text/plain; charset=utf-8"})
             if not self.followers.acquire(blocking=False):
                 raise Refused(503, "too many follow logs at once; use ?offset=N", headers={"Retry-After": "1"})
@@ -9847,7 +9858,8 @@ class Web:
         refs = self.engine.submit(repo, push)
         self._meet(repo)
         jobs, lines, watch = self._tell_push(repo, refs, push)
-        lines += [f"forge: {self.engine.troubles[repo]}"] if repo in self.engine.troubles else []
+        trouble = self.engine.trouble_of(repo)
+        lines += [f"forge: {trouble}"] if trouble else []
         odd = [option for option in push.options if option not in ("wait", "merge")]
         lines += [f"forge: the push option {shorten(option)} is not known; there are wait and merge" for option in odd]
         if wanted_type() != "text":
@@ -9936,9 +9948,9 @@ def wanted_type() -> str:
 def body_fields() -> Mapping[str, Any]:
     """The fields of an action's body, a form or a JSON object; of several with one name the last counts. Raises Refused."""
     environ = bottle.request.environ
-    if "forge.fields" not in environ:
-        environ["forge.fields"] = _read_fields()
-    fields: Mapping[str, Any] = environ["forge.fields"]
+    if "forge.body_fields" not in environ:
+        environ["forge.body_fields"] = _read_fields()
+    fields: Mapping[str, Any] = environ["forge.body_fields"]
     return fields
 
 
