@@ -1130,7 +1130,7 @@ def test_a_checkout_is_used_again(make_server: Callable[..., Server]) -> None:
     work.bare("config", "forge.reuse", "false")
     seen = []
     for number in range(2):
-        work.branch(f"n{number}", run="stat -c %i .forge/pre-merge\n")
+        work.branch(f"n{number}", run="stat -c %i . .forge\n")
         seen.append(server.job_log(server.ended(work.push_job(f"n{number}"))["id"]))
     assert seen[0] == seen[1]
 
