@@ -2882,19 +2882,19 @@ def mend_tree(repo: Path, tree: Path, index: Path, commit: str, most: int = CHEC
     The bytes of a file follow from its blob and from the tree's attributes. Raises Surprise when those differ: any file may
     have to be written again, though its blob is the same.
     """
-    with open(index, "rb") as before, ThreadPoolExecutor(1) as beside:  # `read_tree` puts another file in its place
-        differ = beside.submit(attributes_differ, repo, before, commit)
-        read_tree(repo, tree, index, commit, most)
-        if differ.result():
-            raise Surprise("other attributes hold for its files")
-
-
-def attributes_differ(repo: Path, index: IO[bytes], commit: str) -> bool:
-    """Whether any .gitattributes of a commit is another than that of an index, which is open. Raises GitError."""
     args = ("diff-index", "--cached", "--quiet", commit, "--", ":(glob)**/.gitattributes")
-    process = git_process(repo, args, index.fileno(), GIT_INDEX_FILE=f"/proc/self/fd/{index.fileno()}")
-    git_output(process, args, ok=(0, 1))
-    return process.returncode == 1
+    with open(index, "rb") as before:  # `read_tree` puts another file in its place
+        # beside it: it prints nothing, and says by its exit code whether any is another
+        process = git_process(repo, args, before.fileno(), GIT_INDEX_FILE=f"/proc/self/fd/{before.fileno()}")
+        try:
+            read_tree(repo, tree, index, commit, most)
+        except BaseException:
+            process.kill()  # a tree that is too large would keep it busy
+            process.communicate()
+            raise
+        git_output(process, args, ok=(0, 1))
+        if process.returncode == 1:
+            raise Surprise("other attributes hold for its files")
 
 
 def read_tree(repo: Path, tree: Path, index: Path, commit: str, most: int = CHECKOUT_BYTES) -> None:
@@ -7129,12 +7129,13 @@ class Engine:
 
     def step(self, name: str) -> None:
         """Do what the gate wants done in a repo until it wants nothing more. Raises Refused, GitError."""
+        self.eager = self.eager - {name}  # else a repo that cannot be looked at is asked for each second
         if not self.meet(name):
             return
         going = True
         while going and not self.closing:
             with self.turn(name):
-                self.eager = self.eager - {name}  # else a repo that cannot be looked at is asked for each second
+                self.eager = self.eager - {name}
                 refs = self.look(name)
                 if name in self.ailing:
                     return
@@ -9406,7 +9407,9 @@ class Web:
                 ahead = [job_view(self.engine, other) for other in jobs_ahead(job, live)]
             checks = [job_view(self.engine, one) for one in jobs if not job or one.id != job.id]
         checks = [view["job"], *checks] if view["job"] else checks
-        view["offers_merge"] = not why_no_merge(view["blockers"], job)
+        view["offers_merge"] = view["mergeable"] or not why_no_merge(
+            view["blockers"], job
+        )  # of a mergeable one they only explain
         view["no_retry"] = self.engine.why_no_retry(job) if job else None
         return self._page("mr", **view, checks=checks, queue=ahead, split=split, **self._changes(view, refs.tip, start))
 

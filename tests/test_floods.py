@@ -82,7 +82,7 @@ def test_what_links_lead_to_is_left_alone(tmp_path: Path) -> None:
         (folder / "up").symlink_to("../../outside/inner")
 
     litter(tree)
-    forge.sweep_tree(tree, {"folder/inner/kept", "file"}, trash)
+    forge.sweep_tree(tree, {"folder/inner/kept", "file"}, time.time_ns() + 10**9, trash)
     assert [path.name for path in tree.iterdir()] == ["file"]  # git looks at what is tracked
     (trash / "left/deeper").mkdir(parents=True)
     litter(trash / "left")

@@ -284,7 +284,7 @@ def test_hooks_and_forge_judge_names_alike(hooked: Path, refs: list[str]) -> Non
     (verdicts,) = [*hooked.glob("objects/forge-push-*")] or [None]
     if left:  # for hooks/proc-receive, which is never called here
         assert verdicts
-        found = verdicts.read_text("utf-8", "surrogateescape").split("\n")[:-1]
+        found = verdicts.read_bytes().decode("utf-8", "surrogateescape").split("\n")[:-1]
         verdicts.unlink()
         assert [line.split(" ")[:2] for line in found] == [["ok" if ref in left else "ng", ref] for ref in refs]
     assert bool(verdicts) == bool(left)

@@ -139,7 +139,7 @@ def test_a_value_is_counted_in_the_bucket_that_holds_it(value: float, place: int
 
 def test_labels_are_escaped() -> None:
     text = prometheus_text([Metric("forge_x", "gauge", "Odd.", [("", {"repo": 'a"b\\c\nd,e}'}, 1.5)])])
-    assert text == '# HELP forge_x Odd.\n# TYPE forge_x gauge\nforge_x{repo="a\\"b\\\\c\\nd,e}"} 1.5\n'
+    assert text == '# HELP forge_x Odd.\n# TYPE forge_x gauge\nforge_x{repo="a\\"b\\\\c␊d,e}"} 1.5\n'
     assert list(parse_figures(text)["forge_x"].values()) == [1.5]
 
 
@@ -293,7 +293,7 @@ def test_a_feed_of_nothing_and_of_odd_records_is_valid(make_server: Callable[...
         journal.write(json.dumps({"at": job["created_at"], **record}) + "\n")
     server.start()
     (entry,) = feed(server, "new").iter(f"{ATOM}entry")
-    assert entry.findtext(f"{ATOM}title") == "pre-merge of \ufffd\ufffd]]> failed"
+    assert entry.findtext(f"{ATOM}title") == "pre-merge of ⟨FF⟩␋]]> failed"
 
 
 # -- news ----------------------------------------------------------------------------------------------------

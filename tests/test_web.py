@@ -48,7 +48,7 @@ def test_the_json_of_everything(work: Work) -> None:
     merge = work.merges()[0]
     assert list(merge) == MERGE_FIELDS and merge["tree"] == work.bare("rev-parse", "main^{tree}") == job["tree"]
     page = work.server.get(f"/r/{work.name}")
-    assert set(page) == {"repo", "base", "head", "merge_requests", "holds"} and page["head"] == merge["merge_commit"]
+    assert set(page) == {"repo", "base", "head", "merge_requests", "holds", "trouble"} and page["head"] == merge["merge_commit"]
     gone = work.server.ask(f"/r/{work.name}/mr/topic")
     assert gone.status == 404 and gone.json["merge"]["merge_commit"] == merge["merge_commit"]
     assert work.name in [repo["repo"] for repo in work.server.get("/")["repos"]]
