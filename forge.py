@@ -2241,6 +2241,7 @@ def merge_tree(repo: Path, base: str, head: str) -> Merged:
         return Merged(None, trouble=f"git cannot merge it: {error}")
 
 
+ATTRIBUTE_FILES = ":(glob)**/.gitattributes"  # those of a whole tree, in words of gitglossary(7), "pathspec"
 ATTRIBUTES = "attributes-"  # how directories for them are called, beside the git directories without configuration
 
 
@@ -2255,7 +2256,7 @@ def attributes_worktree(repo: Path, commit: str) -> Iterator[Path]:
     with made as folder:
         worktree = Path(folder, "worktree")
         worktree.mkdir()
-        args = ("checkout", "--quiet", commit, "--", ":(glob)**/.gitattributes")
+        args = ("checkout", "--quiet", commit, "--", ATTRIBUTE_FILES)
         try:
             git(repo, *args, GIT_WORK_TREE=str(worktree), GIT_INDEX_FILE=f"{folder}/index")
         except GitError as error:
@@ -2882,7 +2883,7 @@ def mend_tree(repo: Path, tree: Path, index: Path, commit: str, most: int = CHEC
     The bytes of a file follow from its blob and from the tree's attributes. Raises Surprise when those differ: any file may
     have to be written again, though its blob is the same.
     """
-    args = ("diff-index", "--cached", "--quiet", commit, "--", ":(glob)**/.gitattributes")
+    args = ("diff-index", "--cached", "--quiet", commit, "--", ATTRIBUTE_FILES)
     with open(index, "rb") as before:  # `read_tree` puts another file in its place
         # beside it: it prints nothing, and says by its exit code whether any is another
         process = git_process(repo, args, before.fileno(), GIT_INDEX_FILE=f"/proc/self/fd/{before.fileno()}")
@@ -6198,7 +6199,9 @@ class Engine:
                         if not is_quiet(path):
                             self.copying.add(name)
                             return False
-                        self.submit(name)  # who pushes as soon as there are hooks begins it, and does not find it
+                        self.submit(
+                            name
+                        )  # first: a push that comes as soon as there are hooks would count as the repo's beginning
                     try:
                         complete_repo(path)
                     except OSError as error:
@@ -10596,6 +10599,7 @@ def cmd_create(config: Config, args: argparse.Namespace) -> int:
 
 
 def cmd_delete(config: Config, args: argparse.Namespace) -> int:
+    """Move a repo to the trash, or remove it where the trash is on another disk. Raises Fault."""
     path = config.repo(args.repo)
     if not is_repo_name(args.repo) or not path.is_dir():
         raise Fault(2, f"there is no repo {args.repo!r}{did_you_mean(args.repo, repos_here(config))}")
