@@ -3756,10 +3756,18 @@ def ssh_folders(secrets_dir: Path) -> list[Path]:
 
 
 def secret_files(secrets_dir: Path) -> Iterator[Path]:
-    """The files that hold secrets, links followed; what is public of ssh is left out."""
-    keys = ssh_folders(secrets_dir)
-    for folder, _, names in os.walk(secrets_dir, followlinks=True):
-        public = {"config", "known_hosts"} if Path(folder) in keys else set()
+    """The files that hold secrets, links followed; what is public of ssh is left out.
+
+    Each folder counts once, and none above this one: a link to / would be a walk through all of the machine.
+    """
+    keys = {os.path.realpath(place) for place in ssh_folders(secrets_dir)}
+    root = Path(os.path.realpath(secrets_dir))
+    seen = {str(place) for place in (root, *root.parents)}
+    for folder, folders, names in os.walk(secrets_dir, followlinks=True):
+        places = {os.path.realpath(os.path.join(folder, name)): name for name in folders}
+        folders[:] = [name for place, name in places.items() if place not in seen]
+        seen.update(places)
+        public = {"config", "known_hosts"} if os.path.realpath(folder) in keys else set()
         yield from (Path(folder) / name for name in names if name not in public and not name.endswith(".pub"))
 
 
@@ -3847,7 +3855,7 @@ class Mask:
         for path in [*filter(None, [self.config.password_file]), *itertools.islice(files, SECRET_FILES)]:
             with contextlib.suppress(OSError):  # what we cannot read the job cannot either
                 facts = path.stat()
-                if stat.S_ISREG(facts.st_mode):
+                if stat.S_ISREG(facts.st_mode) and facts.st_size:
                     marks[path] = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
         if marks == self.seen:
             return
@@ -11278,6 +11286,12 @@ SSH_FAULTS = (
         r"Permission denied|Too many authentication failures",
         "login",
         "{host} refuses the key: there is no such user, or its ~/.ssh/authorized_keys lacks the line above ({said})",
+    ),
+    (
+        r"Connection (?:closed|reset)",
+        "host",
+        "{host} closes the connection at once: no ssh server listens there, or it keeps this machine out for some minutes "
+        "after logins that failed (PerSourcePenalties in its sshd_config); try again later ({said})",
     ),
     (r"", "host", "no ssh server answers at {host}; look at name, port and firewall ({said})"),
 )

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -163,7 +164,8 @@ def test_what_a_branch_changes_is_not_run_with_secrets_before_it_is_base(
     server = make_server(FORGE_SECRETS_DIR=str(tmp_path / "keys"), FORGE_SANDBOX="none")
     work = server.repo()
     look = "env | grep -E 'SECRETS|SSH|PASSWORD|TOKEN' || echo nothing to see\n"
-    hostile = {".forge/post-merge": f"#!/bin/sh\necho changed\n{look}", "run": look, "justfile": "post-merge:\n\techo just\n"}
+    hostile = {".forge/post-merge": f"#!/bin/sh\necho changed\n{look}", "justfile": "post-merge:\n\t@.forge/post-merge\n"}
+    hostile["run"] = look
     work.branch("evil", "Change what deploys", **hostile)
     (work.tree / ".forge/post-merge").chmod(0o755)
     job = server.ended(work.push_job("evil"))
@@ -414,6 +416,22 @@ def test_what_can_be_wrong_with_a_host(login: tuple[forge.Config, str, Path], na
 
 
 @needs_ssh
+def test_a_host_that_closes_the_connection_at_once(login: tuple[forge.Config, str, Path]) -> None:
+    """As sshd does for a while with who had failed logins, since OpenSSH 9.8."""
+
+    def close() -> None:
+        with contextlib.suppress(OSError):  # the end of the test
+            while True:
+                listening.accept()[0].close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=close, daemon=True).start()
+        what, said = wrong(login[0], f"127.0.0.1:{listening.getsockname()[1]}")
+        listening.shutdown(socket.SHUT_RDWR)
+    assert what == "host" and "closes the connection at once" in said and "PerSourcePenalties" in said
+
+
+@needs_ssh
 def test_a_host_that_has_another_key_now(login: tuple[forge.Config, str, Path]) -> None:
     config, address, place = login
     name = (place / "known_hosts").read_text().split()[0]
@@ -540,15 +558,20 @@ def test_what_of_a_secret_is_masked() -> None:
 
 
 def test_which_files_hold_secrets(tmp_path: Path) -> None:
-    (tmp_path / "ssh").mkdir()
+    keys = tmp_path / "keys"
+    (keys / "ssh").mkdir(parents=True)
     for name in ("ssh/id_ed25519", "ssh/id_ed25519.pub", "ssh/known_hosts", "ssh/config", "config", "token"):
-        (tmp_path / name).touch()
-    (tmp_path / "loop").symlink_to(tmp_path / "ssh")
-    shutil.copytree(tmp_path / "ssh", tmp_path / "repos/app/ssh")
-    found = {str(path.relative_to(tmp_path)) for path in forge.secret_files(tmp_path)}
-    assert found >= {"ssh/id_ed25519", "config", "token", "repos/app/ssh/id_ed25519"}
-    public = {"ssh/known_hosts", "ssh/config", "ssh/id_ed25519.pub"}
-    assert not found & (public | {f"repos/app/{name}" for name in public})
+        (keys / name).touch()
+    shutil.copytree(keys / "ssh", keys / "repos/app/ssh")
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "round").mkdir(parents=True)
+    (elsewhere / "key").touch()
+    links = {"again": keys / "ssh", "elsewhere": elsewhere, "out": Path("/"), "repos/up": keys, "repos/same": keys / "repos"}
+    for name, target in {**links, "elsewhere/round/loop": elsewhere}.items():
+        (keys / name).symlink_to(target)
+    found = [path.resolve().relative_to(tmp_path) for path in forge.secret_files(keys)]
+    named = ["elsewhere/key", "keys/config", "keys/repos/app/ssh/id_ed25519", "keys/ssh/id_ed25519", "keys/token"]
+    assert sorted(map(str, found)) == named, "each once, whatever leads to it; nothing of what lies above"
 
 
 TEXTS = st.lists(st.text("abcde", min_size=8, max_size=14).filter(lambda text: len(set(text)) == 5), min_size=1, max_size=4)
