@@ -379,15 +379,13 @@ def screen(browser: Any, width: int, height: int, **about: Any) -> Iterator[Any]
 
 
 def box(page: Any, line: int) -> Any:
-    """Where a line is on the screen."""
-    return page.locator(f"#L{line}").bounding_box()
+    """Where a line is on the screen, asked for at one moment: the script paints the lines of the server anew."""
+    return page.evaluate("line => document.getElementById(`L${line}`).getBoundingClientRect().toJSON()", line)
 
 
 def on_screen(page: Any, line: int) -> bool:
     """Whether all of a line's height can be seen: in the window, and in the log."""
-    place, log = box(page, line), page.locator("#log").bounding_box()
-    bottom = min(page.viewport_size["height"], log["y"] + log["height"])
-    return bool(place["y"] >= log["y"] and place["y"] + place["height"] <= bottom + 1)
+    return in_sight(page, line) and bool(box(page, line)["bottom"] <= page.viewport_size["height"] + 1)
 
 
 def moved(page: Any) -> float:
@@ -432,6 +430,26 @@ def test_who_reads_further_up_is_not_moved_when_the_job_ends(work: Work, browser
         page.wait_for_selector(".digest")
         page.get_by_role("button", name="Retry").wait_for()
         assert box(page, line) == place and page.evaluate("scrollY") == 100 and moved(page) <= 0.02
+
+
+def test_who_scrolls_before_the_script_has_the_log_stays_there(work: Work, browser: Any) -> None:
+    with running(work, "say 1 300; wait_for end\n") as url, screen(browser, 1280, 720) as page:
+        held: list[Any] = []
+
+        def hold(route: Any) -> None:
+            held.append(route)
+
+        page.route("**/log?offset=*", hold)
+        page.goto(url)
+        page.wait_for_selector("#L300")
+        wait_for(lambda: held or page.wait_for_timeout(20), "the script")
+        scroll(page, "1000")
+        page.get_by_role("button", name="Follow the log").wait_for()
+        place = box(page, 60)
+        page.evaluate("window.plain = document.getElementById('L300')")
+        held[0].continue_()
+        until(page, "!window.plain.isConnected", "lines painted anew")
+        assert (box(page, 60), page.evaluate("document.getElementById('log').scrollTop")) == (place, 1000)
 
 
 def test_a_job_that_passes_and_is_merged_moves_nothing_either(work: Work, browser: Any) -> None:
