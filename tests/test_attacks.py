@@ -220,8 +220,8 @@ def test_slow_readers_of_a_large_log_hold_no_worker(work: Work) -> None:
 
 
 def stall(work: Work) -> Path:
-    """Put a pipe among the branches of a repo: git waits for who writes there."""
-    pipe = work.path / "refs/heads/pipe"
+    """Put a pipe where a repo's packed refs would be: git waits for who writes there."""
+    pipe = work.path / "packed-refs"
     os.mkfifo(pipe)
     return pipe
 
