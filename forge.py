@@ -3758,16 +3758,17 @@ def ssh_folders(secrets_dir: Path) -> list[Path]:
 def secret_files(secrets_dir: Path) -> Iterator[Path]:
     """The files that hold secrets, links followed; what is public of ssh is left out.
 
-    Each folder counts once, and none above this one: a link to / would be a walk through all of the machine.
+    Each folder counts once, and no folder above `secrets_dir` does: a link to / must not lead through the whole machine.
     """
     keys = {os.path.realpath(place) for place in ssh_folders(secrets_dir)}
-    root = Path(os.path.realpath(secrets_dir))
-    seen = {str(place) for place in (root, *root.parents)}
+    seen = {str(above) for above in Path(os.path.realpath(secrets_dir)).parents}
     for folder, folders, names in os.walk(secrets_dir, followlinks=True):
-        places = {os.path.realpath(os.path.join(folder, name)): name for name in folders}
-        folders[:] = [name for place, name in places.items() if place not in seen]
-        seen.update(places)
-        public = {"config", "known_hosts"} if os.path.realpath(folder) in keys else set()
+        place = os.path.realpath(folder)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        public = {"config", "known_hosts"} if place in keys else set()
         yield from (Path(folder) / name for name in names if name not in public and not name.endswith(".pub"))
 
 
@@ -3855,7 +3856,7 @@ class Mask:
         for path in [*filter(None, [self.config.password_file]), *itertools.islice(files, SECRET_FILES)]:
             with contextlib.suppress(OSError):  # what we cannot read the job cannot either
                 facts = path.stat()
-                if stat.S_ISREG(facts.st_mode) and facts.st_size:
+                if stat.S_ISREG(facts.st_mode) and facts.st_size:  # files of /proc are empty, and reading one may not end
                     marks[path] = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
         if marks == self.seen:
             return
@@ -11290,8 +11291,8 @@ SSH_FAULTS = (
     (
         r"Connection (?:closed|reset)",
         "host",
-        "{host} closes the connection at once: no ssh server listens there, or it keeps this machine out for some minutes "
-        "after logins that failed (PerSourcePenalties in its sshd_config); try again later ({said})",
+        "{host} closes the connection at once: either no ssh server listens there, or its sshd blocks this machine for some "
+        "minutes after failed logins (PerSourcePenalties); check the port, or try again later ({said})",
     ),
     (r"", "host", "no ssh server answers at {host}; look at name, port and firewall ({said})"),
 )
