@@ -347,6 +347,7 @@ needs_ssh = pytest.mark.skipif(
 
 
 def ssh_version() -> tuple[int, ...]:
+    """The version of OpenSSH here, such as (10, 0)."""
     said = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=True).stderr
     found = re.match(r"OpenSSH_(\d+)\.(\d+)", said)
     assert found, said
@@ -385,7 +386,7 @@ class Sshd:
             "UsePAM no",
             "PasswordAuthentication no",
             "PermitRootLogin yes",
-            *(["PerSourcePenalties no"] if ssh_version() >= (9, 8) else []),  # a test that is refused would shut out the next
+            *(["PerSourcePenalties no"] if ssh_version() >= (9, 8) else []),  # else a refused login blocks the next test
         ]
         (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")
         (self.folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {(self.folder / 'host_key.pub').read_text()}")

@@ -220,7 +220,7 @@ def test_slow_readers_of_a_large_log_hold_no_worker(work: Work) -> None:
 
 
 def stall(work: Work) -> Path:
-    """Put a pipe where a repo's packed refs would be: git waits for who writes there."""
+    """Put a pipe in the place of a repo's packed refs: git waits for a writer."""
     pipe = work.path / "packed-refs"
     os.mkfifo(pipe)
     return pipe

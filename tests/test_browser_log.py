@@ -378,14 +378,21 @@ def screen(browser: Any, width: int, height: int, **about: Any) -> Iterator[Any]
     context.close()
 
 
+def box_of(page: Any, name: str) -> Any:
+    """Where an element is on the screen, found and measured in one step: the script may replace lines in between."""
+    return page.evaluate("name => document.getElementById(name).getBoundingClientRect().toJSON()", name)
+
+
 def box(page: Any, line: int) -> Any:
-    """Where a line is on the screen, asked for at one moment: the script paints the lines of the server anew."""
-    return page.evaluate("line => document.getElementById(`L${line}`).getBoundingClientRect().toJSON()", line)
+    """Where a line is on the screen."""
+    return box_of(page, f"L{line}")
 
 
 def on_screen(page: Any, line: int) -> bool:
     """Whether all of a line's height can be seen: in the window, and in the log."""
-    return in_sight(page, line) and bool(box(page, line)["bottom"] <= page.viewport_size["height"] + 1)
+    place, log = box(page, line), box_of(page, "log")
+    bottom = min(page.viewport_size["height"], log["y"] + log["height"])
+    return bool(place["y"] >= log["y"] and place["y"] + place["height"] <= bottom + 1)
 
 
 def moved(page: Any) -> float:
@@ -432,7 +439,7 @@ def test_who_reads_further_up_is_not_moved_when_the_job_ends(work: Work, browser
         assert box(page, line) == place and page.evaluate("scrollY") == 100 and moved(page) <= 0.02
 
 
-def test_who_scrolls_before_the_script_has_the_log_stays_there(work: Work, browser: Any) -> None:
+def test_scrolling_before_the_script_has_the_log_is_not_undone(work: Work, browser: Any) -> None:
     with running(work, "say 1 300; wait_for end\n") as url, screen(browser, 1280, 720) as page:
         held: list[Any] = []
 

@@ -164,8 +164,8 @@ def test_what_a_branch_changes_is_not_run_with_secrets_before_it_is_base(
     server = make_server(FORGE_SECRETS_DIR=str(tmp_path / "keys"), FORGE_SANDBOX="none")
     work = server.repo()
     look = "env | grep -E 'SECRETS|SSH|PASSWORD|TOKEN' || echo nothing to see\n"
-    hostile = {".forge/post-merge": f"#!/bin/sh\necho changed\n{look}", "justfile": "post-merge:\n\t@.forge/post-merge\n"}
-    hostile["run"] = look
+    recipe = "post-merge:\n\t@.forge/post-merge\n"
+    hostile = {".forge/post-merge": f"#!/bin/sh\necho changed\n{look}", "run": look, "justfile": recipe}
     work.branch("evil", "Change what deploys", **hostile)
     (work.tree / ".forge/post-merge").chmod(0o755)
     job = server.ended(work.push_job("evil"))
@@ -417,7 +417,7 @@ def test_what_can_be_wrong_with_a_host(login: tuple[forge.Config, str, Path], na
 
 @needs_ssh
 def test_a_host_that_closes_the_connection_at_once(login: tuple[forge.Config, str, Path]) -> None:
-    """As sshd does for a while with who had failed logins, since OpenSSH 9.8."""
+    """Since OpenSSH 9.8, sshd does so for a while after failed logins."""
 
     def close() -> None:
         with contextlib.suppress(OSError):  # the end of the test

@@ -590,7 +590,7 @@ async function begin() {
     replace({ ...piece, start: Number(offset), line: Number(line), skipped: Number(skipped) });
     tail = edge;
     if (range) await goTo(range);
-    else if (following) toBottom(); // who scrolled meanwhile stays there
+    else if (following) toBottom(); // the reader may have scrolled meanwhile
   }
   showState();
   await watch();
